@@ -1,0 +1,32 @@
+"""The ops of PPAP: tiled similarity, proxy averages, packed relations, masked log-softmax, the fused loss, dense CRF.
+
+Needs only torch (and Triton for its backend); never imports the rest of ppap. Read ``dispatch.py`` for how a backend is
+chosen, ``<op>/reference.py`` for what an op computes.
+"""
+
+from .contrastive import contrastive_loss
+from .dense_crf import dense_crf
+from .dispatch import available_backends, use_backend
+from .masked_log_softmax import masked_log_softmax
+from .masks import PackedMasks, pack_masks, unpack_masks
+from .ppap_loss import ppap_loss
+from .propagation import PropagationConfig, Relations, propagate
+from .proxy_average import proxy_average
+from .relation_masks import relation_masks
+
+__all__ = [
+    "PackedMasks",
+    "PropagationConfig",
+    "Relations",
+    "available_backends",
+    "contrastive_loss",
+    "dense_crf",
+    "masked_log_softmax",
+    "pack_masks",
+    "ppap_loss",
+    "propagate",
+    "proxy_average",
+    "relation_masks",
+    "unpack_masks",
+    "use_backend",
+]

@@ -1,0 +1,193 @@
+"""Shared by the implementations: precision of products, memory budget, number guards.
+
+Shapes: N patches (keys), A anchors (queries), D guidance channels, E embedding channels.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+DEFAULT_BUDGET = 512 * 2**20
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+_SIXTEEN_BIT = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
+# Softmax weights are at most 1 and about 1/N in the mean; this power of two centres them in fp16's range.
+_FP16_WEIGHT_SCALE = 2.0**14
+
+
+def resolve_precision(precision: str, *tensors: torch.Tensor) -> str:
+    """The precision an op runs in: ``fp64 | fp32 | fp16 | bf16``.
+
+    ``auto`` is the autocast type of the tensors' device where autocast is on, else the promoted type of the tensors.
+    float64 tensors are always computed in float64.
+
+    Raises:
+        ValueError: an unknown name, or a 16-bit precision asked for on float64 tensors.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; valid: {', '.join(PRECISIONS)}")
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    if dtype == torch.float64:
+        if precision in _SIXTEEN_BIT:
+            raise ValueError(f"precision {precision!r} was asked for on float64 tensors; give float32 or use 'auto'")
+        return "fp64"
+    if precision != "auto":
+        return precision
+    device = tensors[0].device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    return _NAMES[dtype]
+
+
+def accumulator(precision: str) -> torch.dtype:
+    """dtype of thresholds, proxies, losses and gradients before they are cast: float32, or float64 for ``fp64``."""
+    return torch.float64 if precision == "fp64" else torch.float32
+
+
+def normalise(features: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of `features` (N, D) divided by their L2 norm, in `dtype`; zero rows stay zero.
+
+    Rows are first divided by their largest magnitude, so that no square over- or underflows.
+    """
+    features = features.detach().to(dtype)
+    if features.shape[0] == 0:
+        return features
+    # A reduction over the channels propagates NaN and inf/inf becomes NaN: bad rows stay visible.
+    scale = features.abs().amax(dim=1, keepdim=True)
+    return F.normalize(features / torch.where(scale == 0, torch.ones_like(scale), scale), dim=1)
+
+
+def operand(values: torch.Tensor, precision: str) -> torch.Tensor:
+    """`values` rounded to the product's operand type.
+
+    On CUDA a 16-bit tensor for :func:`product`; elsewhere the rounded values in float32, because a 16-bit product there
+    would round its result too (and float16 products on CPUs are hundreds of times slower).
+    """
+    if precision not in _SIXTEEN_BIT:
+        return values
+    rounded = values.to(_SIXTEEN_BIT[precision])
+    return rounded if values.device.type == "cuda" else rounded.float()
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b of two operands, accumulated in and returned as float32 (float64 for float64)."""
+    if a.dtype in (torch.float16, torch.bfloat16):
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a, b)
+
+
+def scaled_operand(values: torch.Tensor, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(operand of values / s, s): s keeps 16-bit operands of any finite magnitude in range, 1 otherwise."""
+    one = torch.ones((), dtype=values.dtype, device=values.device)
+    if precision != "fp16" or values.numel() == 0:
+        return operand(values, precision), one
+    scale = values.abs().amax()
+    scale = torch.where(scale == 0, one, scale)
+    return operand(values / scale, precision), scale
+
+
+def weight_operand(weights: torch.Tensor, precision: str) -> tuple[torch.Tensor, float]:
+    """(operand of weights * s, s) for gradient weights of magnitude at most 1."""
+    if precision != "fp16":
+        return operand(weights, precision), 1.0
+    return operand(weights * _FP16_WEIGHT_SCALE, precision), _FP16_WEIGHT_SCALE
+
+
+@contextlib.contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Products as asked for, whatever the global settings: no autocast, no TF32, no bf16 in place of fp32."""
+    knobs = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    saved = [knob.fp32_precision for knob in knobs]
+    try:
+        for knob in knobs:
+            knob.fp32_precision = "ieee"
+        if torch.amp.is_autocast_available(device.type):
+            with torch.autocast(device.type, enabled=False):
+                yield
+        else:
+            yield
+    finally:
+        for knob, value in zip(knobs, saved, strict=True):
+            knob.fp32_precision = value
+
+
+def rows_within(memory_budget: int, bytes_per_row: int) -> int:
+    """How many anchor rows fit in the budget.
+
+    Raises:
+        ValueError: not even one does.
+    """
+    rows = memory_budget // max(bytes_per_row, 1)
+    if rows < 1:
+        raise ValueError(f"memory_budget is {memory_budget} bytes; one anchor needs {bytes_per_row}: give more")
+    return rows
+
+
+def row_chunks(total: int, rows: int) -> Iterator[slice]:
+    """Consecutive slices of at most `rows` rows that cover 0..total-1."""
+    for start in range(0, total, rows):
+        yield slice(start, min(start + rows, total))
+
+
+def guard(values: dict[str, torch.Tensor], anchors: torch.Tensor | None, num_patches: int) -> torch.Tensor | None:
+    """Refuse bad numbers: non-finite values, anchors out of range or repeated.
+
+    On CPUs this raises. Elsewhere the host does not wait for the device: the return value is a scalar to multiply
+    losses and gradients by, 1 if all is well and NaN if not, so that a bad input never looks like a loss of 0.
+
+    Returns:
+        None on CPUs, else a float32 scalar tensor (1 or NaN) on the device of the values.
+    """
+    device = next(iter(values.values())).device
+    if not _host_waits_for(device):
+        return _nan_if_bad(values, anchors, num_patches, device)
+    for name, tensor in values.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} of shape {tuple(tensor.shape)} has non-finite values; look at their origin")
+    if anchors is not None and anchors.numel():
+        _check_anchors(anchors, num_patches)
+    return None
+
+
+def _host_waits_for(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
+def _nan_if_bad(values, anchors, num_patches, device) -> torch.Tensor:
+    good = torch.ones((), dtype=torch.bool, device=device)
+    for tensor in values.values():
+        good = good & torch.isfinite(tensor).all()
+    if anchors is not None and anchors.numel():
+        ordered = anchors.sort().values
+        good = good & (ordered[0] >= 0) & (ordered[-1] < num_patches) & (ordered[1:] != ordered[:-1]).all()
+    return torch.where(good, 1.0, float("nan"))
+
+
+def _check_anchors(anchors: torch.Tensor, num_patches: int) -> None:
+    low, high = int(anchors.min()), int(anchors.max())
+    if low < 0 or high >= num_patches:
+        raise ValueError(f"anchors range from {low} to {high}; valid: 0 to {num_patches - 1}")
+    if anchors.unique().numel() != anchors.numel():
+        raise ValueError(f"{anchors.numel()} anchors, {anchors.unique().numel()} of them different; each may occur once")
+
+
+def nan_if_any(values: torch.Tensor) -> torch.Tensor:
+    """Scalar factor for :func:`poison`: NaN if `values` holds one, else 1; the host does not wait for it."""
+    return torch.where(values.isnan().any(), float("nan"), 1.0)
+
+
+def poison(factor: torch.Tensor | None, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """`tensors` times the factor of :func:`guard`, in place where there is one."""
+    if factor is not None:
+        for tensor in tensors:
+            tensor.mul_(factor.to(tensor.dtype))
+    return tensors
+
+
+def in_range(anchors: torch.Tensor, num_patches: int) -> torch.Tensor:
+    """`anchors` clamped into range: bad ones are poisoned by :func:`guard`, never used to read out of bounds."""
+    return anchors.clamp(0, max(num_patches - 1, 0))

@@ -1,0 +1,127 @@
+"""Which backend runs an op: ``impl=`` argument, then ``use_backend``, then ``PPAP_BACKEND``, then ``auto``.
+
+An explicit choice runs or raises with the reason; only ``auto`` passes over a backend that cannot run here. The choice
+is a look-up in tables made on import, so that it can be traced by ``torch.compile``; loading an implementation and
+logging happen in :func:`load`, which is called from inside the registered ops. A compiled function keeps the value of
+``PPAP_BACKEND`` that it was traced with; ``use_backend`` and ``impl=`` are followed at every call.
+"""
+
+import contextlib
+import importlib
+import logging
+import os
+import warnings
+from contextvars import ContextVar
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+logger = logging.getLogger("ppap.kernels")
+
+OPS = ("proxy_average", "relation_masks", "masked_log_softmax", "ppap_loss")
+# Backend -> the file of an op's folder that implements it.
+_FILES = {"torch": "torch_impl", "triton": "triton_impl", "cuda": "native_impl", "cpp": "native_impl"}
+# Device -> the order in which `auto` looks for a backend; other devices take torch.
+_AUTO = {"cuda": ("triton", "cuda", "torch"), "cpu": ("cpp", "torch")}
+# Backend -> the devices it runs on; torch runs on all.
+_DEVICES = {"triton": ("cuda",), "cuda": ("cuda",), "cpp": ("cpu",)}
+VARIABLES = ("PPAP_BACKEND", "PPAP_AUTOTUNE", "PPAP_CPU_ISA", "PPAP_CACHE_DIR")
+
+_chosen: ContextVar[str | None] = ContextVar("ppap_backend", default=None)
+_logged: set[tuple[str, str]] = set()
+
+
+def _probe(backend: str) -> str | None:
+    """Why `backend` cannot be used in this installation, or None if it can."""
+    here = Path(__file__).parent
+    absent = [op for op in OPS if not (here / op / f"{_FILES[backend]}.py").exists()]
+    return f"this version of ppap has no {backend} implementation of {', '.join(absent)}" if absent else None
+
+
+_REASONS = {backend: _probe(backend) for backend in _FILES}
+
+
+def available_backends() -> dict[str, str | None]:
+    """Every backend's name -> None if it can be used here, else the reason why not."""
+    return dict(_REASONS)
+
+
+def _check_name(name: str, source: str) -> str:
+    if name != "auto" and name not in _FILES:
+        raise ValueError(f"{source} is {name!r}; valid: auto, {', '.join(_FILES)}")
+    return name
+
+
+@contextlib.contextmanager
+def use_backend(name: str):
+    """Run the loss ops called inside the ``with`` block on backend `name` (or ``auto``).
+
+    Backward passes use the backend of their forward pass, also outside the block.
+
+    Raises:
+        ValueError: no backend is called `name`.
+    """
+    token = _chosen.set(_check_name(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def choose(impl: str | None, *tensors: torch.Tensor) -> str:
+    """Name of the backend that runs an op on `tensors`; a pure look-up.
+
+    Args:
+        impl: backend name, ``auto`` or None (= context, environment, ``auto``).
+        tensors: the op's tensor arguments, all on one device.
+
+    Raises:
+        ValueError: an unknown backend, tensors on several devices, or float64 on a backend other than torch.
+        RuntimeError: the backend was chosen explicitly and cannot run here; the message says why.
+    """
+    device = tensors[0].device
+    for tensor in tensors[1:]:
+        if tensor.device != device:
+            raise ValueError(f"tensors are on {device} and {tensor.device}; move them to one device")
+    name, source = _requested(impl)
+    double = torch.float64 in [tensor.dtype for tensor in tensors]
+    if name == "auto":
+        if double:
+            return "torch"
+        return next(b for b in _AUTO.get(device.type, ("torch",)) if _REASONS[b] is None)
+    if _REASONS[name] is not None:
+        raise RuntimeError(f"backend {name!r} ({source}) is not available: {_REASONS[name]}")
+    if name in _DEVICES and device.type not in _DEVICES[name]:
+        raise RuntimeError(f"backend {name!r} ({source}) does not run on {device.type} tensors")
+    if double and name != "torch":
+        raise ValueError(f"backend {name!r} ({source}) has no float64; use the torch backend or float32")
+    return name
+
+
+def _requested(impl: str | None) -> tuple[str, str]:
+    if impl is not None:
+        return _check_name(impl, "impl"), "impl argument"
+    context = _chosen.get()
+    if context is not None:
+        return context, "use_backend"
+    return _check_name(os.environ.get("PPAP_BACKEND") or "auto", "PPAP_BACKEND"), "PPAP_BACKEND"
+
+
+def load(op: str, backend: str) -> ModuleType:
+    """Implementation module of `op` for `backend`; imported on first use, logged once per op and backend."""
+    if (op, backend) not in _logged:
+        _logged.add((op, backend))
+        passed = [f"{b}: {why}" for b, why in _REASONS.items() if why is not None]
+        logger.info("%s runs on the %s backend%s", op, backend, f" ({'; '.join(passed)})" if passed else "")
+    return importlib.import_module(f"{__package__}.{op}.{_FILES[backend]}")
+
+
+def _warn_of_unknown_variables() -> None:
+    known = (*VARIABLES, "PPAP_BUILD_CUDA")
+    unknown = sorted(key for key in os.environ if key.startswith("PPAP_") and key not in known)
+    if unknown:
+        warnings.warn(f"unknown environment variables {unknown}; ppap reads {', '.join(known)}", stacklevel=2)
+
+
+_warn_of_unknown_variables()

@@ -1,0 +1,126 @@
+"""``ppap_loss`` in plain torch: every chunk of anchors is propagated, contrasted and differentiated in one go.
+
+Anchors are averaged in groups, and the weight of an anchor is 1 / (groups x anchors of its group that have positives).
+A chunk either covers whole groups, whose weights are then known, or lies inside one group, whose gradient is summed
+apart and scaled when the group ends.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..common import operand, product, rows_within, scaled_operand, weight_operand
+from ..masked_log_softmax.torch_impl import add_transposed, gradient_rows, loss_rows
+from ..propagation import PropagationConfig, walk
+from ..proxy_average.torch_impl import average_chunk
+from ..relation_masks.torch_impl import masks_chunk
+
+
+def ppap_loss(
+    unit_ND: torch.Tensor,
+    z_NE: torch.Tensor,
+    anchors_A: torch.Tensor,
+    cfg: PropagationConfig,
+    temperature: float,
+    group: int,
+    with_gradient: bool,
+    precision: str,
+    memory_budget: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Unscaled losses (A,), gradient of their group mean (N, E) or (0, E), positives and negatives (A,) int64."""
+    count = anchors_A.shape[0]
+    work = _Work(unit_ND, z_NE, cfg, temperature, precision)
+    loss_A = z_NE.new_zeros(count)
+    num_positives_A, num_negatives_A = torch.zeros_like(anchors_A), torch.zeros_like(anchors_A)
+    dz_NE = torch.zeros_like(z_NE) if with_gradient else z_NE.new_zeros((0, z_NE.shape[1]))
+    groups = -(-count // group)
+    rows = rows_within(memory_budget, bytes_per_anchor(unit_ND, z_NE))
+    part_NE = torch.zeros_like(z_NE) if with_gradient and groups > 1 and group > rows else dz_NE
+    for chunk, start_of_group in _plan(count, group, rows):
+        inside = start_of_group is not None
+        target_NE = part_NE if inside else dz_NE
+        result = work.chunk(anchors_A[chunk], None if inside else (group, groups), target_NE if with_gradient else None)
+        loss_A[chunk], num_positives_A[chunk], num_negatives_A[chunk] = result
+        if inside and with_gradient and chunk.stop == min(start_of_group + group, count):
+            part_NE /= (num_positives_A[start_of_group : chunk.stop] > 0).sum().clamp(min=1) * groups
+            if part_NE is not dz_NE:
+                dz_NE += part_NE
+                part_NE.zero_()
+    return loss_A, dz_NE, num_positives_A, num_negatives_A
+
+
+def bytes_per_anchor(unit_ND: torch.Tensor, z_NE: torch.Tensor) -> int:
+    """Bytes of temporaries that one anchor needs: logits, weights, their operand, masks, and rows of D and E."""
+    size = unit_ND.element_size()
+    return (3 * size + 4) * unit_ND.shape[0] + 6 * size * (unit_ND.shape[1] + z_NE.shape[1])
+
+
+def _plan(count: int, group: int, rows: int) -> Iterator[tuple[slice, int | None]]:
+    """Chunks of at most `rows` anchors: whole groups with None, or parts of one group with the group's first anchor."""
+    if group <= rows:
+        step = rows // group * group
+        for start in range(0, count, step):
+            yield slice(start, min(start + step, count)), None
+        return
+    for first in range(0, count, group):
+        stop = min(first + group, count)
+        for start in range(first, stop, rows):
+            yield slice(start, min(start + rows, stop)), first
+
+
+@dataclass
+class _Work:
+    """What every chunk of a call shares."""
+
+    unit_ND: torch.Tensor
+    z_NE: torch.Tensor
+    cfg: PropagationConfig
+    temperature: float
+    precision: str
+
+    def __post_init__(self) -> None:
+        self.keys_op = operand(self.unit_ND, self.precision)
+        self.z_op, self.z_scale = scaled_operand(self.z_NE, self.precision)
+
+    def chunk(
+        self, anchors_C: torch.Tensor, grouping: tuple[int, int] | None, target_NE: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Losses and counts of some anchors; adds their gradient to `target_NE`.
+
+        `grouping` = (anchors per group, number of groups) weights the gradient, None leaves it unweighted.
+        """
+        positive_CN, kept_CN = self._masks(anchors_C)
+        num_positives_C, num_kept_C = positive_CN.sum(dim=1), kept_CN.sum(dim=1)
+        logits_CN = product(self.z_op[anchors_C], self.z_op.T).mul_(self.z_scale**2 / self.temperature)
+        loss_C, lse_C, _ = loss_rows(logits_CN, positive_CN, kept_CN)
+        if target_NE is not None:
+            weights_CN = gradient_rows(logits_CN, positive_CN, kept_CN, lse_C)
+            row_C = torch.full_like(loss_C, 1 / self.temperature)
+            if grouping is not None:
+                row_C /= _group_sizes(num_positives_C > 0, *grouping)
+            self._add_gradient(target_NE, anchors_C, weights_CN, row_C)
+        return loss_C, num_positives_C, num_kept_C - num_positives_C
+
+    def _masks(self, anchors_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def average(queries_CD: torch.Tensor, phi_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return average_chunk(queries_CD, self.keys_op, phi_C, self.precision)
+
+        q = walk(self.unit_ND[anchors_C], self.cfg, average)
+        return masks_chunk(q.positive, q.phi, self.keys_op, q.psi, anchors_C, q.negative, self.precision)
+
+    def _add_gradient(
+        self, target_NE: torch.Tensor, anchors_C: torch.Tensor, weights_CN: torch.Tensor, row_C: torch.Tensor
+    ) -> None:
+        """Logits are z_i.z_j / tau: every weight reaches row i by z_j and row j by z_i."""
+        weights_op, weight_scale = weight_operand(weights_CN, self.precision)
+        own_CE = product(weights_op, self.z_op) * (row_C[:, None] * (self.z_scale / weight_scale))
+        target_NE[anchors_C] += own_CE
+        add_transposed(target_NE, weights_op, self.z_NE[anchors_C] * row_C[:, None], weight_scale, self.precision)
+
+
+def _group_sizes(valid_C: torch.Tensor, group: int, groups: int) -> torch.Tensor:
+    """groups x valid anchors of the group, int64 (C,), for every anchor of a chunk of whole groups."""
+    padding = -valid_C.shape[0] % group
+    sizes = torch.nn.functional.pad(valid_C, (0, padding)).view(-1, group).sum(dim=1).clamp(min=1)
+    return (sizes * groups).repeat_interleave(group)[: valid_C.shape[0]]

@@ -1,0 +1,280 @@
+"""Every setting of a run: nested frozen dataclasses, the only source of defaults.
+
+The command line is generated from these classes (``ppap.cli``), named runs are built from them (``ppap.presets``), and
+a run directory stores them as ``config.json``. Impossible values are refused on construction.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ppap.errors import UsageError
+
+
+def _check(ok: bool, name: str, value: Any, remedy: str) -> None:
+    if not ok:
+        raise ValueError(f"--{name} is {value!r}; {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Images and labels."""
+
+    kind: Literal["scenes", "folder"] = "folder"
+    """scenes = generated on the fly, folder = images (and labels, if any) under --data.root."""
+    root: str | None = None
+    """Folder with images/{train,val} and, optionally, labels/{train,val}; or any folder of unlabelled images."""
+    classes: int | None = None
+    """Number of classes, and of clusters. None = from the labels (largest id + 1), 27 where there are none."""
+    ignore_ids: tuple[int, ...] = (255,)
+    """Label ids that are left out of losses and metrics."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes in the order of their ids; empty = class 0, class 1, ..."""
+    resolution: int = 224
+    """Side of the square training crop [pixels]: shorter side resized to it, then cropped in the centre."""
+    eval_resolution: int = 320
+    """Side of the square validation crop [pixels]."""
+    interpolation: Literal["nearest", "bilinear"] = "nearest"
+    """Resizing of images (labels: always nearest). The published code uses nearest for both."""
+    workers: int = 2
+    """Loader processes; 0 = load in the main process."""
+    scenes_train: int = 512
+    """Generated training scenes (kind scenes)."""
+    scenes_val: int = 64
+    """Generated validation scenes (kind scenes)."""
+    scenes_size: int = 128
+    """Side of a generated scene [pixels] (kind scenes)."""
+    scenes_seed: int = 0
+    """Seed of the generated scenes; training and validation never share a scene."""
+
+    def __post_init__(self) -> None:
+        _check(self.classes is None or 1 <= self.classes <= 255, "data.classes", self.classes, "give 1 to 255")
+        _check(
+            all(0 <= i <= 255 for i in self.ignore_ids), "data.ignore-ids", self.ignore_ids, "give ids from 0 to 255"
+        )
+        _check(
+            not self.class_names or self.classes in (None, len(self.class_names)),
+            "data.class-names",
+            self.class_names,
+            f"give one name for each of the {self.classes} classes, or none",
+        )
+        for name in ("resolution", "eval_resolution", "scenes_size"):
+            value = getattr(self, name)
+            _check(value >= 16, f"data.{name.replace('_', '-')}", value, "give at least 16 pixels")
+        for name in ("scenes_train", "scenes_val"):
+            value = getattr(self, name)
+            _check(value >= 1, f"data.{name.replace('_', '-')}", value, "give at least 1")
+        _check(self.workers >= 0, "data.workers", self.workers, "give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Backbone and the two streams (ViT of timm; protocol: DINO ViT-S or ViT-B)."""
+
+    backbone: str = "auto"
+    """timm architecture, such as vit_small_patch16_224; auto = what --model.weights names or holds."""
+    weights: str = "vit_small_patch16_224.dino"
+    """timm pretrained name, .pth or .safetensors file, directory, or the word random."""
+    patch_size: int | None = None
+    """Patch side [pixels]; None = the architecture's own."""
+    width: int | None = None
+    """Channels D of a token; None = the architecture's own."""
+    depth: int | None = None
+    """Number of blocks; None = the architecture's own."""
+    heads: int | None = None
+    """Attention heads; None = the architecture's own."""
+    image_size: int | None = None
+    """Image side of the position embedding [pixels]; None = the architecture's own."""
+    pos_interp: Literal["dino", "timm"] = "dino"
+    """Resizing of the position embedding: dino = the original's rule (scale offset 0.1), timm = antialiased."""
+    guidance_dropout: float = 0.1
+    """Share of guidance channels dropped per training image (published: 0.1; the paper mentions none)."""
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "width", "depth", "heads", "image_size"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"model.{name.replace('_', '-')}", value, "give at least 1")
+        _check(0 <= self.guidance_dropout < 1, "model.guidance-dropout", self.guidance_dropout, "give 0 <= p < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Propagation (paper Eq. 1-7) and contrastive loss (Eq. 8)."""
+
+    phi0: float = 0.55
+    """Initial threshold of the positives [cosine]."""
+    psi0: float = 0.15
+    """Initial threshold below which patches are negatives [cosine]."""
+    steps: int = 2
+    """Propagation steps T."""
+    sigma_pos: float = 3.0
+    """Divides the proxy's movement before it lowers phi (Eq. 3)."""
+    sigma_amb: float = 4.0
+    """Divides the proxy's movement before it raises psi (Eq. 5)."""
+    temperature: float = 0.8
+    """Temperature tau of the softmax."""
+    base_temperature: float = 0.07
+    """The loss is multiplied by temperature / base_temperature (published code)."""
+    trustworthy_positives: bool = True
+    """Propagate the positives (TPS, Table 5); off = positives above phi0 around the anchor itself."""
+    ambiguity_excluded: bool = True
+    """Leave ambiguous patches out of the denominator (ANS, Table 5); off = every non-positive is a negative."""
+    chunk: int = 784
+    """Anchors are drawn and averaged per chunk of this many consecutive patches."""
+    anchor_divisor: int = 4
+    """One patch in this many is an anchor (published: 4 for patch 16, 16 for patch 8)."""
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """Products of the loss; auto = the autocast type, else that of the inputs."""
+    memory_budget_mib: int = 512
+    """Limit of all temporaries of the loss [MiB]."""
+
+    def __post_init__(self) -> None:
+        for name in ("sigma_pos", "sigma_amb", "temperature", "base_temperature"):
+            value = getattr(self, name)
+            _check(value > 0, f"loss.{name.replace('_', '-')}", value, "give a positive number")
+        for name in ("phi0", "psi0"):
+            _check(math.isfinite(getattr(self, name)), f"loss.{name}", getattr(self, name), "give a finite cosine")
+        _check(self.steps >= 0, "loss.steps", self.steps, "give 0 or more")
+        for name in ("chunk", "anchor_divisor", "memory_budget_mib"):
+            value = getattr(self, name)
+            _check(value >= 1, f"loss.{name.replace('_', '-')}", value, "give at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimisers of the network and of the two probes (protocol: no schedule, no warm-up)."""
+
+    name: Literal["adam", "adamw"] = "adamw"
+    """Optimiser of the trainable block and the projection."""
+    lr: float = 1e-3
+    """Learning rate of the trainable block and the projection."""
+    weight_decay: float = 0.01
+    """Weight decay of the trainable block and the projection (adamw: decoupled)."""
+    clip_norm: float = 10.0
+    """Largest L2 norm of the network's gradient; the probes are not clipped."""
+    linear_lr: float = 1e-3
+    """Learning rate of the linear probe (Adam)."""
+    cluster_lr: float = 1e-3
+    """Learning rate of the cluster probe (Adam)."""
+    amp: Literal["auto", "off", "fp16", "bf16"] = "auto"
+    """Mixed precision of the forward pass: auto = fp16 with loss scaling on CUDA, off on CPUs."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "clip_norm", "linear_lr", "cluster_lr"):
+            value = getattr(self, name)
+            _check(value > 0 and math.isfinite(value), f"optim.{name.replace('_', '-')}", value, "give a positive number")
+        _check(self.weight_decay >= 0, "optim.weight-decay", self.weight_decay, "give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation of both probes on the validation images."""
+
+    batch_size: int = 16
+    """Images per batch."""
+    crf: Literal["none", "pydensecrf"] = "none"
+    """Dense CRF on the class scores; results without it are always reported too."""
+    crf_workers: int = 2
+    """Processes that run the CRF; 0 = in the main process, without a time-out."""
+    crf_timeout: float = 60.0
+    """Longest time for the CRF of one image [s]; an image over it keeps its labels without CRF and is counted."""
+
+    def __post_init__(self) -> None:
+        _check(self.batch_size >= 1, "eval.batch-size", self.batch_size, "give at least 1")
+        _check(self.crf_workers >= 0, "eval.crf-workers", self.crf_workers, "give 0 or more")
+        _check(self.crf_timeout > 0, "eval.crf-timeout", self.crf_timeout, "give a positive number of seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training loop."""
+
+    batch_size: int = 64
+    """Images per step."""
+    epochs: int = 5
+    """Passes over the training images; --train.steps, when given, decides instead."""
+    steps: int | None = None
+    """Number of steps; None = epochs."""
+    val_every: int = 100
+    """Steps between validations; 0 = only at the end."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    save_every: int = 100
+    """Steps between saves of checkpoints/last; 0 = only when stopped and at the end."""
+    seed: int = 0
+    """Seed of initial weights, sample order, anchors and dropout."""
+    device: str = "auto"
+    """auto = cuda if there is one, else cpu; or a torch device such as cuda:1."""
+    out: str | None = None
+    """Run directory; None = runs/PRESET-DATE-TIME. An existing run is continued only with --resume."""
+    resume: bool = False
+    """Continue the run in --train.out from its last checkpoint."""
+
+    def __post_init__(self) -> None:
+        _check(self.batch_size >= 1, "train.batch-size", self.batch_size, "give at least 1")
+        _check(self.epochs >= 1, "train.epochs", self.epochs, "give at least 1")
+        _check(self.steps is None or self.steps >= 1, "train.steps", self.steps, "give at least 1")
+        _check(self.log_every >= 1, "train.log-every", self.log_every, "give at least 1")
+        for name in ("val_every", "save_every"):
+            value = getattr(self, name)
+            _check(value >= 0, f"train.{name.replace('_', '-')}", value, "give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of a run."""
+
+    preset: str = "folder"
+    """Name of the preset these settings started from."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain containers, ready for JSON (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(values: dict[str, Any], kind: type = Config, where: str = "config") -> Any:
+    """Rebuild a config from :func:`to_dict`; unknown keys are refused with the nearest valid name.
+
+    Raises:
+        UsageError: an unknown key or an impossible value.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    built = {}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(fields)}"
+            raise UsageError(f"{where} has no field {key!r}{hint}")
+        if dataclasses.is_dataclass(hints[key]):
+            built[key] = from_dict(value, hints[key], f"{where}.{key}")
+        else:
+            built[key] = tuple(value) if _is_tuple(hints[key]) and isinstance(value, list) else value
+    try:
+        return kind(**built)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _is_tuple(hint: Any) -> bool:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return any(typing.get_origin(option) is tuple for option in options)
+
+
+def config_hash(config: Any) -> str:
+    """First 12 hex digits of the sha256 of the config's canonical JSON."""
+    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

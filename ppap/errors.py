@@ -1,0 +1,34 @@
+"""Errors a user can act on, each with the exit code of its kind.
+
+A message names the value that was wrong and what to do about it; the command line prints it without a traceback.
+"""
+
+
+class PpapError(Exception):
+    """Base of every error that the command line turns into one short message and an exit code."""
+
+    exit_code = 1
+
+
+class UsageError(PpapError):
+    """A wrong argument, preset, field or combination of settings."""
+
+    exit_code = 2
+
+
+class DataError(PpapError):
+    """A missing, unreadable or inconsistent input file: images, labels, weights or checkpoints."""
+
+    exit_code = 3
+
+
+class NumberError(PpapError):
+    """Non-finite weights, features, loss or gradient."""
+
+    exit_code = 4
+
+
+class Stopped(PpapError):
+    """The run was interrupted and its state has been saved."""
+
+    exit_code = 75

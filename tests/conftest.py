@@ -1,0 +1,28 @@
+"""Fixtures of the whole suite."""
+
+import os
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Fill uninitialised tensors with NaN (integers: the largest value), so that an unwritten output fails."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    """No test depends on the caller's backend or on a network."""
+    for name in [key for key in os.environ if key.startswith("PPAP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded random source."""
+    return torch.Generator().manual_seed(0)
