@@ -30,8 +30,8 @@ VITB8 = Shape("ViT-B/8, 64 crops of 28x28, every 16th patch", 64 * 784, 64 * 49,
 def clustered(rows: int, width: int, seed: int, clusters: int = 40) -> torch.Tensor:
     """Unit rows (rows, width) float32 around random centres in runs of neighbours, as patches of images are.
 
-    Two rows of one cluster have a cosine of about 0.7, rows of different clusters of about 0; every tenth cluster is a
-    blend of two others, so that some similarities lie between the thresholds.
+    Two rows of one cluster have a cosine of about 0.7, rows of different clusters of about 0; every tenth
+    cluster is a blend of two others, so that some similarities lie between the thresholds.
     """
     g = torch.Generator().manual_seed(seed)
     centres = F.normalize(torch.randn(clusters, width, generator=g), dim=1)

@@ -1,7 +1,8 @@
-"""The ops of PPAP: tiled similarity, proxy averages, packed relations, masked log-softmax, the fused loss, dense CRF.
+"""The ops of PPAP: tiled similarity, proxy averages, packed relations, masked log-softmax, the fused loss,
+dense CRF.
 
-Needs only torch (and Triton for its backend); never imports the rest of ppap. Read ``dispatch.py`` for how a backend is
-chosen, ``<op>/reference.py`` for what an op computes.
+Needs only torch (and Triton for its backend); never imports the rest of ppap. Read ``dispatch.py`` for how a
+backend is chosen, ``<op>/reference.py`` for what an op computes.
 """
 
 from .contrastive import contrastive_loss

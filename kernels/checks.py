@@ -11,7 +11,9 @@ def require(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def check_rows(op: str, name: str, tensor: torch.Tensor, columns: int | None = None, rows: int | None = None) -> None:
+def check_rows(
+    op: str, name: str, tensor: torch.Tensor, columns: int | None = None, rows: int | None = None
+) -> None:
     """A floating (rows, columns) tensor; None leaves a size free."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{op}: {name} is a {type(tensor).__name__}; give a torch tensor")
@@ -19,14 +21,19 @@ def check_rows(op: str, name: str, tensor: torch.Tensor, columns: int | None = N
     fits = tensor.dim() == 2 and rows in (None, tensor.shape[0]) and columns in (None, tensor.shape[1])
     require(fits, f"{op}: {name} has shape {tuple(tensor.shape)}; give {shape}")
     require(tensor.is_floating_point(), f"{op}: {name} is {tensor.dtype}; give a floating type")
-    require(tensor.element_size() >= 2, f"{op}: {name} is {tensor.dtype}; give float16, bfloat16, float32 or float64")
+    require(
+        tensor.element_size() >= 2,
+        f"{op}: {name} is {tensor.dtype}; give float16, bfloat16, float32 or float64",
+    )
 
 
 def check_vector(op: str, name: str, tensor: torch.Tensor, length: int, integer: bool = False) -> None:
     """A vector of `length` values: int64 where `integer`, else floating."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{op}: {name} is a {type(tensor).__name__}; give a torch tensor")
-    require(tuple(tensor.shape) == (length,), f"{op}: {name} has shape {tuple(tensor.shape)}; give ({length},)")
+    require(
+        tuple(tensor.shape) == (length,), f"{op}: {name} has shape {tuple(tensor.shape)}; give ({length},)"
+    )
     right = tensor.dtype == torch.int64 if integer else tensor.is_floating_point()
     require(right, f"{op}: {name} is {tensor.dtype}; give {'int64' if integer else 'a floating type'}")
 

@@ -20,8 +20,8 @@ _FP16_WEIGHT_SCALE = 2.0**14
 def resolve_precision(precision: str, *tensors: torch.Tensor) -> str:
     """The precision an op runs in: ``fp64 | fp32 | fp16 | bf16``.
 
-    ``auto`` is the autocast type of the tensors' device where autocast is on, else the promoted type of the tensors.
-    float64 tensors are always computed in float64.
+    ``auto`` is the autocast type of the tensors' device where autocast is on, else the promoted type of the
+    tensors. float64 tensors are always computed in float64.
 
     Raises:
         ValueError: an unknown name, or a 16-bit precision asked for on float64 tensors.
@@ -33,7 +33,9 @@ def resolve_precision(precision: str, *tensors: torch.Tensor) -> str:
         dtype = torch.promote_types(dtype, tensor.dtype)
     if dtype == torch.float64:
         if precision in _SIXTEEN_BIT:
-            raise ValueError(f"precision {precision!r} was asked for on float64 tensors; give float32 or use 'auto'")
+            raise ValueError(
+                f"precision {precision!r} was asked for on float64 tensors; give float32 or use 'auto'"
+            )
         return "fp64"
     if precision != "auto":
         return precision
@@ -44,7 +46,9 @@ def resolve_precision(precision: str, *tensors: torch.Tensor) -> str:
 
 
 def accumulator(precision: str) -> torch.dtype:
-    """dtype of thresholds, proxies, losses and gradients before they are cast: float32, or float64 for ``fp64``."""
+    """dtype of thresholds, proxies, losses and gradients before they are cast: float32, or float64 for
+    ``fp64``.
+    """
     return torch.float64 if precision == "fp64" else torch.float32
 
 
@@ -64,8 +68,8 @@ def normalise(features: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def operand(values: torch.Tensor, precision: str) -> torch.Tensor:
     """`values` rounded to the product's operand type.
 
-    On CUDA a 16-bit tensor for :func:`product`; elsewhere the rounded values in float32, because a 16-bit product there
-    would round its result too (and float16 products on CPUs are hundreds of times slower).
+    On CUDA a 16-bit tensor for :func:`product`; elsewhere the rounded values in float32, because a 16-bit
+    product there would round its result too (and float16 products on CPUs are hundreds of times slower).
     """
     if precision not in _SIXTEEN_BIT:
         return values
@@ -123,7 +127,9 @@ def rows_within(memory_budget: int, bytes_per_row: int) -> int:
     """
     rows = memory_budget // max(bytes_per_row, 1)
     if rows < 1:
-        raise ValueError(f"memory_budget is {memory_budget} bytes; one anchor needs {bytes_per_row}: give more")
+        raise ValueError(
+            f"memory_budget is {memory_budget} bytes; one anchor needs {bytes_per_row}: give more"
+        )
     return rows
 
 
@@ -133,11 +139,14 @@ def row_chunks(total: int, rows: int) -> Iterator[slice]:
         yield slice(start, min(start + rows, total))
 
 
-def guard(values: dict[str, torch.Tensor], anchors: torch.Tensor | None, num_patches: int) -> torch.Tensor | None:
+def guard(
+    values: dict[str, torch.Tensor], anchors: torch.Tensor | None, num_patches: int
+) -> torch.Tensor | None:
     """Refuse bad numbers: non-finite values, anchors out of range or repeated.
 
-    On CPUs this raises. Elsewhere the host does not wait for the device: the return value is a scalar to multiply
-    losses and gradients by, 1 if all is well and NaN if not, so that a bad input never looks like a loss of 0.
+    On CPUs this raises. Elsewhere the host does not wait for the device: the return value is a scalar to
+    multiply losses and gradients by, 1 if all is well and NaN if not, so that a bad input never looks like a
+    loss of 0.
 
     Returns:
         None on CPUs, else a float32 scalar tensor (1 or NaN) on the device of the values.
@@ -147,7 +156,9 @@ def guard(values: dict[str, torch.Tensor], anchors: torch.Tensor | None, num_pat
         return _nan_if_bad(values, anchors, num_patches, device)
     for name, tensor in values.items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} of shape {tuple(tensor.shape)} has non-finite values; look at their origin")
+            raise ValueError(
+                f"{name} of shape {tuple(tensor.shape)} has non-finite values; look at their origin"
+            )
     if anchors is not None and anchors.numel():
         _check_anchors(anchors, num_patches)
     return None
@@ -172,7 +183,9 @@ def _check_anchors(anchors: torch.Tensor, num_patches: int) -> None:
     if low < 0 or high >= num_patches:
         raise ValueError(f"anchors range from {low} to {high}; valid: 0 to {num_patches - 1}")
     if anchors.unique().numel() != anchors.numel():
-        raise ValueError(f"{anchors.numel()} anchors, {anchors.unique().numel()} of them different; each may occur once")
+        raise ValueError(
+            f"{anchors.numel()} anchors, {anchors.unique().numel()} of them different; each may occur once"
+        )
 
 
 def nan_if_any(values: torch.Tensor) -> torch.Tensor:
@@ -189,5 +202,7 @@ def poison(factor: torch.Tensor | None, *tensors: torch.Tensor) -> tuple[torch.T
 
 
 def in_range(anchors: torch.Tensor, num_patches: int) -> torch.Tensor:
-    """`anchors` clamped into range: bad ones are poisoned by :func:`guard`, never used to read out of bounds."""
+    """`anchors` clamped into range: bad ones are poisoned by :func:`guard`, never used to read out of
+    bounds.
+    """
     return anchors.clamp(0, max(num_patches - 1, 0))

@@ -32,15 +32,16 @@ def contrastive_loss(
     memory_budget: int = DEFAULT_BUDGET,
     impl: str | None = None,
 ) -> torch.Tensor:
-    """Contrastive loss of every anchor (Eq. 8): -mean over its positives of the log-softmax over its kept patches.
+    """Contrastive loss of every anchor (Eq. 8): -mean over its positives of the log-softmax over its kept
+    patches.
 
     Differentiable once in `z`. The backward pass rebuilds masks and logits, so it is slower than that of
     :func:`ppap.kernels.ppap_loss` with a mean, which forms its gradient in the forward pass.
 
     Args:
         z: (N, E) floating embeddings, used as given (not normalised).
-        rel: result of :func:`ppap.kernels.propagate`, or packed masks: :class:`PackedMasks`, or a pair (positive,
-            kept) of int32 words when every patch is an anchor.
+        rel: result of :func:`ppap.kernels.propagate`, or packed masks: :class:`PackedMasks`, or a pair
+            (positive, kept) of int32 words when every patch is an anchor.
         temperature: divides the logits, above 0.
         precision: ``auto | fp32 | fp16 | bf16`` of the logits and the gradient (masks: that of `rel`).
         memory_budget: limit of all temporaries together [bytes].
@@ -59,12 +60,26 @@ def contrastive_loss(
     budget = check_budget(op, memory_budget)
     if not isinstance(rel, Relations):
         return _loss_of_masks(z, rel, tau, precision, budget, impl)
-    require(rel.features.shape[0] == z.shape[0], f"{op}: {z.shape[0]} rows of z for {rel.features.shape[0]} features")
+    require(
+        rel.features.shape[0] == z.shape[0],
+        f"{op}: {z.shape[0]} rows of z for {rel.features.shape[0]} features",
+    )
     backend = dispatch.choose(impl, z, rel.features)
     q = rel.queries()
     settings = [resolve_precision(precision, z), rel.precision]
     return _contrastive_loss(
-        z, rel.features, rel.anchors, q.positive, q.phi, q.negative, q.psi, tau, settings[0], settings[1], budget, backend
+        z,
+        rel.features,
+        rel.anchors,
+        q.positive,
+        q.phi,
+        q.negative,
+        q.psi,
+        tau,
+        settings[0],
+        settings[1],
+        budget,
+        backend,
     )[0]
 
 
@@ -78,11 +93,23 @@ def _loss_of_masks(z, masks, temperature, precision, memory_budget, impl):
             "give PackedMasks(positive, kept, anchors)",
         )
         return masked_log_softmax(
-            z, z, (masks[0], masks[1]), temperature, precision=precision, memory_budget=memory_budget, impl=impl
+            z,
+            z,
+            (masks[0], masks[1]),
+            temperature,
+            precision=precision,
+            memory_budget=memory_budget,
+            impl=impl,
         )
     check_anchors("contrastive_loss", anchors)
     return masked_log_softmax(
-        z[anchors], z, (masks[0], masks[1]), temperature, precision=precision, memory_budget=memory_budget, impl=impl
+        z[anchors],
+        z,
+        (masks[0], masks[1]),
+        temperature,
+        precision=precision,
+        memory_budget=memory_budget,
+        impl=impl,
     )
 
 
@@ -119,7 +146,9 @@ def _contrastive_loss(
 
 
 @_contrastive_loss.register_fake
-def _(z, keys, anchors, pos_q, phi, neg_q, psi, temperature, precision, mask_precision, memory_budget, backend):
+def _(
+    z, keys, anchors, pos_q, phi, neg_q, psi, temperature, precision, mask_precision, memory_budget, backend
+):
     rows, dtype = anchors.shape[0], accumulator(precision)
     return z.new_empty(rows, dtype=dtype), z.new_empty(rows, dtype=dtype)
 
@@ -150,7 +179,15 @@ def _contrastive_loss_backward(
         for chunk, positive, kept in _mask_chunks(relations, memory_budget, backend):
             rows = anchors[chunk]
             dz_anchors, dz_all = impl.masked_log_softmax_backward(
-                dloss[chunk], values[rows], values, positive, kept, lse[chunk], temperature, precision, memory_budget // 2
+                dloss[chunk],
+                values[rows],
+                values,
+                positive,
+                kept,
+                lse[chunk],
+                temperature,
+                precision,
+                memory_budget // 2,
             )
             dz += dz_all
             dz[rows] += dz_anchors
@@ -159,19 +196,43 @@ def _contrastive_loss_backward(
 
 
 @_contrastive_loss_backward.register_fake
-def _(dloss, lse, z, keys, anchors, pos_q, phi, neg_q, psi, temperature, precision, mask_precision, budget, backend):
+def _(
+    dloss,
+    lse,
+    z,
+    keys,
+    anchors,
+    pos_q,
+    phi,
+    neg_q,
+    psi,
+    temperature,
+    precision,
+    mask_precision,
+    budget,
+    backend,
+):
     return z.new_empty(z.shape)
 
 
 def _mask_chunks(relations: tuple, memory_budget: int, backend: str) -> Iterator[tuple]:
-    """(slice of anchors, positive words, kept words) until every anchor had its turn; half of the budget for each."""
+    """(slice of anchors, positive words, kept words) until every anchor had its turn; half of the budget for
+    each.
+    """
     keys, anchors, pos_queries, phi, neg_queries, psi, mask_precision = relations
     impl = dispatch.load("relation_masks", backend)
     rows = rows_within(memory_budget // 2, 8 * num_words(keys.shape[0]))
     for chunk in row_chunks(anchors.shape[0], rows):
         negative = None if neg_queries is None else neg_queries[chunk]
         positive, kept, _, _ = impl.relation_masks(
-            pos_queries[chunk], phi[chunk], keys, psi[chunk], anchors[chunk], negative, mask_precision, memory_budget // 2
+            pos_queries[chunk],
+            phi[chunk],
+            keys,
+            psi[chunk],
+            anchors[chunk],
+            negative,
+            mask_precision,
+            memory_budget // 2,
         )
         yield chunk, positive, kept
 

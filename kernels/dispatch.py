@@ -1,9 +1,10 @@
 """Which backend runs an op: ``impl=`` argument, then ``use_backend``, then ``PPAP_BACKEND``, then ``auto``.
 
-An explicit choice runs or raises with the reason; only ``auto`` passes over a backend that cannot run here. The choice
-is a look-up in tables made on import, so that it can be traced by ``torch.compile``; loading an implementation and
-logging happen in :func:`load`, which is called from inside the registered ops. A compiled function keeps the value of
-``PPAP_BACKEND`` that it was traced with; ``use_backend`` and ``impl=`` are followed at every call.
+An explicit choice runs or raises with the reason; only ``auto`` passes over a backend that cannot run here.
+The choice is a look-up in tables made on import, so that it can be traced by ``torch.compile``; loading an
+implementation and logging happen in :func:`load`, which is called from inside the registered ops. A compiled
+function keeps the value of ``PPAP_BACKEND`` that it was traced with; ``use_backend`` and ``impl=`` are
+followed at every call.
 """
 
 import contextlib

@@ -10,7 +10,8 @@ class PackedMasks(NamedTuple):
 
     Attributes:
         positive: (A, ceil(N / 32)) int32, the positives without the anchor itself.
-        kept: (A, ceil(N / 32)) int32, positives and negatives (the denominator of Eq. 8) without the anchor itself.
+        kept: (A, ceil(N / 32)) int32, positives and negatives (the denominator of Eq. 8) without the anchor
+            itself.
         anchors: (A,) int64 row of each anchor among the patches, or None when every patch is an anchor.
     """
 
@@ -46,15 +47,16 @@ def pack_masks(mask: torch.Tensor) -> torch.Tensor:
 
 
 def unpack_masks(words: torch.Tensor, num_patches: int) -> torch.Tensor:
-    """Boolean mask (..., num_patches) of int32 words (..., ceil(num_patches / 32)); inverse of :func:`pack_masks`.
+    """Boolean mask (..., num_patches) of int32 words (..., ceil(num_patches / 32)); inverse of
+    :func:`pack_masks`.
 
     Raises:
         ValueError: `words` is not int32, or its last size is not ceil(num_patches / 32).
     """
     if words.dtype != torch.int32 or words.dim() < 1 or words.shape[-1] != num_words(num_patches):
         raise ValueError(
-            f"words is {words.dtype} of shape {tuple(words.shape)}; give int32 (..., {num_words(num_patches)}) "
-            f"for {num_patches} patches"
+            f"words is {words.dtype} of shape {tuple(words.shape)}; "
+            f"give int32 (..., {num_words(num_patches)}) for {num_patches} patches"
         )
     octets = words.contiguous().view(torch.uint8)
     shifts = torch.arange(8, dtype=torch.uint8, device=words.device)

@@ -1,4 +1,6 @@
-"""Progressive proxy anchor propagation (paper section 3.2-3.3): settings, the walk of the proxies, and its result."""
+"""Progressive proxy anchor propagation (paper section 3.2-3.3): settings, the walk of the proxies, and its
+result.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,8 +10,18 @@ import torch
 
 from . import dispatch
 from .checks import check_anchors, check_rows
-from .common import DEFAULT_BUDGET, accumulator, exact_products, guard, in_range, normalise, poison, resolve_precision
-from .common import row_chunks, rows_within
+from .common import (
+    DEFAULT_BUDGET,
+    accumulator,
+    exact_products,
+    guard,
+    in_range,
+    normalise,
+    poison,
+    resolve_precision,
+    row_chunks,
+    rows_within,
+)
 from .masks import num_words, unpack_masks
 
 
@@ -23,7 +35,8 @@ class PropagationConfig:
         steps: number T of moves of the proxy, 0 or more.
         sigma_pos: divides the movement before it lowers phi (Eq. 3), above 0.
         sigma_amb: divides the movement before it raises psi (Eq. 5), above 0.
-        trustworthy_positives: positives around the propagated proxy (TPS); off = above phi0 around the anchor.
+        trustworthy_positives: positives around the propagated proxy (TPS); off = above phi0 around the
+            anchor.
         ambiguity_excluded: negatives below psi only (ANS); off = every patch that is not a positive.
     """
 
@@ -38,10 +51,14 @@ class PropagationConfig:
     def __post_init__(self) -> None:
         for name in ("phi0", "psi0"):
             if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"PropagationConfig: {name} is {getattr(self, name)!r}; give a finite cosine")
+                raise ValueError(
+                    f"PropagationConfig: {name} is {getattr(self, name)!r}; give a finite cosine"
+                )
         for name in ("sigma_pos", "sigma_amb"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"PropagationConfig: {name} is {getattr(self, name)!r}; give a number above 0")
+                raise ValueError(
+                    f"PropagationConfig: {name} is {getattr(self, name)!r}; give a number above 0"
+                )
         if int(self.steps) != self.steps or self.steps < 0:
             raise ValueError(f"PropagationConfig: steps is {self.steps!r}; give a whole number, 0 or more")
 
@@ -139,7 +156,9 @@ class Relations:
         return Queries(self.features[self.anchors[rows]], phi, proxies, psi, proxies)
 
     def positives(self, rows: torch.Tensor) -> torch.Tensor:
-        """Dense boolean (len(rows), N) positive sets of some anchors, without the anchors; for analysis and pictures."""
+        """Dense boolean (len(rows), N) positive sets of some anchors, without the anchors; for analysis and
+        pictures.
+        """
         return self._dense(rows)[0]
 
     def negatives(self, rows: torch.Tensor) -> torch.Tensor:
@@ -153,7 +172,14 @@ class Relations:
         op = dispatch.load("relation_masks", self.backend)
         with exact_products(self.features.device):
             positive, kept, _, _ = op.relation_masks(
-                q.positive, q.phi, self.features, q.psi, self.anchors[rows], q.negative, self.precision, DEFAULT_BUDGET
+                q.positive,
+                q.phi,
+                self.features,
+                q.psi,
+                self.anchors[rows],
+                q.negative,
+                self.precision,
+                DEFAULT_BUDGET,
             )
         return unpack_masks(positive, count), unpack_masks(kept, count)
 
@@ -169,7 +195,8 @@ def propagate(
 ) -> Relations:
     """Propagate the proxies of the anchors and count their sets (paper Eq. 1-7).
 
-    The semantics are those of the published code: strict comparisons, cosine similarity, both thresholds moved by the
+    The semantics are those of the published code: strict comparisons, cosine similarity, both thresholds
+        moved by the
     same 1 - cos before the new set is formed, the anchor part of its own propagation and removed at the end.
 
     Args:
@@ -196,7 +223,16 @@ def propagate(
         features.detach(), anchors, cfg.as_floats(), precision, memory_budget, backend
     )
     return Relations(
-        unit, anchors, proxies, phi, psi, num_positives, num_negatives, precision, cfg.trustworthy_positives, backend
+        unit,
+        anchors,
+        proxies,
+        phi,
+        psi,
+        num_positives,
+        num_negatives,
+        precision,
+        cfg.trustworthy_positives,
+        backend,
     )
 
 
@@ -207,7 +243,12 @@ def all_rows(features: torch.Tensor) -> torch.Tensor:
 
 @torch.library.custom_op("ppap::propagate", mutates_args=())
 def _propagate(
-    features: torch.Tensor, anchors: torch.Tensor, settings: list[float], precision: str, memory_budget: int, backend: str
+    features: torch.Tensor,
+    anchors: torch.Tensor,
+    settings: list[float],
+    precision: str,
+    memory_budget: int,
+    backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     factor = guard({"features": features}, anchors, features.shape[0])
     cfg = PropagationConfig.from_floats(settings)
@@ -227,11 +268,18 @@ def _propagate(
         for chunk in row_chunks(anchors.shape[0], rows):
             negative = None if q.negative is None else q.negative[chunk]
             _, _, positive_C, kept_C = masking.relation_masks(
-                q.positive[chunk], q.phi[chunk], unit_ND, q.psi[chunk], anchors[chunk], negative, precision,
+                q.positive[chunk],
+                q.phi[chunk],
+                unit_ND,
+                q.psi[chunk],
+                anchors[chunk],
+                negative,
+                precision,
                 memory_budget // 2,
             )
             num_positives[chunk], num_negatives[chunk] = positive_C, kept_C - positive_C
-    # Without a step the proxies are the anchors' features and the thresholds constants: an op returns no aliases.
+    # Without a step the proxies are the anchors' features and the thresholds constants: an op returns no
+    # aliases.
     proxies, phi, psi = q.proxies.clone(), q.phi.clone(), q.psi.clone()
     poison(factor, proxies, phi, psi)
     if factor is not None:

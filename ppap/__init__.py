@@ -1,7 +1,7 @@
 """Unsupervised semantic segmentation by progressive proxy anchor propagation.
 
-Start with ``ppap.load`` (a trained network, ready to predict), ``ppap.kernels`` (the ops) or ``python -m ppap.train``.
-Nothing heavy is imported before it is used.
+Start with ``ppap.load`` (a trained network, ready to predict), ``ppap.kernels`` (the ops) or ``python -m
+ppap.train``. Nothing heavy is imported before it is used.
 """
 
 import importlib

@@ -1,7 +1,8 @@
 """Every setting of a run: nested frozen dataclasses, the only source of defaults.
 
-The command line is generated from these classes (``ppap.cli``), named runs are built from them (``ppap.presets``), and
-a run directory stores them as ``config.json``. Impossible values are refused on construction.
+The command line is generated from these classes (``ppap.cli``), named runs are built from them
+(``ppap.presets``), and a run directory stores them as ``config.json``. Impossible values are refused on
+construction.
 """
 
 import dataclasses
@@ -29,9 +30,13 @@ class DataConfig:
     kind: Literal["scenes", "folder"] = "folder"
     """scenes = generated on the fly, folder = images (and labels, if any) under --data.root."""
     root: str | None = None
-    """Folder with images/{train,val} and, optionally, labels/{train,val}; or any folder of unlabelled images."""
+    """Folder with images/{train,val} and, optionally, labels/{train,val}; or any folder of unlabelled
+    images.
+    """
     classes: int | None = None
-    """Number of classes, and of clusters. None = from the labels (largest id + 1), 27 where there are none."""
+    """Number of classes, and of clusters. None = from the labels (largest id + 1), 27 where there are
+    none.
+    """
     ignore_ids: tuple[int, ...] = (255,)
     """Label ids that are left out of losses and metrics."""
     class_names: tuple[str, ...] = ()
@@ -54,9 +59,14 @@ class DataConfig:
     """Seed of the generated scenes; training and validation never share a scene."""
 
     def __post_init__(self) -> None:
-        _check(self.classes is None or 1 <= self.classes <= 255, "data.classes", self.classes, "give 1 to 255")
         _check(
-            all(0 <= i <= 255 for i in self.ignore_ids), "data.ignore-ids", self.ignore_ids, "give ids from 0 to 255"
+            self.classes is None or 1 <= self.classes <= 255, "data.classes", self.classes, "give 1 to 255"
+        )
+        _check(
+            all(0 <= i <= 255 for i in self.ignore_ids),
+            "data.ignore-ids",
+            self.ignore_ids,
+            "give ids from 0 to 255",
         )
         _check(
             not self.class_names or self.classes in (None, len(self.class_names)),
@@ -92,7 +102,9 @@ class ModelConfig:
     image_size: int | None = None
     """Image side of the position embedding [pixels]; None = the architecture's own."""
     pos_interp: Literal["dino", "timm"] = "dino"
-    """Resizing of the position embedding: dino = the original's rule (scale offset 0.1), timm = antialiased."""
+    """Resizing of the position embedding: dino = the original's rule (scale offset 0.1), timm =
+    antialiased.
+    """
     guidance_dropout: float = 0.1
     """Share of guidance channels dropped per training image (published: 0.1; the paper mentions none)."""
 
@@ -100,7 +112,9 @@ class ModelConfig:
         for name in ("patch_size", "width", "depth", "heads", "image_size"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"model.{name.replace('_', '-')}", value, "give at least 1")
-        _check(0 <= self.guidance_dropout < 1, "model.guidance-dropout", self.guidance_dropout, "give 0 <= p < 1")
+        _check(
+            0 <= self.guidance_dropout < 1, "model.guidance-dropout", self.guidance_dropout, "give 0 <= p < 1"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +138,9 @@ class LossConfig:
     trustworthy_positives: bool = True
     """Propagate the positives (TPS, Table 5); off = positives above phi0 around the anchor itself."""
     ambiguity_excluded: bool = True
-    """Leave ambiguous patches out of the denominator (ANS, Table 5); off = every non-positive is a negative."""
+    """Leave ambiguous patches out of the denominator (ANS, Table 5); off = every non-positive is a
+    negative.
+    """
     chunk: int = 784
     """Anchors are drawn and averaged per chunk of this many consecutive patches."""
     anchor_divisor: int = 4
@@ -139,7 +155,12 @@ class LossConfig:
             value = getattr(self, name)
             _check(value > 0, f"loss.{name.replace('_', '-')}", value, "give a positive number")
         for name in ("phi0", "psi0"):
-            _check(math.isfinite(getattr(self, name)), f"loss.{name}", getattr(self, name), "give a finite cosine")
+            _check(
+                math.isfinite(getattr(self, name)),
+                f"loss.{name}",
+                getattr(self, name),
+                "give a finite cosine",
+            )
         _check(self.steps >= 0, "loss.steps", self.steps, "give 0 or more")
         for name in ("chunk", "anchor_divisor", "memory_budget_mib"):
             value = getattr(self, name)
@@ -168,7 +189,12 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "clip_norm", "linear_lr", "cluster_lr"):
             value = getattr(self, name)
-            _check(value > 0 and math.isfinite(value), f"optim.{name.replace('_', '-')}", value, "give a positive number")
+            _check(
+                value > 0 and math.isfinite(value),
+                f"optim.{name.replace('_', '-')}",
+                value,
+                "give a positive number",
+            )
         _check(self.weight_decay >= 0, "optim.weight-decay", self.weight_decay, "give 0 or more")
 
 
@@ -183,12 +209,16 @@ class EvalConfig:
     crf_workers: int = 2
     """Processes that run the CRF; 0 = in the main process, without a time-out."""
     crf_timeout: float = 60.0
-    """Longest time for the CRF of one image [s]; an image over it keeps its labels without CRF and is counted."""
+    """Longest time for the CRF of one image [s]; an image over it keeps its labels without CRF and is
+    counted.
+    """
 
     def __post_init__(self) -> None:
         _check(self.batch_size >= 1, "eval.batch-size", self.batch_size, "give at least 1")
         _check(self.crf_workers >= 0, "eval.crf-workers", self.crf_workers, "give 0 or more")
-        _check(self.crf_timeout > 0, "eval.crf-timeout", self.crf_timeout, "give a positive number of seconds")
+        _check(
+            self.crf_timeout > 0, "eval.crf-timeout", self.crf_timeout, "give a positive number of seconds"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Errors a user can act on, each with the exit code of its kind.
 
-A message names the value that was wrong and what to do about it; the command line prints it without a traceback.
+A message names the value that was wrong and what to do about it; the command line prints it without a
+traceback.
 """
 
 

@@ -62,7 +62,9 @@ def golden_case(name: str) -> LossCase:
 GOLDEN_NAMES = ("t2", "t3_sparse", "overlap")
 
 
-def made_case(rows: int, width: int, anchors: int | None, cfg: PropagationConfig, temperature: float) -> LossCase:
+def made_case(
+    rows: int, width: int, anchors: int | None, cfg: PropagationConfig, temperature: float
+) -> LossCase:
     """A seeded case on clustered features, in float64."""
     g = torch.Generator().manual_seed(rows + width)
     chosen = None if anchors is None else torch.randperm(rows, generator=g)[:anchors]
@@ -76,19 +78,27 @@ CASES = [
     pytest.param(lambda: made_case(203, 32, 37, PLAIN, 0.3), id="ragged"),
     pytest.param(lambda: made_case(64, 16, None, PLAIN, 0.8), id="every patch an anchor"),
     pytest.param(lambda: made_case(203, 32, 37, PropagationConfig(steps=0), 0.3), id="no step"),
-    pytest.param(lambda: made_case(203, 32, 37, PropagationConfig(phi0=5.0, psi0=0.1), 0.3), id="no positives"),
-    pytest.param(lambda: made_case(90, 16, 11, PropagationConfig(phi0=-2.0, psi0=-1.5), 0.3), id="all positives"),
+    pytest.param(
+        lambda: made_case(203, 32, 37, PropagationConfig(phi0=5.0, psi0=0.1), 0.3), id="no positives"
+    ),
+    pytest.param(
+        lambda: made_case(90, 16, 11, PropagationConfig(phi0=-2.0, psi0=-1.5), 0.3), id="all positives"
+    ),
     pytest.param(lambda: made_case(120, 16, 30, PropagationConfig(0.3, 0.6, 3), 0.1), id="psi above phi"),
     pytest.param(lambda: made_case(1, 16, 1, PLAIN, 0.3), id="one patch"),
     pytest.param(lambda: made_case(30, 16, 0, PLAIN, 0.3), id="no anchors"),
     pytest.param(
-        lambda: made_case(203, 32, 37, PropagationConfig(trustworthy_positives=False), 0.3), id="anchors' positives"
+        lambda: made_case(203, 32, 37, PropagationConfig(trustworthy_positives=False), 0.3),
+        id="anchors' positives",
     ),
     pytest.param(
-        lambda: made_case(203, 32, 37, PropagationConfig(ambiguity_excluded=False), 0.3), id="ambiguous are negatives"
+        lambda: made_case(203, 32, 37, PropagationConfig(ambiguity_excluded=False), 0.3),
+        id="ambiguous are negatives",
     ),
     pytest.param(
-        lambda: made_case(203, 32, 37, PropagationConfig(trustworthy_positives=False, ambiguity_excluded=False), 0.3),
+        lambda: made_case(
+            203, 32, 37, PropagationConfig(trustworthy_positives=False, ambiguity_excluded=False), 0.3
+        ),
         id="fixed threshold",
     ),
 ]
@@ -106,7 +116,11 @@ class _Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in torch.utils._pytree.tree_leaves((args, kwargs)) if torch.is_tensor(t)}
+        given = {
+            t.untyped_storage()._cdata
+            for t in torch.utils._pytree.tree_leaves((args, kwargs))
+            if torch.is_tensor(t)
+        }
         for tensor in torch.utils._pytree.tree_leaves(result):
             if not torch.is_tensor(tensor):
                 continue

@@ -45,7 +45,9 @@ SIZES = [(37, 203, 33), (1, 1, 16), (0, 30, 16), (64, 64, 16)]
 
 
 @pytest.mark.parametrize(("anchors", "rows", "width"), SIZES)
-@pytest.mark.parametrize(("dtype", "forward", "backward"), [(torch.float64, 1e-12, 1e-12), (torch.float32, 1e-5, 5e-4)])
+@pytest.mark.parametrize(
+    ("dtype", "forward", "backward"), [(torch.float64, 1e-12, 1e-12), (torch.float32, 1e-5, 5e-4)]
+)
 def test_equals_the_reference(anchors, rows, width, dtype, forward, backward):
     arguments = inputs(anchors, rows, width)
     weights = torch.linspace(0.5, 2, anchors).double()
@@ -79,7 +81,9 @@ def test_any_finite_norm(scale, precision):
     z_anchors, z, positive, kept = inputs(20, 100, 32, scale=scale)
     weights = torch.ones(20).double()
     wanted = loss_and_gradients(reference.masked_log_softmax, z_anchors, z, positive, kept, weights)
-    got = loss_and_gradients(packed, z_anchors.float(), z.float(), positive, kept, weights.float(), precision=precision)
+    got = loss_and_gradients(
+        packed, z_anchors.float(), z.float(), positive, kept, weights.float(), precision=precision
+    )
     unit = max(1.0, float((z_anchors @ z.T).abs().max()) / 0.3)
     assert ((got[0] - wanted[0]).abs() <= {"fp32": 2e-6, "fp16": 2e-3}[precision] * unit).all()
     assert all(torch.isfinite(value).all() for value in got)
@@ -124,7 +128,9 @@ def test_bad_input(change, message):
     given = {"z": z, "kept": pack_masks(kept), "temperature": 0.5, **change}
     options = {key: given.pop(key) for key in ("memory_budget", "precision") if key in given}
     with pytest.raises(ValueError, match=message):
-        masked_log_softmax(z_anchors, given["z"], (pack_masks(positive), given["kept"]), given["temperature"], **options)
+        masked_log_softmax(
+            z_anchors, given["z"], (pack_masks(positive), given["kept"]), given["temperature"], **options
+        )
 
 
 def test_opcheck():

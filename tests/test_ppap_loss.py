@@ -7,8 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppap.kernels import PackedMasks, PropagationConfig, contrastive_loss, pack_masks, ppap_loss, propagate, use_backend
-from ppap.kernels import common
+from ppap.kernels import (
+    PackedMasks,
+    PropagationConfig,
+    common,
+    contrastive_loss,
+    pack_masks,
+    ppap_loss,
+    propagate,
+    use_backend,
+)
 from ppap.kernels.common import normalise
 from ppap.kernels.ppap_loss import group_mean, reference, torch_impl
 from tests.helpers import CASES, GOLDEN_NAMES, LossCase, golden_case, made_case, peak_bytes
@@ -26,7 +34,13 @@ def in_parts(case: LossCase, z: torch.Tensor, **options) -> torch.Tensor:
 
 def fused(case: LossCase, z: torch.Tensor, **options) -> torch.Tensor:
     return ppap_loss(
-        case.features, z, case.anchors, case.cfg, temperature=case.temperature, group_size=case.group_size, **options
+        case.features,
+        z,
+        case.anchors,
+        case.cfg,
+        temperature=case.temperature,
+        group_size=case.group_size,
+        **options,
     )
 
 
@@ -195,7 +209,9 @@ def test_packed_masks_in_place_of_relations():
     assert torch.allclose(contrastive_loss(case.z, masks, temperature=0.5), wanted, atol=1e-12)
     everyone = propagate(case.features, None, case.cfg)
     rows = torch.arange(60)
-    pair = [pack_masks(m) for m in (everyone.positives(rows), everyone.positives(rows) | everyone.negatives(rows))]
+    pair = [
+        pack_masks(m) for m in (everyone.positives(rows), everyone.positives(rows) | everyone.negatives(rows))
+    ]
     wanted = contrastive_loss(case.z, everyone, temperature=0.5)
     assert torch.allclose(contrastive_loss(case.z, tuple(pair), temperature=0.5), wanted, atol=1e-12)
     with pytest.raises(ValueError, match="give PackedMasks"):
@@ -208,7 +224,16 @@ def test_without_a_gradient_none_is_formed():
     with torch.no_grad():
         assert not fused(case, case.z.requires_grad_()).requires_grad
     empty = torch.ops.ppap.ppap_loss(
-        case.features, case.z.detach(), case.anchors, case.cfg.as_floats(), [0.5, 0.07], 0, False, "fp64", 2**20, "torch"
+        case.features,
+        case.z.detach(),
+        case.anchors,
+        case.cfg.as_floats(),
+        [0.5, 0.07],
+        0,
+        False,
+        "fp64",
+        2**20,
+        "torch",
     )[1]
     assert empty.shape == (0, 17)
 
@@ -289,9 +314,22 @@ def test_rows_that_do_not_match():
 def test_opcheck():
     case = made_case(40, 16, 8, PropagationConfig(), 0.3).to(torch.float32)
     z = case.z.requires_grad_()
-    arguments = (case.features, z, case.anchors, case.cfg.as_floats(), [0.3, 0.07], 4, True, "fp32", 2**20, "torch")
+    arguments = (
+        case.features,
+        z,
+        case.anchors,
+        case.cfg.as_floats(),
+        [0.3, 0.07],
+        4,
+        True,
+        "fp32",
+        2**20,
+        "torch",
+    )
     torch.library.opcheck(torch.ops.ppap.ppap_loss.default, arguments)
-    torch.library.opcheck(torch.ops.ppap.ppap_loss_backward.default, (torch.ones(()), case.z.detach(), z.detach()))
+    torch.library.opcheck(
+        torch.ops.ppap.ppap_loss_backward.default, (torch.ones(()), case.z.detach(), z.detach())
+    )
 
 
 @pytest.mark.parametrize("trustworthy", [True, False])

@@ -32,7 +32,8 @@ def test_set_sizes_of_the_published_code(name):
     case = golden_case(name)
     rel = propagate(case.features, case.anchors, case.cfg)
     assert rel.num_positives.double().mean().item() == pytest.approx(case.mean_positives, abs=1e-9)
-    # The published count of negatives is that of similarities below psi, before overlap and anchor are removed.
+    # The published count of negatives is that of similarities below psi, before overlap and anchor are
+    # removed.
     below_psi = (rel.proxies @ rel.features.T < rel.psi[:, None]).sum(1)
     assert below_psi.double().mean().item() == pytest.approx(case.mean_below_psi, abs=1e-9)
 

@@ -30,7 +30,9 @@ def values(*numbers):
 def test_by_hand(masks):
     positive, kept = masks(KEYS[:1], values(0.5), KEYS, values(0.0), torch.tensor([0]))
     assert positive.tolist() == [[False, True, False, False, False]], "strictly above phi, without the anchor"
-    assert kept.tolist() == [[False, True, False, False, True]], "strictly below psi; both thresholds are ambiguous"
+    assert kept.tolist() == [[False, True, False, False, True]], (
+        "strictly below psi; both thresholds are ambiguous"
+    )
 
 
 @pytest.mark.parametrize("masks", [reference.relation_masks, dense])
@@ -95,5 +97,15 @@ def test_opcheck():
     keys = clustered(40, 16, seed=1)
     thresholds = (torch.full((5,), 0.5), torch.full((5,), 0.1))
     for negative in (None, keys[5:10]):
-        arguments = (keys[:5], thresholds[0], keys, thresholds[1], torch.arange(5), negative, "fp32", 2**20, "torch")
+        arguments = (
+            keys[:5],
+            thresholds[0],
+            keys,
+            thresholds[1],
+            torch.arange(5),
+            negative,
+            "fp32",
+            2**20,
+            "torch",
+        )
         torch.library.opcheck(torch.ops.ppap.relation_masks.default, arguments)

@@ -18,16 +18,19 @@ def masked_log_softmax(
     memory_budget: int = DEFAULT_BUDGET,
     impl: str | None = None,
 ) -> torch.Tensor:
-    """Loss of every anchor: minus the mean over its positives of the log-softmax over its kept patches (Eq. 8).
+    """Loss of every anchor: minus the mean over its positives of the log-softmax over its kept patches (Eq.
+    8).
 
     Differentiable once in both embeddings; the backward pass recomputes the logits.
 
     Args:
         z_anchors: (A, E) floating, used as given (not normalised).
         z: (N, E) floating, used as given.
-        masks: positives and kept patches, packed as in :func:`ppap.kernels.pack_masks`; kept contains the positives.
+        masks: positives and kept patches, packed as in :func:`ppap.kernels.pack_masks`; kept contains the
+            positives.
         temperature: divides the logits, above 0.
-        precision, memory_budget, impl: as in :func:`ppap.kernels.proxy_average`; the backward pass uses them too.
+        precision, memory_budget, impl: as in :func:`ppap.kernels.proxy_average`; the backward pass uses them
+            too.
 
     Returns:
         (A,) float32 (float64 for float64 inputs); 0, with zero gradient, where an anchor has no positive.
@@ -43,7 +46,9 @@ def masked_log_softmax(
     for name, words in (("positive", positive), ("kept", kept)):
         shape = (z_anchors.shape[0], num_words(z.shape[0]))
         fits = words.dtype == torch.int32 and tuple(words.shape) == shape
-        require(fits, f"{op}: {name} masks are {words.dtype} of shape {tuple(words.shape)}; give int32 {shape}")
+        require(
+            fits, f"{op}: {name} masks are {words.dtype} of shape {tuple(words.shape)}; give int32 {shape}"
+        )
     backend = dispatch.choose(impl, z_anchors, z, positive, kept)
     precision = resolve_precision(precision, z_anchors, z)
     budget = check_budget(op, memory_budget)
@@ -95,7 +100,15 @@ def _masked_log_softmax_backward(
     dtype = accumulator(precision)
     with exact_products(z.device):
         dz_anchors, dz = dispatch.load("masked_log_softmax", backend).masked_log_softmax_backward(
-            dloss.to(dtype), z_anchors.to(dtype), z.to(dtype), positive, kept, lse, temperature, precision, memory_budget
+            dloss.to(dtype),
+            z_anchors.to(dtype),
+            z.to(dtype),
+            positive,
+            kept,
+            lse,
+            temperature,
+            precision,
+            memory_budget,
         )
     poison(nan_if_any(lse), dz_anchors, dz)
     return dz_anchors.to(z_anchors.dtype), dz.to(z.dtype)
@@ -121,7 +134,9 @@ def _backward(ctx, dloss, _dlse):
 
 def refuse_second_derivative(ctx, *grads):
     """Backward of a backward op: there is none."""
-    raise RuntimeError("ppap losses are differentiable once; a second derivative (create_graph) is not supported")
+    raise RuntimeError(
+        "ppap losses are differentiable once; a second derivative (create_graph) is not supported"
+    )
 
 
 def no_context(ctx, inputs, output) -> None:

@@ -1,12 +1,19 @@
-"""The definition of ``masked_log_softmax``, materialised and written for the reader; gradients by autograd."""
+"""The definition of ``masked_log_softmax``, materialised and written for the reader; gradients by
+autograd.
+"""
 
 import torch
 
 
 def masked_log_softmax(
-    z_AE: torch.Tensor, z_NE: torch.Tensor, positive_AN: torch.Tensor, kept_AN: torch.Tensor, temperature: float
+    z_AE: torch.Tensor,
+    z_NE: torch.Tensor,
+    positive_AN: torch.Tensor,
+    kept_AN: torch.Tensor,
+    temperature: float,
 ) -> torch.Tensor:
-    """Eq. 8 with boolean masks: L_i = -1/|P_i| sum over p in P_i of (l_ip - log sum over q in Q_i of exp l_iq).
+    """Eq. 8 with boolean masks: L_i = -1/|P_i| sum over p in P_i of (l_ip - log sum over q in Q_i of exp
+    l_iq).
 
     Q_i is the kept set. An anchor without positives has loss 0.
     """

@@ -65,7 +65,9 @@ def _rows(memory_budget: int, z_NE: torch.Tensor) -> int:
 
 
 def bytes_per_anchor(num_patches: int, width: int, element_size: int) -> int:
-    """Bytes of temporaries that one anchor needs: logits, weights, their operand, and the masks while unpacked."""
+    """Bytes of temporaries that one anchor needs: logits, weights, their operand, and the masks while
+    unpacked.
+    """
     return (3 * element_size + 8) * num_patches + 4 * element_size * width
 
 
@@ -74,7 +76,8 @@ def loss_rows(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss, log-sum-exp and shift, each (C,), of a chunk of logits, which are shifted in place.
 
-    The shift is the largest kept logit: embeddings of any norm are safe, and the loss is a difference of small
+    The shift is the largest kept logit: embeddings of any norm are safe, and the loss is a difference of
+        small
     numbers. The log-sum-exp is that of the shifted logits.
     """
     masked_CN = logits_CN.masked_fill(~kept_CN, -torch.inf)
@@ -93,8 +96,8 @@ def gradient_rows(
     """dL_i / dl_ij (C, N) of a chunk, in the storage of its logits."""
     num_positives_C = positive_CN.sum(dim=1)
     some_C = num_positives_C > 0
-    # Outside the kept set, and in a row without positives, a logit may exceed the log-sum-exp by any amount: mask
-    # before the exponential, not after.
+    # Outside the kept set, and in a row without positives, a logit may exceed the log-sum-exp by any amount:
+    # mask before the exponential, not after.
     weights_CN = logits_CN.sub_(torch.where(some_C, lse_C, 0.0)[:, None])
     weights_CN.masked_fill_(~kept_CN, -torch.inf).masked_fill_(~some_C[:, None], -torch.inf).exp_()
     share_C = some_C.to(weights_CN.dtype) / num_positives_C.clamp(min=1)
@@ -104,6 +107,8 @@ def gradient_rows(
 def add_transposed(
     dz_NE: torch.Tensor, weights_op: torch.Tensor, rows_CE: torch.Tensor, weight_scale: float, precision: str
 ) -> None:
-    """dz += weights^T rows / weight_scale, in place; `weights_op` is the :func:`weight_operand` of (C, N) weights."""
+    """dz += weights^T rows / weight_scale, in place; `weights_op` is the :func:`weight_operand` of (C, N)
+    weights.
+    """
     rows_op, rows_scale = scaled_operand(rows_CE, precision)
     dz_NE += product(weights_op.T, rows_op) * (rows_scale / weight_scale)

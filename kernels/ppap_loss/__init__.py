@@ -4,7 +4,16 @@ import torch
 
 from .. import dispatch
 from ..checks import check_anchors, check_budget, check_positive, check_rows, require
-from ..common import DEFAULT_BUDGET, accumulator, exact_products, guard, in_range, normalise, poison, resolve_precision
+from ..common import (
+    DEFAULT_BUDGET,
+    accumulator,
+    exact_products,
+    guard,
+    in_range,
+    normalise,
+    poison,
+    resolve_precision,
+)
 from ..contrastive import contrastive_loss
 from ..masked_log_softmax import no_context, refuse_second_derivative
 from ..propagation import PropagationConfig, all_rows, propagate
@@ -25,10 +34,12 @@ def ppap_loss(
     impl: str | None = None,
     return_counts: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """PPAP loss of a batch of patches: propagate (Eq. 1-7), then contrast (Eq. 8), chunk by chunk over the anchors.
+    """PPAP loss of a batch of patches: propagate (Eq. 1-7), then contrast (Eq. 8), chunk by chunk over the
+    anchors.
 
-    With ``mean`` the gradient is formed in the forward pass, where the masks and logits are at hand, and only scaled
-    in the backward pass; ``none`` recomputes them. Every reduction is multiplied by temperature / base_temperature.
+    With ``mean`` the gradient is formed in the forward pass, where the masks and logits are at hand, and only
+    scaled in the backward pass; ``none`` recomputes them. Every reduction is multiplied by temperature /
+    base_temperature.
 
     Args:
         features: (N, D) floating guidance, normalised inside; never receives a gradient.
@@ -37,21 +48,23 @@ def ppap_loss(
         cfg: settings of the propagation.
         temperature: divides the logits, above 0.
         base_temperature: see above, above 0.
-        reduction: ``mean`` over the anchors that have positives, or ``none``: (A,) with 0 for those that have none.
-        group_size: with ``mean``: the mean over groups of this many consecutive anchors of the mean in each group; a
-            group without any positive counts as 0, the last group may be smaller. None = one group.
+        reduction: ``mean`` over the anchors that have positives, or ``none``: (A,) with 0 for those that have
+            none.
+        group_size: with ``mean``: the mean over groups of this many consecutive anchors of the mean in each
+            group; a group without any positive counts as 0, the last group may be smaller. None = one group.
         precision: ``auto | fp32 | fp16 | bf16``.
-        memory_budget: limit of all temporaries together [bytes], apart from O((N + A) (D + E)) of normalised inputs
-            and gradient.
+        memory_budget: limit of all temporaries together [bytes], apart from O((N + A) (D + E)) of normalised
+            inputs and gradient.
         impl: backend name; None = context, environment, ``auto``.
         return_counts: also return the sizes of the sets.
 
     Returns:
-        The loss, float32 (float64 for float64 inputs): a scalar, or (A,) with ``none``. It is 0 if no anchor has a
-        positive. With `return_counts`: (loss, num_positives, num_negatives), the counts (A,) int64.
+        The loss, float32 (float64 for float64 inputs): a scalar, or (A,) with ``none``. It is 0 if no anchor
+        has a positive. With `return_counts`: (loss, num_positives, num_negatives), the counts (A,) int64.
 
     Raises:
-        ValueError: shapes, dtypes, devices or settings do not fit; on CPUs also non-finite values and bad anchors.
+        ValueError: shapes, dtypes, devices or settings do not fit; on CPUs also non-finite values and bad
+            anchors.
         RuntimeError: the backend asked for is not available, or a second derivative is asked for.
     """
     op = "ppap_loss"
@@ -62,18 +75,33 @@ def ppap_loss(
     require(reduction in ("mean", "none"), f"{op}: reduction is {reduction!r}; valid: 'mean', 'none'")
     grouped = group_size is not None
     require(not grouped or group_size >= 1, f"{op}: group_size is {group_size!r}; give 1 or more, or None")
-    require(not grouped or reduction == "mean", f"{op}: group_size goes with reduction='mean', not {reduction!r}")
-    tau, base = check_positive(op, "temperature", temperature), check_positive(op, "base_temperature", base_temperature)
+    require(
+        not grouped or reduction == "mean", f"{op}: group_size goes with reduction='mean', not {reduction!r}"
+    )
+    tau, base = (
+        check_positive(op, "temperature", temperature),
+        check_positive(op, "base_temperature", base_temperature),
+    )
     budget = check_budget(op, memory_budget)
     backend = dispatch.choose(impl, features, z, anchors)
     if reduction == "none":
         rel = propagate(features, anchors, cfg, precision=precision, memory_budget=budget, impl=backend)
-        loss = contrastive_loss(z, rel, temperature=tau, precision=precision, memory_budget=budget, impl=backend)
+        loss = contrastive_loss(
+            z, rel, temperature=tau, precision=precision, memory_budget=budget, impl=backend
+        )
         loss, counts = loss * (tau / base), (rel.num_positives, rel.num_negatives)
     else:
         loss, _, *counts = _ppap_loss(
-            features.detach(), z, anchors, cfg.as_floats(), [tau, base], group_size or 0,
-            torch.is_grad_enabled() and z.requires_grad, resolve_precision(precision, features, z), budget, backend,
+            features.detach(),
+            z,
+            anchors,
+            cfg.as_floats(),
+            [tau, base],
+            group_size or 0,
+            torch.is_grad_enabled() and z.requires_grad,
+            resolve_precision(precision, features, z),
+            budget,
+            backend,
         )
     return (loss, *counts) if return_counts else loss
 
@@ -118,14 +146,17 @@ def _ppap_loss(
 
 
 @_ppap_loss.register_fake
-def _(features, z, anchors, settings, temperatures, group_size, with_gradient, precision, memory_budget, backend):
+def _(
+    features, z, anchors, settings, temperatures, group_size, with_gradient, precision, memory_budget, backend
+):
     dtype = accumulator(precision)
     dz = z.new_empty((z.shape[0] if with_gradient else 0, z.shape[1]), dtype=dtype)
     return z.new_empty((), dtype=dtype), dz, torch.empty_like(anchors), torch.empty_like(anchors)
 
 
 def group_mean(values_A: torch.Tensor, valid_A: torch.Tensor, group: int) -> torch.Tensor:
-    """Mean over groups of `group` consecutive values of the mean of the valid ones; an empty group counts as 0.
+    """Mean over groups of `group` consecutive values of the mean of the valid ones; an empty group counts as
+    0.
 
     Args:
         values_A: (A,) values, 0 where not valid.
@@ -147,7 +178,9 @@ def group_mean(values_A: torch.Tensor, valid_A: torch.Tensor, group: int) -> tor
 
 @torch.library.custom_op("ppap::ppap_loss_backward", mutates_args=())
 def _ppap_loss_backward(dloss: torch.Tensor, dz: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """The stored gradient times the incoming one, in z's dtype; z itself only marks what this is the gradient of."""
+    """The stored gradient times the incoming one, in z's dtype; z itself only marks what this is the gradient
+    of.
+    """
     return (dz * dloss).to(z.dtype)
 
 

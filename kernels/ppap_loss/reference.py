@@ -1,6 +1,7 @@
 """The definition of the whole loss, materialised and written for the reader; gradients by autograd.
 
-Symbols as in the paper: v proxies, f features, phi and psi thresholds, m the cosine between successive proxies.
+Symbols as in the paper: v proxies, f features, phi and psi thresholds, m the cosine between successive
+    proxies.
 """
 
 from typing import NamedTuple
@@ -24,7 +25,9 @@ class ReferenceRelations(NamedTuple):
     kept: torch.Tensor  # (A, N) bool
 
 
-def propagate(features: torch.Tensor, anchors: torch.Tensor | None, cfg: PropagationConfig) -> ReferenceRelations:
+def propagate(
+    features: torch.Tensor, anchors: torch.Tensor | None, cfg: PropagationConfig
+) -> ReferenceRelations:
     """Eq. 1-7 for the anchors (A,) among the features (N, D)."""
     f_ND = F.normalize(features.detach(), dim=1)
     anchors = torch.arange(len(f_ND), device=f_ND.device) if anchors is None else anchors
@@ -60,7 +63,9 @@ def ppap_loss(
     """Eq. 8 for the sets of :func:`propagate`; same parameters as the public function."""
     anchors = torch.arange(len(features), device=features.device) if anchors is None else anchors
     rel = propagate(features, anchors, cfg)
-    loss_A = masked_log_softmax(z[anchors], z, rel.positive, rel.kept, temperature) * (temperature / base_temperature)
+    loss_A = masked_log_softmax(z[anchors], z, rel.positive, rel.kept, temperature) * (
+        temperature / base_temperature
+    )
     if reduction == "none":
         return loss_A
     has_positive_A = rel.positive.any(dim=1)

@@ -1,8 +1,9 @@
-"""``ppap_loss`` in plain torch: every chunk of anchors is propagated, contrasted and differentiated in one go.
+"""``ppap_loss`` in plain torch: every chunk of anchors is propagated, contrasted and differentiated in one
+go.
 
-Anchors are averaged in groups, and the weight of an anchor is 1 / (groups x anchors of its group that have positives).
-A chunk either covers whole groups, whose weights are then known, or lies inside one group, whose gradient is summed
-apart and scaled when the group ends.
+Anchors are averaged in groups, and the weight of an anchor is 1 / (groups x anchors of its group that have
+positives). A chunk either covers whole groups, whose weights are then known, or lies inside one group, whose
+gradient is summed apart and scaled when the group ends.
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,9 @@ def ppap_loss(
     precision: str,
     memory_budget: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Unscaled losses (A,), gradient of their group mean (N, E) or (0, E), positives and negatives (A,) int64."""
+    """Unscaled losses (A,), gradient of their group mean (N, E) or (0, E), positives and negatives (A,)
+    int64.
+    """
     count = anchors_A.shape[0]
     work = _Work(unit_ND, z_NE, cfg, temperature, precision)
     loss_A = z_NE.new_zeros(count)
@@ -40,7 +43,9 @@ def ppap_loss(
     for chunk, start_of_group in _plan(count, group, rows):
         inside = start_of_group is not None
         target_NE = part_NE if inside else dz_NE
-        result = work.chunk(anchors_A[chunk], None if inside else (group, groups), target_NE if with_gradient else None)
+        result = work.chunk(
+            anchors_A[chunk], None if inside else (group, groups), target_NE if with_gradient else None
+        )
         loss_A[chunk], num_positives_A[chunk], num_negatives_A[chunk] = result
         if inside and with_gradient and chunk.stop == min(start_of_group + group, count):
             part_NE /= (num_positives_A[start_of_group : chunk.stop] > 0).sum().clamp(min=1) * groups
@@ -51,13 +56,17 @@ def ppap_loss(
 
 
 def bytes_per_anchor(unit_ND: torch.Tensor, z_NE: torch.Tensor) -> int:
-    """Bytes of temporaries that one anchor needs: logits, weights, their operand, masks, and rows of D and E."""
+    """Bytes of temporaries that one anchor needs: logits, weights, their operand, masks, and rows of D and
+    E.
+    """
     size = unit_ND.element_size()
     return (3 * size + 4) * unit_ND.shape[0] + 6 * size * (unit_ND.shape[1] + z_NE.shape[1])
 
 
 def _plan(count: int, group: int, rows: int) -> Iterator[tuple[slice, int | None]]:
-    """Chunks of at most `rows` anchors: whole groups with None, or parts of one group with the group's first anchor."""
+    """Chunks of at most `rows` anchors: whole groups with None, or parts of one group with the group's first
+    anchor.
+    """
     if group <= rows:
         step = rows // group * group
         for start in range(0, count, step):
@@ -116,7 +125,9 @@ class _Work:
         weights_op, weight_scale = weight_operand(weights_CN, self.precision)
         own_CE = product(weights_op, self.z_op) * (row_C[:, None] * (self.z_scale / weight_scale))
         target_NE[anchors_C] += own_CE
-        add_transposed(target_NE, weights_op, self.z_NE[anchors_C] * row_C[:, None], weight_scale, self.precision)
+        add_transposed(
+            target_NE, weights_op, self.z_NE[anchors_C] * row_C[:, None], weight_scale, self.precision
+        )
 
 
 def _group_sizes(valid_C: torch.Tensor, group: int, groups: int) -> torch.Tensor:

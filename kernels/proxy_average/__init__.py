@@ -47,10 +47,17 @@ def proxy_average(
 
 @torch.library.custom_op("ppap::proxy_average", mutates_args=())
 def _proxy_average(
-    queries: torch.Tensor, keys: torch.Tensor, threshold: torch.Tensor, precision: str, memory_budget: int, backend: str
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    threshold: torch.Tensor,
+    precision: str,
+    memory_budget: int,
+    backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     # A threshold may be infinite (every key, no key) but not NaN: then no comparison would ever hold.
-    factor = guard({"queries": queries, "keys": keys, "threshold": threshold.nan_to_num(float("nan"))}, None, 0)
+    factor = guard(
+        {"queries": queries, "keys": keys, "threshold": threshold.nan_to_num(float("nan"))}, None, 0
+    )
     dtype = accumulator(precision)
     with exact_products(keys.device):
         proxy, count = dispatch.load("proxy_average", backend).proxy_average(

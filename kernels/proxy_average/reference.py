@@ -9,8 +9,8 @@ def proxy_average(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean of the keys above the threshold, L2-normalised (Eq. 2, 4); same meaning as the public function.
 
-    The paper's mean is not normalised; the published code normalises it before it measures similarity again, so the
-    divisor of the mean cancels. A query without any key above its threshold gets the zero vector.
+    The paper's mean is not normalised; the published code normalises it before it measures similarity again,
+    so the divisor of the mean cancels. A query without any key above its threshold gets the zero vector.
     """
     sim_AN = queries_AD @ keys_ND.T
     selected_AN = sim_AN > threshold_A[:, None]

@@ -7,7 +7,11 @@ from ..common import operand, product, row_chunks, rows_within
 
 
 def proxy_average(
-    queries_AD: torch.Tensor, keys_ND: torch.Tensor, threshold_A: torch.Tensor, precision: str, memory_budget: int
+    queries_AD: torch.Tensor,
+    keys_ND: torch.Tensor,
+    threshold_A: torch.Tensor,
+    precision: str,
+    memory_budget: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See the public function; inputs are in the accumulator's dtype."""
     num_queries, width = queries_AD.shape
@@ -16,7 +20,9 @@ def proxy_average(
     keys_op = operand(keys_ND, precision)
     rows = rows_within(memory_budget, bytes_per_query(keys_ND.shape[0], width, keys_ND.element_size()))
     for chunk in row_chunks(num_queries, rows):
-        proxy_AD[chunk], count_A[chunk] = average_chunk(queries_AD[chunk], keys_op, threshold_A[chunk], precision)
+        proxy_AD[chunk], count_A[chunk] = average_chunk(
+            queries_AD[chunk], keys_op, threshold_A[chunk], precision
+        )
     return proxy_AD, count_A
 
 

@@ -22,7 +22,8 @@ def relation_masks(
 ) -> tuple[PackedMasks, torch.Tensor, torch.Tensor]:
     """Positives (similarity above phi) and kept patches (positive, or similarity below psi) of every anchor.
 
-    Both comparisons are strict: a patch on a threshold is ambiguous and in neither set (Eq. 6, 7 as published). The
+    Both comparisons are strict: a patch on a threshold is ambiguous and in neither set (Eq. 6, 7 as
+        published). The
     anchor itself is in neither. Not differentiable.
 
     Args:
@@ -32,7 +33,8 @@ def relation_masks(
         psi: (A,) floating, threshold of the negatives [cosine]; inf keeps every patch. It may exceed phi.
         self_index: (A,) int64, row of each anchor among the keys.
         neg_queries: (A, D), decide the negatives; None = pos_queries.
-        precision, memory_budget, impl: as in :func:`ppap.kernels.proxy_average`. The packed result is not a temporary.
+        precision, memory_budget, impl: as in :func:`ppap.kernels.proxy_average`. The packed result is not a
+            temporary.
 
     Returns:
         masks: :class:`PackedMasks`, 2 bits per anchor and key.
@@ -40,7 +42,8 @@ def relation_masks(
         num_kept: (A,) int64, positives included.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit; on CPUs also non-finite values and anchors out of range.
+        ValueError: shapes, dtypes or devices do not fit; on CPUs also non-finite values and anchors out of
+            range.
         RuntimeError: the backend asked for is not available.
     """
     op = "relation_masks"
@@ -61,7 +64,15 @@ def relation_masks(
     precision = resolve_precision(precision, pos_queries, keys)
     budget = check_budget(op, memory_budget)
     positive, kept, num_positives, num_kept = _relation_masks(
-        pos_queries.detach(), phi.detach(), keys.detach(), psi.detach(), self_index, neg_queries, precision, budget, backend
+        pos_queries.detach(),
+        phi.detach(),
+        keys.detach(),
+        psi.detach(),
+        self_index,
+        neg_queries,
+        precision,
+        budget,
+        backend,
     )
     return PackedMasks(positive, kept, self_index), num_positives, num_kept
 
@@ -79,7 +90,9 @@ def _relation_masks(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     values = {"pos_queries": pos_queries, "keys": keys, "phi": phi.nan_to_num(float("nan"))}
-    values |= {"psi": psi.nan_to_num(float("nan"))} | ({} if neg_queries is None else {"neg_queries": neg_queries})
+    values |= {"psi": psi.nan_to_num(float("nan"))} | (
+        {} if neg_queries is None else {"neg_queries": neg_queries}
+    )
     factor = guard(values, self_index, keys.shape[0])
     dtype = accumulator(precision)
     with exact_products(keys.device):

@@ -11,11 +11,12 @@ def relation_masks(
     self_index_A: torch.Tensor,
     neg_queries_AD: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boolean masks (A, N): positives P, and kept = P united with the negatives, both without the anchor itself.
+    """Boolean masks (A, N): positives P, and kept = P united with the negatives, both without the anchor
+    itself.
 
-    Eq. 1: P = {j : sim > phi}. Eq. 6: ambiguous = {j : psi <= sim <= phi}. Eq. 7: negatives = everything else. Written
-    as in the published code, negatives are {j : sim < psi}; where psi exceeds phi nothing is ambiguous and a patch in
-    both sets counts once.
+    Eq. 1: P = {j : sim > phi}. Eq. 6: ambiguous = {j : psi <= sim <= phi}. Eq. 7: negatives = everything
+    else. Written as in the published code, negatives are {j : sim < psi}; where psi exceeds phi nothing is
+    ambiguous and a patch in both sets counts once.
     """
     if neg_queries_AD is None:
         neg_queries_AD = pos_queries_AD

@@ -18,14 +18,23 @@ def relation_masks(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """See the public function; floating inputs are in the accumulator's dtype."""
     (num_anchors, width), num_keys = pos_queries_AD.shape, keys_ND.shape[0]
-    words = [torch.empty((num_anchors, num_words(num_keys)), dtype=torch.int32, device=keys_ND.device) for _ in range(2)]
+    words = [
+        torch.empty((num_anchors, num_words(num_keys)), dtype=torch.int32, device=keys_ND.device)
+        for _ in range(2)
+    ]
     counts = [torch.empty(num_anchors, dtype=torch.int64, device=keys_ND.device) for _ in range(2)]
     keys_op = operand(keys_ND, precision)
     rows = rows_within(memory_budget, bytes_per_anchor(num_keys, width, keys_ND.element_size()))
     for chunk in row_chunks(num_anchors, rows):
         negative_queries = None if neg_queries_AD is None else neg_queries_AD[chunk]
         masks = masks_chunk(
-            pos_queries_AD[chunk], phi_A[chunk], keys_op, psi_A[chunk], self_index_A[chunk], negative_queries, precision
+            pos_queries_AD[chunk],
+            phi_A[chunk],
+            keys_op,
+            psi_A[chunk],
+            self_index_A[chunk],
+            negative_queries,
+            precision,
         )
         for i, mask_CN in enumerate(masks):
             words[i][chunk] = pack_masks(mask_CN)

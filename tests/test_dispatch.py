@@ -1,0 +1,165 @@
+"""Choice of a backend, and the settings that surround a product."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from bench.shapes import clustered
+from ppap.kernels import (
+    PropagationConfig,
+    available_backends,
+    dispatch,
+    ppap_loss,
+    proxy_average,
+    use_backend,
+)
+from ppap.kernels.common import exact_products, resolve_precision
+
+KEYS = clustered(12, 8, seed=0)
+
+
+def test_available_backends_give_a_reason_or_none():
+    reasons = available_backends()
+    assert set(reasons) == {"torch", "triton", "cuda", "cpp"}
+    assert reasons["torch"] is None
+    assert all(reason is None or "ppap" in reason for reason in reasons.values())
+
+
+def absent_backend() -> str:
+    return next(name for name, reason in available_backends().items() if reason is not None)
+
+
+def test_precedence(monkeypatch):
+    monkeypatch.setattr(dispatch, "_REASONS", dict.fromkeys(dispatch._REASONS))
+    monkeypatch.setitem(dispatch._REASONS, "triton", "none here")
+    assert dispatch.choose(None, KEYS) == "cpp", "auto on CPU tensors"
+    monkeypatch.setenv("PPAP_BACKEND", "torch")
+    assert dispatch.choose(None, KEYS) == "torch", "environment"
+    with use_backend("cpp"):
+        assert dispatch.choose(None, KEYS) == "cpp", "context over environment"
+        assert dispatch.choose("torch", KEYS) == "torch", "argument over context"
+        with use_backend("auto"):
+            assert dispatch.choose(None, KEYS) == "cpp"
+    assert dispatch.choose(None, KEYS) == "torch", "the context ends"
+    assert dispatch.choose("auto", KEYS.double()) == "torch", "float64"
+    assert dispatch.choose("auto", KEYS.to("meta")) == "torch", "other devices"
+    with pytest.raises(RuntimeError, match="does not run on cpu"):
+        dispatch.choose("cuda", KEYS)
+    with pytest.raises(ValueError, match="no float64"):
+        dispatch.choose("cpp", KEYS.double())
+
+
+@pytest.mark.parametrize("how", ["argument", "context", "environment"])
+def test_an_explicit_choice_never_falls_back(how, monkeypatch):
+    name = absent_backend()
+    if how == "environment":
+        monkeypatch.setenv("PPAP_BACKEND", name)
+    with pytest.raises(RuntimeError, match=f"'{name}' .* is not available: .*no {name}"):
+        if how == "context":
+            with use_backend(name):
+                ppap_loss(KEYS, KEYS, None, PropagationConfig(), temperature=0.3)
+        else:
+            impl = name if how == "argument" else None
+            ppap_loss(KEYS, KEYS, None, PropagationConfig(), temperature=0.3, impl=impl)
+
+
+@pytest.mark.parametrize("value", ["Torch", "cudnn", " torch"])
+def test_unknown_names_are_refused(value, monkeypatch):
+    with pytest.raises(ValueError, match="valid: auto, torch"):
+        proxy_average(KEYS, KEYS, torch.zeros(12), impl=value)
+    with pytest.raises(ValueError, match="valid: auto, torch"), use_backend(value):
+        pass
+    monkeypatch.setenv("PPAP_BACKEND", value)
+    with pytest.raises(ValueError, match="PPAP_BACKEND is"):
+        proxy_average(KEYS, KEYS, torch.zeros(12))
+
+
+def test_an_empty_variable_means_auto(monkeypatch):
+    monkeypatch.setenv("PPAP_BACKEND", "")
+    proxy_average(KEYS, KEYS, torch.zeros(12))
+
+
+def test_unknown_variables_warn(monkeypatch):
+    monkeypatch.setenv("PPAP_BAKEND", "torch")
+    with pytest.warns(UserWarning, match="PPAP_BAKEND.*PPAP_BACKEND"):
+        dispatch._warn_of_unknown_variables()
+    monkeypatch.delenv("PPAP_BAKEND")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dispatch._warn_of_unknown_variables()
+
+
+def test_the_choice_is_logged_once(caplog, monkeypatch):
+    monkeypatch.setattr(dispatch, "_logged", set())
+    with caplog.at_level("INFO", logger="ppap.kernels"):
+        for _ in range(3):
+            proxy_average(KEYS, KEYS, torch.zeros(12), impl="torch")
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == [
+        "proxy_average runs on the torch backend"
+    ]
+
+
+def test_a_compiled_function_follows_the_context():
+    @torch.compile(fullgraph=True, backend="eager")
+    def count(keys):
+        return proxy_average(keys, keys, torch.zeros(12))[1]
+
+    assert torch.equal(count(KEYS), proxy_average(KEYS, KEYS, torch.zeros(12))[1])
+    # The refusal comes from tracing anew; inside a graph it may be wrapped in the compiler's own error.
+    with use_backend(absent_backend()), pytest.raises(Exception, match="not available"):
+        count(KEYS)
+
+
+def test_tensors_on_two_devices():
+    with pytest.raises(ValueError, match="meta and cpu; move them to one device"):
+        proxy_average(KEYS.to("meta"), KEYS, torch.zeros(12))
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtypes", "wanted"),
+    [
+        ("auto", (torch.float32,), "fp32"),
+        ("auto", (torch.float16, torch.float16), "fp16"),
+        ("auto", (torch.float16, torch.bfloat16), "fp32"),
+        ("auto", (torch.bfloat16, torch.float64), "fp64"),
+        ("fp32", (torch.float64,), "fp64"),
+        ("fp32", (torch.bfloat16,), "fp32"),
+        ("bf16", (torch.float32,), "bf16"),
+    ],
+)
+def test_precision(precision, dtypes, wanted):
+    assert resolve_precision(precision, *(torch.zeros(1, dtype=d) for d in dtypes)) == wanted
+
+
+def test_autocast_gives_the_precision():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert resolve_precision("auto", torch.zeros(1)) == "bf16"
+        assert resolve_precision("fp32", torch.zeros(1)) == "fp32"
+        assert resolve_precision("auto", torch.zeros(1).double()) == "fp64"
+
+
+def test_global_matmul_settings_are_kept_out_and_restored():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with exact_products(torch.device("cpu")):
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_kernels_import_neither_the_rest_of_ppap_nor_timm():
+    code = (
+        "import sys, ppap.kernels;"
+        "loaded = [m for m in sys.modules if m.startswith('ppap') and not m.startswith('ppap.kernels')];"
+        "assert loaded == ['ppap'], loaded;"
+        "assert not {'timm', 'torchvision', 'matplotlib', 'tyro', 'triton'} & set(sys.modules)"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
