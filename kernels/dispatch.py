@@ -24,7 +24,7 @@ OPS = ("proxy_average", "relation_masks", "masked_log_softmax", "ppap_loss")
 # Backend -> the file of an op's folder that implements it.
 _FILES = {"torch": "torch_impl", "triton": "triton_impl", "cuda": "native_impl", "cpp": "native_impl"}
 # Device -> the order in which `auto` looks for a backend; other devices take torch.
-_AUTO = {"cuda": ("triton", "cuda", "torch"), "cpu": ("cpp", "torch")}
+AUTO = {"cuda": ("triton", "cuda", "torch"), "cpu": ("cpp", "torch")}
 # Backend -> the devices it runs on; torch runs on all.
 _DEVICES = {"triton": ("cuda",), "cuda": ("cuda",), "cpp": ("cpu",)}
 VARIABLES = ("PPAP_BACKEND", "PPAP_AUTOTUNE", "PPAP_CPU_ISA", "PPAP_CACHE_DIR")
@@ -36,8 +36,9 @@ _logged: set[tuple[str, str]] = set()
 def _probe(backend: str) -> str | None:
     """Why `backend` cannot be used in this installation, or None if it can."""
     here = Path(__file__).parent
-    absent = [op for op in OPS if not (here / op / f"{_FILES[backend]}.py").exists()]
-    return f"this version of ppap has no {backend} implementation of {', '.join(absent)}" if absent else None
+    if all((here / op / f"{_FILES[backend]}.py").exists() for op in OPS):
+        return None
+    return f"this version of ppap has no {backend} implementation"
 
 
 _REASONS = {backend: _probe(backend) for backend in _FILES}
@@ -90,7 +91,7 @@ def choose(impl: str | None, *tensors: torch.Tensor) -> str:
     if name == "auto":
         if double:
             return "torch"
-        return next(b for b in _AUTO.get(device.type, ("torch",)) if _REASONS[b] is None)
+        return next(b for b in AUTO.get(device.type, ("torch",)) if _REASONS[b] is None)
     if _REASONS[name] is not None:
         raise RuntimeError(f"backend {name!r} ({source}) is not available: {_REASONS[name]}")
     if name in _DEVICES and device.type not in _DEVICES[name]:
@@ -113,8 +114,8 @@ def load(op: str, backend: str) -> ModuleType:
     """Implementation module of `op` for `backend`; imported on first use, logged once per op and backend."""
     if (op, backend) not in _logged:
         _logged.add((op, backend))
-        passed = [f"{b}: {why}" for b, why in _REASONS.items() if why is not None]
-        logger.info("%s runs on the %s backend%s", op, backend, f" ({'; '.join(passed)})" if passed else "")
+        passed = "; ".join(why for why in _REASONS.values() if why is not None)
+        logger.info("%s runs on the %s backend%s", op, backend, f" ({passed})" if passed else "")
     return importlib.import_module(f"{__package__}.{op}.{_FILES[backend]}")
 
 

@@ -213,7 +213,11 @@ class EvalConfig:
     counted.
     """
 
+    pictures: int = 6
+    """Validation images drawn in the report."""
+
     def __post_init__(self) -> None:
+        _check(self.pictures >= 0, "eval.pictures", self.pictures, "give 0 or more")
         _check(self.batch_size >= 1, "eval.batch-size", self.batch_size, "give at least 1")
         _check(self.crf_workers >= 0, "eval.crf-workers", self.crf_workers, "give 0 or more")
         _check(
@@ -242,9 +246,8 @@ class TrainConfig:
     device: str = "auto"
     """auto = cuda if there is one, else cpu; or a torch device such as cuda:1."""
     out: str | None = None
-    """Run directory; None = runs/PRESET-DATE-TIME. An existing run is continued only with --resume."""
-    resume: bool = False
-    """Continue the run in --train.out from its last checkpoint."""
+    """Run directory; None = runs/PRESET-DATE-TIME. An existing run is continued with --resume RUN, never
+    overwritten."""
 
     def __post_init__(self) -> None:
         _check(self.batch_size >= 1, "train.batch-size", self.batch_size, "give at least 1")

@@ -14,7 +14,9 @@ def test_bit_k_of_word_w_is_column_32w_plus_k():
     assert words.tolist() == [[1 - 2**31, 1, 1 << 5]]
 
 
-@pytest.mark.parametrize("shape", [(3, 1), (5, 31), (5, 32), (2, 33), (4, 203), (0, 40), (2, 0), (70,), (2, 3, 65)])
+@pytest.mark.parametrize(
+    "shape", [(3, 1), (5, 31), (5, 32), (2, 33), (4, 203), (0, 40), (2, 0), (70,), (2, 3, 65)]
+)
 def test_unpack_inverts_pack(shape, generator):
     mask = torch.rand(shape, generator=generator) < 0.3
     words = pack_masks(mask)

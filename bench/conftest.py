@@ -1,0 +1,90 @@
+"""Options and measures of the benchmarks: ``pytest bench --benchmark-only``, and ``--quick`` for a check that
+all run.
+"""
+
+import ctypes
+import platform
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.shapes import SMALL, VITS16, VITS16_CHUNK, Shape
+
+_MIB = 2**20
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="one round on the smallest shape")
+
+
+def pytest_generate_tests(metafunc):
+    if "shape" in metafunc.fixturenames:
+        shapes = [SMALL] if metafunc.config.getoption("--quick") else [SMALL, VITS16_CHUNK, VITS16]
+        metafunc.parametrize("shape", shapes, ids=str)
+
+
+@pytest.fixture
+def measure(benchmark, request):
+    """Time `run` and add peak memory, machine and versions to ``extra_info``; call it as measure(run,
+    shape).
+    """
+
+    def run_benchmark(run: Callable[[], object], shape: Shape) -> None:
+        benchmark.group = f"{shape.name}: N={shape.patches} A={shape.anchors} D={shape.width}"
+        benchmark.extra_info.update(
+            peak_memory_mib=round(peak_memory(run) / _MIB, 1),
+            device=device_name(),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            python=platform.python_version(),
+        )
+        rounds = 1 if request.config.getoption("--quick") else 5
+        benchmark.pedantic(run, rounds=rounds, iterations=1, warmup_rounds=1)
+
+    return run_benchmark
+
+
+def device_name() -> str:
+    """Processor or GPU in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def peak_memory(run: Callable[[], object]) -> int:
+    """Bytes of resident memory that one call of `run` adds at its peak, after a first call outside the
+    measurement.
+    """
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    # glibc keeps freed memory: give it back first, so that what the call needs is what it adds.
+    ctypes.CDLL(None).malloc_trim(0)
+    before, peak, done = _resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            peak[0] = max(peak[0], _resident())
+            done.wait(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run()
+    done.set()
+    watcher.join()
+    return max(peak[0] - before, 0)
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096

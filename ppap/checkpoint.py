@@ -1,0 +1,172 @@
+"""Checkpoints: a folder that alone serves to predict, to evaluate and to continue.
+
+Holds ``model.safetensors`` (every weight, frozen ones too), ``config.json`` (settings and what the network
+is), ``state.pt`` (optimisers, counters and random generators; plain containers, loaded with
+``weights_only=True``) and ``manifest.json`` (sha256 of each). It is written beside its place and renamed, so
+that a stop at any moment leaves the old one or the new one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ppap.errors import DataError, NumberError
+
+FORMAT = 1
+FILES = ("model.safetensors", "config.json", "state.pt")
+
+
+@dataclass
+class Checkpoint:
+    """Contents of a checkpoint folder."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    """Weights by name: ``backbone.*, block.*, projection.*, linear.*, cluster.*``."""
+    info: dict[str, Any]
+    """``config`` (all settings), ``backbone`` (spec), ``origin``, ``classes``, ``class_names``,
+    ``assignment``, ``step``."""
+
+    def state(self) -> dict[str, Any]:
+        """Optimisers, counters and generators, for resuming.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        path = self.path / "state.pt"
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise DataError(
+                f"{path} cannot be read ({_first_line(error)}); resume from another one"
+            ) from None
+
+
+def save_checkpoint(
+    folder: Path, tensors: dict[str, Tensor], info: dict[str, Any], state: dict[str, Any]
+) -> None:
+    """Write a checkpoint to `folder`, replacing an older one only when the new one is complete.
+
+    Raises:
+        NumberError: a weight is not finite.
+        DataError: the disk refuses; the older checkpoint stays.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise NumberError(f"weights {name} are not finite; {folder} was not written, the older one stays")
+    aside = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        save_file(tensors, aside / "model.safetensors")
+        (aside / "config.json").write_text(json.dumps({"format": FORMAT, **info}, indent=2) + "\n")
+        torch.save(state, aside / "state.pt")
+        manifest = {name: _sha256(aside / name) for name in FILES}
+        (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        for name in (*FILES, "manifest.json"):
+            _flush(aside / name)
+        _replace(aside, folder)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        reason = error.strerror or error
+        raise DataError(f"cannot write {folder}: {reason}; free space or change --train.out") from None
+    except SafetensorError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise DataError(
+            f"cannot write {folder}: {_first_line(error)}; free space or change --train.out"
+        ) from None
+
+
+def _replace(aside: Path, folder: Path) -> None:
+    # A folder cannot be renamed over another: between the two renames only `.NAME.old` is complete, which
+    # find_checkpoint looks for.
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(aside, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def find_checkpoint(path: str | Path, name: str | None = None) -> Path:
+    """Folder of a checkpoint, given that folder or a run directory.
+
+    Args:
+        path: checkpoint folder, or run directory with ``checkpoints/{best,last}``.
+        name: ``best`` or ``last``, for run directories; None = best if there is one, else last.
+
+    Raises:
+        DataError: nothing there looks like a checkpoint.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"there is no checkpoint or run directory at {path}; check the path")
+    if (path / "manifest.json").exists():
+        return path
+    for candidate in (name,) if name else ("best", "last"):
+        folder = path / "checkpoints" / candidate
+        for found in (folder, folder.with_name(f".{candidate}.old")):
+            if (found / "manifest.json").exists():
+                return found
+    wanted = f"checkpoints/{name or '{best,last}'}"
+    raise DataError(
+        f"{path} holds neither manifest.json nor {wanted}; give a run directory or a checkpoint folder"
+    )
+
+
+def load_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Args:
+        path, name: as for :func:`find_checkpoint`.
+
+    Raises:
+        DataError: missing, damaged or of an unknown format; the message names the file.
+    """
+    folder = find_checkpoint(path, name)
+    manifest = _read_json(folder / "manifest.json")
+    for file in FILES:
+        if not (folder / file).exists():
+            raise DataError(f"{folder / file} is missing; copy the whole checkpoint folder")
+        if manifest.get(file) != _sha256(folder / file):
+            raise DataError(f"{folder / file} differs from its checksum in manifest.json; copy it again")
+    info = _read_json(folder / "config.json")
+    if info.get("format") != FORMAT:
+        raise DataError(
+            f"{folder} has checkpoint format {info.get('format')!r}, this ppap reads {FORMAT}; update ppap"
+        )
+    return Checkpoint(folder, load_file(folder / "model.safetensors"), info)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({_first_line(error)}); copy it again") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

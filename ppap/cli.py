@@ -1,0 +1,92 @@
+"""The command line: ``ppap COMMAND`` and ``python -m ppap.COMMAND`` are the same.
+
+Errors that a user can act on are printed as one short message; the exit code says their kind: 0 done, 2
+usage, 3 data, 4 numbers, 75 stopped after saving.
+"""
+
+import difflib
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ppap.errors import PpapError, UsageError
+
+COMMANDS = {
+    "train": "train on generated scenes, or on a folder of images",
+    "eval": "measure a checkpoint: cluster and linear probe, without and with CRF",
+    "predict": "write segmentation masks of images",
+    "doctor": "show versions, devices and which kernel backend is used",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script ``ppap``."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if argv[0] == "--version":
+        from ppap import __version__
+
+        print(f"ppap {__version__}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        print(f"error: no command is called {name!r}; {hint}valid: {', '.join(COMMANDS)}", file=sys.stderr)
+        return UsageError.exit_code
+    return run(importlib.import_module(f"ppap.{name}").main, rest)
+
+
+def _overview() -> str:
+    rows = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+    return (
+        "usage: ppap COMMAND [options]\n\n"
+        "Unsupervised semantic segmentation by progressive proxy anchor propagation.\n\n"
+        f"commands:\n{rows}\n\n"
+        "ppap COMMAND --help lists the options of a command."
+    )
+
+
+def run(command: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None) -> int:
+    """Call a command; turn errors into one line on stderr and their exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("ppap").setLevel(logging.INFO)
+    # timm still decorates functions with torch.jit, which torch announces to drop; nothing a user can act on.
+    warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+    try:
+        command(list(sys.argv[1:] if argv is None else argv))
+        return 0
+    except PpapError as error:
+        print(f"error: {error}" if error.exit_code != 75 else str(error), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def parse(kind: Any, argv: Sequence[str], *, command: str, description: str, default: Any = None) -> Any:
+    """Parse `argv` into the dataclass `kind` with tyro; exits with 2 on a wrong or unknown option.
+
+    Args:
+        kind: dataclass whose fields become options.
+        argv: arguments without the program's name.
+        command: name after ``ppap``, for the usage line.
+        description: text at the top of ``--help``.
+        default: instance whose values are the defaults.
+    """
+    import tyro
+
+    options = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=list(argv), prog=f"ppap {command}", description=description, **options)
+
+
+def first_positional(argv: Sequence[str]) -> str | None:
+    """The leading argument if it is no option: commands that take a checkpoint name it first."""
+    return argv[0] if argv and not argv[0].startswith("-") else None

@@ -1,0 +1,69 @@
+"""Datasets: what a run trains and validates on. Start reading in ``base.py``.
+
+A dataset is one module with ``build(config, splits) -> Datasets`` and one row of ``KINDS``.
+"""
+
+import difflib
+import importlib
+
+from ppap.config import DataConfig
+from ppap.data.base import SPLITS, Datasets, SegmentationDataset
+from ppap.data.loading import EpochSampler, train_loader, val_loader
+from ppap.errors import DataError, UsageError
+
+__all__ = [
+    "KINDS",
+    "Datasets",
+    "EpochSampler",
+    "SegmentationDataset",
+    "build_dataset",
+    "build_datasets",
+    "train_loader",
+    "val_loader",
+]
+
+KINDS = {
+    "scenes": "ppap.data.scenes",
+    "folder": "ppap.data.folder",
+}
+"""DataConfig.kind -> module, imported on first use."""
+
+
+def build_datasets(config: DataConfig, splits: tuple[str, ...] = SPLITS) -> Datasets:
+    """The splits of the dataset that the settings name, all their files checked.
+
+    Args:
+        config: the data settings of a run.
+        splits: those to build; the others are None.
+
+    Returns:
+        ``train``, ``val`` (None where there is none) and a one-sentence ``description``.
+
+    Raises:
+        DataError: missing, unreadable or inconsistent files; the message lists the problems and the remedies.
+        UsageError: an unknown kind, or a setting this kind needs is not given.
+    """
+    return _build(config, splits)
+
+
+def build_dataset(config: DataConfig, split: str) -> SegmentationDataset:
+    """One split, ``"train"`` or ``"val"``; the other one is read only to learn the number of classes.
+
+    Raises:
+        DataError: as :func:`build_datasets`, or there is no such split.
+        UsageError: as :func:`build_datasets`, or another word for ``split``.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"there is no split {split!r}; give {' or '.join(SPLITS)}")
+    dataset = getattr(_build(config, (split,)), split)
+    if dataset is None:
+        raise DataError(f"the dataset {config.kind!r} has no {split} split")
+    return dataset
+
+
+def _build(config: DataConfig, splits: tuple[str, ...]) -> Datasets:
+    if config.kind not in KINDS:
+        near = difflib.get_close_matches(config.kind, KINDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(KINDS)}"
+        raise UsageError(f"--data.kind is {config.kind!r}; {hint}")
+    return importlib.import_module(KINDS[config.kind]).build(config, splits)

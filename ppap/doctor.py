@@ -1,0 +1,101 @@
+"""Show versions, devices and which kernel backends this installation can use, with reasons."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ppap import __version__
+from ppap.cli import parse, run
+from ppap.kernels import available_backends, dispatch
+from ppap.kernels.dense_crf.pydensecrf_impl import unavailable_reason
+
+PACKAGES = ("torch", "triton", "torchvision", "timm", "numpy", "scipy", "pillow", "safetensors", "tyro")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorArguments:
+    """Options of ``ppap doctor``."""
+
+    json: bool = False
+    """Print JSON, for a bug report."""
+
+
+def report() -> dict[str, Any]:
+    """Everything the command prints, as plain containers."""
+    return {
+        "ppap": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "devices": _devices(),
+        "variables": {name: os.environ.get(name) for name in dispatch.VARIABLES},
+        "backends": {name: reason or "available" for name, reason in available_backends().items()},
+        "auto": {device: _auto(device) for device in ("cpu", "cuda")},
+        "dense_crf": {"pydensecrf": unavailable_reason() or "available"},
+        "compilers": {name: shutil.which(name) or "not on the PATH" for name in ("g++", "nvcc")},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> dict[str, str]:
+    devices = {"cpu": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"}
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        devices["cuda"] = (
+            f"none found (torch is built for {built})" if built else "torch is built without CUDA"
+        )
+        return devices
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        devices[f"cuda:{i}"] = f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB"
+    return devices
+
+
+def _auto(device: str) -> dict[str, str]:
+    """Op -> backend that ``auto`` takes on a device type."""
+    order = dispatch.AUTO[device]
+    taken = next(name for name in order if available_backends()[name] is None)
+    return dict.fromkeys(dispatch.OPS, taken)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Command ``doctor``."""
+    arguments = parse(DoctorArguments, argv, command="doctor", description=__doc__)
+    found = report()
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    print(f"ppap {found['ppap']}, Python {found['python']}, {found['platform']}")
+    sections = {
+        "packages": found["packages"],
+        "devices": found["devices"],
+        "environment variables": {k: "not set" if v is None else v for k, v in found["variables"].items()},
+        "kernel backends": found["backends"],
+        "backend that auto takes on CPU tensors": found["auto"]["cpu"],
+        "backend that auto takes on CUDA tensors": found["auto"]["cuda"],
+        "dense CRF": found["dense_crf"],
+        "compilers": found["compilers"],
+    }
+    for title, rows in sections.items():
+        print(f"\n{title}")
+        width = max(map(len, rows))
+        for name, value in rows.items():
+            print(f"  {name:<{width}}  {value}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,243 @@
+"""The network, its probes and their optimisers as one unit: a training step, and the state that resuming
+needs.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppap.backbone import backbone_from_spec
+from ppap.checkpoint import Checkpoint
+from ppap.config import Config, OptimConfig, from_dict
+from ppap.errors import DataError, NumberError, UsageError
+from ppap.loss import PPAPLoss
+from ppap.model import PPAPNet, build_net, patch_rows
+from ppap.probes import ClusterProbe, LinearProbe
+
+# Loss scaling of the published code.
+_INITIAL_SCALE, _GROWTH_INTERVAL = 2048.0, 1000
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` = CUDA where there is one, else the CPU; or any torch device name.
+
+    Raises:
+        UsageError: an unknown device, or one that is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"--train.device {name!r} cannot be used ({reason}); give auto, cpu or cuda:N"
+        ) from None
+    return device
+
+
+def amp_type(choice: str, device: torch.device) -> torch.dtype | None:
+    """Autocast type of the forward pass; None = no autocast.
+
+    Raises:
+        UsageError: fp16 on a CPU, whose 16-bit products are far slower than fp32.
+    """
+    if choice == "off" or (choice == "auto" and device.type != "cuda"):
+        return None
+    if choice == "fp16" and device.type == "cpu":
+        raise UsageError("--optim.amp fp16 is for GPUs; on a CPU give bf16 or off")
+    return torch.bfloat16 if choice == "bf16" else torch.float16
+
+
+class Engine(nn.Module):
+    """What is trained. Build it with :func:`build_engine`, or from a checkpoint with :func:`load_engine`."""
+
+    def __init__(self, net: PPAPNet, classes: int, config: Config, device: torch.device) -> None:
+        """Probes' initial weights follow torch's global generator; everything is moved to `device`."""
+        super().__init__()
+        self.config = config
+        self.device = device
+        self.classes = classes
+        self.net = net.to(device)
+        self.contrast = PPAPLoss(config.loss, config.train.seed)
+        self.amp = amp_type(config.optim.amp, device)
+        self.optimisers = {"net": _net_optimiser(self.net, config.optim)}
+        self.renew_probes()
+        scaled = self.amp == torch.float16
+        self.scaler = torch.amp.GradScaler(
+            device.type, init_scale=_INITIAL_SCALE, growth_interval=_GROWTH_INTERVAL, enabled=scaled
+        )
+
+    def renew_probes(self) -> None:
+        """Draw both probes from torch's global generator, with fresh optimisers."""
+        width, optim = self.net.backbone.width, self.config.optim
+        self.linear = LinearProbe(width, self.classes).to(self.device)
+        self.cluster = ClusterProbe(width, self.classes).to(self.device)
+        self.optimisers["linear"] = torch.optim.Adam(self.linear.parameters(), lr=optim.linear_lr)
+        self.optimisers["cluster"] = torch.optim.Adam(self.cluster.parameters(), lr=optim.cluster_lr)
+
+    @property
+    def probes(self) -> tuple[ClusterProbe, LinearProbe]:
+        """Cluster and linear probe, in the order evaluation takes them."""
+        return self.cluster, self.linear
+
+    def train_step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """One step on a batch of images (B, 3, H, W) and labels (B, H, W).
+
+        Returns:
+            Detached scalars: loss, contrast_loss, linear_loss, cluster_loss, positives, negatives, grad_norm.
+
+        Raises:
+            NumberError: on CPUs, a loss or gradient that is not finite, before the optimisers' step. On GPUs
+                the caller looks at the returned values when it logs.
+        """
+        image = batch["image"].to(self.device, non_blocking=True)
+        label = batch["label"].to(self.device, non_blocking=True)
+        self.train()
+        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
+            out = self.net(image)
+            contrast = self.contrast(patch_rows(out.guidance), out.z, step)
+            linear = self.linear.loss(out.code, label, self.net.backbone.patch_size)
+            cluster = self.cluster.loss(out.code)
+            loss = contrast.loss + linear + cluster
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimisers["net"])
+        grad_norm = nn.utils.clip_grad_norm_(self.net.trainable_parameters(), self.config.optim.clip_norm)
+        result = {
+            "loss": loss,
+            "contrast_loss": contrast.loss,
+            "linear_loss": linear,
+            "cluster_loss": cluster,
+            "positives": contrast.positives,
+            "negatives": contrast.negatives,
+            "grad_norm": grad_norm,
+        }
+        result = {name: value.detach() for name, value in result.items()}
+        if self.device.type == "cpu":
+            check_finite(result, step, self.scaler.is_enabled())
+        for optimiser in self.optimisers.values():
+            self.scaler.step(optimiser)
+        self.scaler.update()
+        return result
+
+    def train_probes(self, code: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """One step of the probes alone, on a code (B, D, h, w) and labels (B, H, W); returns detached
+        losses.
+        """
+        losses = {
+            "linear_loss": self.linear.loss(code, label, self.net.backbone.patch_size),
+            "cluster_loss": self.cluster.loss(code),
+        }
+        for name in ("linear", "cluster"):
+            self.optimisers[name].zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        for name in ("linear", "cluster"):
+            self.optimisers[name].step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def code(self, image: Tensor) -> Tensor:
+        """Code (B, D, h, w) of images on the device, in evaluation mode, under the run's autocast."""
+        self.eval()
+        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
+            return self.net(image, code_only=True).code.float()
+
+    @torch.no_grad()
+    def frozen_code(self, image: Tensor) -> Tensor:
+        """Frozen features (B, D, h, w) of images on the device: the code of an untrained network."""
+        self.eval()
+        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
+            return self.net.features(image)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every weight by its name in a checkpoint."""
+        parts = {"": self.net, "linear.": self.linear, "cluster.": self.cluster}
+        return {
+            prefix + name: value
+            for prefix, part in parts.items()
+            for name, value in part.state_dict().items()
+        }
+
+    def load_weights(self, tensors: dict[str, Tensor], where: str) -> None:
+        """Inverse of :meth:`weights`, strict.
+
+        Raises:
+            DataError: a name or a shape differs.
+            NumberError: a weight is not finite.
+        """
+        own = self.weights()
+        for name in sorted(own.keys() | tensors.keys()):
+            here, there = (None if t.get(name) is None else tuple(t[name].shape) for t in (own, tensors))
+            if here != there:
+                raise DataError(
+                    f"{where}: {name} has shape {there}, the network {here}; "
+                    "is it a checkpoint of another architecture?"
+                )
+            if not torch.isfinite(tensors[name]).all():
+                raise NumberError(f"{where}: weights {name} are not finite; use an earlier checkpoint")
+            own[name].copy_(tensors[name])
+
+    def training_state(self) -> dict[str, Any]:
+        """Optimisers, loss scale and random generators, as plain containers."""
+        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
+        return {
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "scaler": self.scaler.state_dict(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`training_state`."""
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if self.device.type == "cuda" and state["rng"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+
+
+def check_finite(values: dict[str, Tensor], step: int, scaled: bool = False) -> None:
+    """Raise NumberError if a value of a training step is not finite.
+
+    With loss scaling a gradient that overflows is usual: the scaler skips that step and lowers the scale.
+    """
+    bad = [
+        f"{name} = {value.item()}"
+        for name, value in values.items()
+        if not torch.isfinite(value) and not (scaled and name == "grad_norm")
+    ]
+    if bad:
+        raise NumberError(
+            f"step {step}: {', '.join(bad)}; lower --optim.lr or check images and weights. "
+            "The last checkpoint holds the state before."
+        )
+
+
+def _net_optimiser(net: PPAPNet, optim: OptimConfig) -> torch.optim.Optimizer:
+    kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
+    return kind(net.trainable_parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+
+
+def build_engine(config: Config, classes: int, device: torch.device) -> Engine:
+    """A new network: the backbone's weights, projection and probes drawn with ``config.train.seed``."""
+    torch.manual_seed(config.train.seed)
+    return Engine(build_net(config.model), classes, config, device)
+
+
+def load_engine(checkpoint: Checkpoint, device: torch.device, config: Config | None = None) -> Engine:
+    """The network of a checkpoint; `config` (default: the stored one) gives everything but the architecture.
+
+    Raises:
+        DataError: weights do not fit the stored architecture.
+        NumberError: a weight is not finite.
+    """
+    info = checkpoint.info
+    config = config or from_dict(info["config"])
+    backbone = backbone_from_spec(info["backbone"], info["origin"])
+    engine = Engine(PPAPNet(backbone, config.model.guidance_dropout), info["classes"], config, device)
+    engine.load_weights(checkpoint.tensors, str(checkpoint.path))
+    return engine

@@ -1,0 +1,170 @@
+"""Measure both probes of a checkpoint on labelled images, without and with CRF."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from ppap import __version__
+from ppap.checkpoint import Checkpoint, load_checkpoint
+from ppap.cli import first_positional, parse, run
+from ppap.config import Config, DataConfig, EvalConfig, config_hash, from_dict
+from ppap.data import build_datasets
+from ppap.data.base import SPLITS
+from ppap.engine import Engine, load_engine, pick_device
+from ppap.errors import DataError, UsageError
+from ppap.evaluation.evaluate import Evaluation, evaluate
+from ppap.evaluation.frozen import train_frozen_probes
+from ppap.report import RANDOM_WARNING, device_name, score_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalArguments:
+    """Options of ``ppap eval``; data and eval settings default to those of the run."""
+
+    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
+    """Run directory or checkpoint folder."""
+    which: str = "auto"
+    """Checkpoint of a run directory: best, last, or auto = best if there is one."""
+    frozen: bool = False
+    """Measure the frozen backbone instead: train both probes on its features first (the paper's DINO
+    rows).
+    """
+    frozen_steps: int | None = None
+    """Training steps of the probes with --frozen; None = as many as the checkpoint was trained."""
+    device: str = "auto"
+    """auto = cuda if there is one, else cpu; or a torch device such as cuda:1."""
+    out: str | None = None
+    """JSON file for the results, not overwritten; None = a new evaluation*.json in the checkpoint's
+    folder.
+    """
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Command ``eval``."""
+    path = first_positional(argv)
+    if path is None:
+        # Prints the help, or the error that the checkpoint is missing.
+        parse(EvalArguments, argv, command="eval", description=__doc__)
+        return
+    checkpoint, config = _open(path, argv)
+    defaults = EvalArguments(checkpoint=path, data=config.data, eval=config.eval)
+    arguments = parse(EvalArguments, argv, command="eval", description=__doc__, default=defaults)
+    config = dataclasses.replace(config, data=arguments.data, eval=arguments.eval)
+    out = _out_file(arguments, checkpoint)
+    device = pick_device(arguments.device)
+    datasets = build_datasets(config.data, SPLITS if arguments.frozen else ("val",))
+    dataset = datasets.val
+    if dataset is None or not dataset.labelled:
+        raise DataError(
+            f"{datasets.description} There are no validation labels: nothing to measure. Give labels/val"
+        )
+    _check_classes(checkpoint, dataset.classes)
+    engine = load_engine(checkpoint, device, config)
+    _announce(engine, checkpoint, datasets.description)
+    code_of = engine.code
+    if arguments.frozen:
+        train_frozen_probes(engine, datasets.train, arguments.frozen_steps or checkpoint.info["step"])
+        code_of = engine.frozen_code
+    result = evaluate(
+        code_of,
+        engine.probes,
+        dataset,
+        config.eval,
+        patch_size=engine.net.backbone.patch_size,
+        device=device,
+        workers=config.data.workers,
+    )
+    print(score_table(result, dataset.class_names))
+    for note in result.notes:
+        print(note)
+    if engine.net.backbone.is_random:
+        print(RANDOM_WARNING)
+    _write(out, _record(arguments, checkpoint, config, engine, result))
+    print(f"written: {out}")
+
+
+def _open(path: str, argv: Sequence[str]) -> tuple[Checkpoint, Config]:
+    which = "auto"
+    for i, argument in enumerate(argv):
+        if argument == "--which" and i + 1 < len(argv):
+            which = argv[i + 1]
+        elif argument.startswith("--which="):
+            which = argument.split("=", 1)[1]
+    if which not in ("auto", "best", "last"):
+        raise UsageError(f"--which is {which!r}; valid: auto, best, last")
+    checkpoint = load_checkpoint(path, None if which == "auto" else which)
+    config = from_dict(checkpoint.info["config"])
+    # What the labels were found to hold in training, so that a smaller set is read by the same rule.
+    known = {"classes": checkpoint.info["classes"], "class_names": tuple(checkpoint.info["class_names"])}
+    return checkpoint, dataclasses.replace(config, data=dataclasses.replace(config.data, **known))
+
+
+def _out_file(arguments: EvalArguments, checkpoint: Checkpoint) -> Path:
+    """Where the results go; never a file that is there already."""
+    if arguments.out is not None:
+        if Path(arguments.out).exists():
+            raise UsageError(f"--out {arguments.out} exists already; give another file")
+        return Path(arguments.out)
+    stem = "evaluation-frozen" if arguments.frozen else "evaluation"
+    taken = len(list(checkpoint.path.glob(f"{stem}*.json")))
+    number = next(n for n in range(1, taken + 2) if not (checkpoint.path / _numbered(stem, n)).exists())
+    return checkpoint.path / _numbered(stem, number)
+
+
+def _numbered(stem: str, number: int) -> str:
+    return f"{stem}.json" if number == 1 else f"{stem}-{number}.json"
+
+
+def _check_classes(checkpoint: Checkpoint, classes: int) -> None:
+    if checkpoint.info["classes"] != classes:
+        raise DataError(
+            f"the data has {classes} classes, {checkpoint.path} {checkpoint.info['classes']}; "
+            "give the data it was trained for, or --data.classes"
+        )
+
+
+def _announce(engine: Engine, checkpoint: Checkpoint, description: str) -> None:
+    print(f"checkpoint: {checkpoint.path} (step {checkpoint.info['step']})")
+    print(f"backbone: {engine.net.backbone.origin}")
+    print(f"data: {description}", flush=True)
+
+
+def _record(
+    arguments: EvalArguments, checkpoint: Checkpoint, config: Config, engine: Engine, result: Evaluation
+) -> dict[str, Any]:
+    return {
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.info["step"],
+        "frozen": arguments.frozen,
+        "backbone": engine.net.backbone.origin,
+        "warning": RANDOM_WARNING if engine.net.backbone.is_random else None,
+        "preset": config.preset,
+        "settings": config_hash(config),
+        "seed": config.train.seed,
+        "crf": config.eval.crf if result.crf else "none",
+        "classes": list(checkpoint.info["class_names"]),
+        "device": device_name(engine.device),
+        "versions": {"ppap": __version__, "torch": torch.__version__},
+        "scores": result.to_dict(),
+    }
+
+
+def _write(out: Path, record: dict[str, Any]) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=2) + "\n")
+    except OSError as error:
+        raise DataError(f"cannot write {out} ({error.strerror or error}); give another --out") from None
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

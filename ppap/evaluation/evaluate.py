@@ -1,0 +1,189 @@
+"""Both probes over a labelled set: scores per pixel, labels without and with CRF, counts, one matching at the
+end.
+
+Legend: B images, D channels, h w patch grid, H W pixels, C classes, K clusters. Order of operations as
+    published: the code
+is resized to the image, then probed; metrics are computed at the validation crop's size.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ppap.config import EvalConfig
+from ppap.data import SegmentationDataset, val_loader
+from ppap.errors import DataError, NumberError
+from ppap.evaluation.crf import CRFPool, CRFTask, crf_available
+from ppap.evaluation.metrics import ConfusionMatrix, Scores
+from ppap.probes import ClusterProbe, LinearProbe, upsample
+
+# The cluster probe's cosines become class scores for the CRF as log-softmax(2 cos).
+CLUSTER_SHARPNESS = 2.0
+# Channels of the code resized at a time while its length per pixel is computed.
+_CHANNELS = 64
+PROBES = ("cluster", "linear")
+
+CodeOf = Callable[[Tensor], Tensor]
+"""Images (B, 3, H, W) -> code (B, D, h, w)."""
+
+
+@dataclass
+class Evaluation:
+    """Scores of both probes, without CRF and, where it ran, with."""
+
+    plain: dict[str, Scores]
+    """Probe name -> scores without CRF."""
+    crf: dict[str, Scores] = field(default_factory=dict)
+    """Probe name -> scores with CRF; empty where it did not run."""
+    majority: Scores | None = None
+    """Cluster probe without CRF, every cluster given its most frequent class: an optimistic extra."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know: CRF skipped, images without CRF."""
+
+    def summary(self) -> dict[str, float]:
+        """Flat numbers [%], such as ``cluster_miou`` and ``crf/linear_accuracy``."""
+        flat = {}
+        for prefix, scores in (("", self.plain), ("crf/", self.crf)):
+            for probe, score in scores.items():
+                flat[f"{prefix}{probe}_miou"] = score.miou
+                flat[f"{prefix}{probe}_accuracy"] = score.accuracy
+        return flat
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain containers for JSON."""
+        parts = {"plain": self.plain, "crf": self.crf}
+        out = {part: {k: asdict(score) for k, score in scores.items()} for part, scores in parts.items()}
+        out["majority_vote"] = asdict(self.majority) if self.majority else None
+        return {**out, "notes": self.notes}
+
+
+def evaluate(
+    code_of: CodeOf,
+    probes: tuple[ClusterProbe, LinearProbe],
+    dataset: SegmentationDataset,
+    config: EvalConfig,
+    *,
+    patch_size: int,
+    device: torch.device,
+    workers: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Measure both probes on all images of a labelled dataset.
+
+    Args:
+        code_of: images on `device` -> code; called without gradient.
+        probes: cluster and linear probe, on `device`.
+        dataset: labelled images.
+        config: batch size and CRF.
+        patch_size: side p of a patch [pixels].
+        device: where images go.
+        workers: loader processes.
+        should_stop: asked after each batch; True ends the evaluation with InterruptedError.
+
+    Raises:
+        DataError: the dataset has no labels, or no labelled pixel.
+        NumberError: the code is not finite.
+    """
+    if not dataset.labelled:
+        raise DataError("these images have no labels: nothing to measure; give labels/val beside images/val")
+    counts = {key: ConfusionMatrix(dataset.classes) for key in (*PROBES, *(f"crf/{p}" for p in PROBES))}
+    notes = []
+    reason = crf_available(config.crf) if config.crf != "none" else None
+    if reason:
+        notes.append(reason)
+    with_crf = config.crf != "none" and reason is None
+    batches = _batches(code_of, dataset, config.batch_size, device, workers, should_stop)
+    pool = CRFPool(config.crf_workers, config.crf_timeout, config.crf) if with_crf else None
+    with pool or nullcontext():
+        tasks = _plain_then_crf_tasks(batches, probes, patch_size, counts, dataset if with_crf else None)
+        if pool is None:
+            for _ in tasks:
+                pass
+        else:
+            for result in pool.run(tasks):
+                for probe, labels in zip(PROBES, result.labels, strict=True):
+                    counts[f"crf/{probe}"].update(torch.from_numpy(labels), result.payload)
+            if pool.report():
+                notes.append(pool.report())
+    return _scores(counts, dataset, with_crf, notes)
+
+
+def _scores(counts, dataset, with_crf, notes) -> Evaluation:
+    def of(prefix: str) -> dict[str, Scores]:
+        cluster, linear = counts[f"{prefix}cluster"], counts[f"{prefix}linear"]
+        return {
+            "cluster": cluster.scores(cluster.match(), names=dataset.class_names),
+            "linear": linear.scores(names=dataset.class_names),
+        }
+
+    majority = counts["cluster"].scores(counts["cluster"].majority_vote(), names=dataset.class_names)
+    return Evaluation(of(""), of("crf/") if with_crf else {}, majority, notes)
+
+
+def _batches(code_of, dataset, batch_size, device, workers, should_stop) -> Iterator[tuple[dict, Tensor]]:
+    """(batch, code) of all images; progress on a terminal."""
+    loader = val_loader(dataset, batch_size, workers, pin_memory=device.type == "cuda")
+    for batch in tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=None):
+        with torch.no_grad():
+            code = code_of(batch["image"].to(device, non_blocking=True))
+        if not torch.isfinite(code).all():
+            raise NumberError("the network's code is not finite; the checkpoint or the input is damaged")
+        yield batch, code
+        if should_stop():
+            raise InterruptedError
+
+
+def _plain_then_crf_tasks(batches, probes, patch_size, counts, crf_dataset) -> Iterator[CRFTask]:
+    """Counts labels without CRF on the way; yields the CRF's work where `crf_dataset` is given."""
+    for batch, code in batches:
+        size = tuple(batch["label"].shape[1:])
+        for i, index in enumerate(batch["index"].tolist()):
+            truth, one = batch["label"][i], code[i : i + 1]
+            scores = pixel_scores(one, probes, patch_size, size, with_length=crf_dataset is not None)
+            for probe, score in zip(PROBES, scores, strict=True):
+                counts[probe].update(score.argmax(dim=0).cpu(), truth)
+            if crf_dataset is not None:
+                log_probabilities = (
+                    (CLUSTER_SHARPNESS * scores[0]).log_softmax(dim=0).cpu(),
+                    scores[1].log_softmax(dim=0).cpu(),
+                )
+                name, picture = crf_dataset.name(index), crf_dataset.pixels(index)
+                yield CRFTask(name, picture, log_probabilities, payload=truth)
+
+
+@torch.no_grad()
+def pixel_scores(
+    code: Tensor,
+    probes: tuple[ClusterProbe, LinearProbe],
+    patch_size: int,
+    size: tuple[int, int],
+    *,
+    with_length: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Cluster cosines (K, H, W) and linear logits (C, H, W) of the code resized to the pixels of one image.
+
+    Products with a probe and bilinear resizing are both linear and commute, so the products are resized, not
+    the code; only the length of the resized code, by which the cosine divides, is taken from the code itself.
+
+    Args:
+        code: (1, D, h, w).
+        probes: cluster and linear probe.
+        patch_size: side of a patch [pixels].
+        size: (H, W) [pixels].
+        with_length: False leaves the cosines undivided by the code's length per pixel, which no argmax needs.
+    """
+    cluster, linear = probes
+    centres = F.normalize(cluster.clusters.float(), dim=1)
+    products = upsample(F.conv2d(code.float(), centres[:, :, None, None]), patch_size, size)[0]
+    if with_length:
+        square = torch.zeros(size, device=code.device)
+        for part in code.float().split(_CHANNELS, dim=1):
+            square += upsample(part, patch_size, size)[0].square_().sum(dim=0)
+        products = products / square.sqrt().clamp(min=1e-12)
+    return products, upsample(linear.logits(code), patch_size, size)[0]

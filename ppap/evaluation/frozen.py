@@ -1,0 +1,35 @@
+"""Probes trained on the frozen backbone alone: the rows that the paper calls DINO."""
+
+import torch
+from tqdm import tqdm
+
+from ppap.data import SegmentationDataset, train_loader
+from ppap.data.loading import stream
+from ppap.engine import Engine, check_finite
+
+
+def train_frozen_probes(engine: Engine, dataset: SegmentationDataset, steps: int) -> None:
+    """Draw both probes anew and train them on the frozen features, as training does on the code.
+
+    The same optimisers, rates, batch size, sample order and losses; the network itself is not touched.
+
+    Args:
+        engine: network whose probes are replaced.
+        dataset: training images; without labels the linear probe stays as drawn.
+        steps: number of steps.
+
+    Raises:
+        DataError: fewer images than one batch.
+        NumberError: a loss is not finite.
+    """
+    train = engine.config.train
+    loader = train_loader(dataset, train.batch_size, train.seed, engine.config.data.workers)
+    torch.manual_seed(train.seed)
+    engine.renew_probes()
+    batches = stream(loader)
+    for step in tqdm(range(steps), desc="frozen probes", unit="step", disable=None):
+        _, _, batch = next(batches)
+        code = engine.frozen_code(batch["image"].to(engine.device))
+        losses = engine.train_probes(code, batch["label"].to(engine.device))
+        if step % train.log_every == 0 or step == steps - 1:
+            check_finite(losses, step)

@@ -1,0 +1,97 @@
+"""The training loss of a batch: which patches are anchors, and the PPAP loss over them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppap.config import LossConfig
+from ppap.kernels import PropagationConfig, ppap_loss
+
+
+class ContrastResult(NamedTuple):
+    """Loss of a batch and what it was formed from."""
+
+    loss: Tensor
+    """Scalar, fp32."""
+    positives: Tensor
+    """Mean number of positives per anchor, without the anchor itself; scalar, fp32."""
+    negatives: Tensor
+    """Mean number of negatives per anchor; scalar, fp32."""
+
+
+def chunk_anchors(patches: int, chunk: int, divisor: int) -> tuple[int, int]:
+    """(patches per chunk, anchors per full chunk) for a batch of `patches`.
+
+    The published code draws floor(784 / divisor) anchors from every 784 consecutive patches; a batch with
+    fewer patches is one chunk, and a chunk has at least one anchor.
+    """
+    chunk = min(chunk, patches)
+    return chunk, max(chunk // divisor, 1)
+
+
+def draw_anchors(patches: int, chunk: int, divisor: int, seed: int, step: int) -> tuple[Tensor, int]:
+    """Anchors of one step, drawn from every chunk of consecutive patches; a pure function of its arguments.
+
+    Args:
+        patches: number N of patches in the batch.
+        chunk: patches per chunk; a last, smaller chunk is kept.
+        divisor: one patch in this many is an anchor.
+        seed: of the run.
+        step: of the run.
+
+    Returns:
+        (A,) int64, ascending within each chunk, and the number of anchors per full chunk.
+    """
+    chunk, per_chunk = chunk_anchors(patches, chunk, divisor)
+    # Two 32-bit words of seed: neighbouring seeds and steps must not share a stream.
+    generator = torch.Generator().manual_seed((seed % 2**31) * 2**32 + step)
+    full, rest = divmod(patches, chunk)
+    order = torch.rand(full, chunk, generator=generator).argsort(dim=1)[:, :per_chunk].sort(dim=1).values
+    anchors = [(order + chunk * torch.arange(full)[:, None]).reshape(-1)]
+    if rest:
+        last = torch.randperm(rest, generator=generator)[: max(rest // divisor, 1)].sort().values
+        anchors.append(last + chunk * full)
+    return torch.cat(anchors), per_chunk
+
+
+class PPAPLoss:
+    """Contrastive loss over propagated proxies (paper section 3, published code's averaging)."""
+
+    def __init__(self, config: LossConfig, seed: int) -> None:
+        """Args: settings of the loss, and the seed of the anchors."""
+        self.config = config
+        self.seed = seed
+        self.propagation = PropagationConfig(
+            phi0=config.phi0,
+            psi0=config.psi0,
+            steps=config.steps,
+            sigma_pos=config.sigma_pos,
+            sigma_amb=config.sigma_amb,
+            trustworthy_positives=config.trustworthy_positives,
+            ambiguity_excluded=config.ambiguity_excluded,
+        )
+
+    def __call__(self, guidance: Tensor, z: Tensor, step: int) -> ContrastResult:
+        """Loss of one batch.
+
+        Args:
+            guidance: frozen features (N, D), rows in (image, row, column) order, any norm.
+            z: embeddings (N, E) of the same patches, unit norm; receives the gradient.
+            step: number of the training step, which decides the anchors.
+        """
+        config = self.config
+        anchors, per_chunk = draw_anchors(z.shape[0], config.chunk, config.anchor_divisor, self.seed, step)
+        loss, positives, negatives = ppap_loss(
+            guidance,
+            z,
+            anchors.to(z.device),
+            self.propagation,
+            temperature=config.temperature,
+            base_temperature=config.base_temperature,
+            group_size=per_chunk,
+            precision=config.precision,
+            memory_budget=config.memory_budget_mib * 2**20,
+            return_counts=True,
+        )
+        return ContrastResult(loss, positives.float().mean(), negatives.float().mean())

@@ -1,0 +1,391 @@
+"""Pictures for people: colours, index PNGs, overlays, legends, comparison strips (Pillow) and curves
+(matplotlib).
+
+Label maps hold class ids >= 0; negative ids are ignored pixels and are drawn as grey hatching.
+"""
+
+import functools
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+IGNORED_INDEX = 255
+"""Value of ignored pixels in an index PNG."""
+
+_GREYS = ((150, 150, 150), (198, 198, 198))
+_HATCH_PERIOD = 8  # pixels
+_BACKGROUND = (255, 255, 255)
+_INK = (32, 32, 32)
+_TEXT_SIZE = 15  # pixels: readable at 100 % zoom and in a scaled-down README
+_GAP = 8  # pixels
+
+# Okabe and Ito's colours, told apart under the common forms of colour blindness; the rest of the palette
+# grows from them.
+_FIRST_COLOURS = (
+    (0, 114, 178),
+    (230, 159, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (86, 180, 233),
+    (213, 94, 0),
+    (240, 228, 66),
+)
+_RGB_TO_LMS = (
+    (0.4122214708, 0.5363325363, 0.0514459929),
+    (0.2119034982, 0.6806995451, 0.1073969566),
+    (0.0883024619, 0.2817188376, 0.6299787005),
+)
+_LMS_TO_OKLAB = (
+    (0.2104542553, 0.7936177850, -0.0040720468),
+    (1.9779984951, -2.4285922050, 0.4505937099),
+    (0.0259040371, 0.7827717662, -0.8086757660),
+)
+# Linear RGB as seen with protanopia and deuteranopia (Machado, Oliveira and Fernandes 2009, severity 1).
+_COLOUR_BLIND = (
+    ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
+)
+
+
+def palette(n: int) -> np.ndarray:
+    """`n` distinct colours, the same for a class whatever `n` is: palette(5) begins palette(27).
+
+    After seven fixed ones, each next colour is the one farthest from all before it, in the worst of normal
+    vision, protanopia and deuteranopia. Greys are left out: they mean ignored.
+
+    Args:
+        n: number of colours, 0 to 256.
+
+    Returns:
+        (n, 3) uint8 RGB.
+
+    Raises:
+        ValueError: `n` is out of range.
+    """
+    if not 0 <= n <= 256:
+        raise ValueError(f"palette: {n} colours asked for; give 0 to 256")
+    return _all_colours()[:n].copy()
+
+
+@functools.cache
+def _all_colours() -> np.ndarray:
+    side = np.linspace(0, 255, 18).round()
+    grid = np.stack(np.meshgrid(side, side, side, indexing="ij"), axis=-1).reshape(-1, 3)
+    lightness, *opponent = _to_oklab(grid).T
+    chroma = np.hypot(*opponent)
+    # Neither too dark to see in a photograph nor too pale for a white page; visibly no grey, and not glaring.
+    grid = grid[(lightness > 0.35) & (lightness < 0.94) & (chroma > 0.06) & (chroma < 0.26)]
+    chosen = np.array(_FIRST_COLOURS, dtype=np.float64)
+    distance = np.min([_difference(grid, colour) for colour in chosen], axis=0)
+    while len(chosen) < 256:
+        colour = grid[distance.argmax()]
+        chosen = np.concatenate([chosen, colour[None]])
+        distance = np.minimum(distance, _difference(grid, colour))
+    return chosen.astype(np.uint8)
+
+
+def _difference(colours: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """OKLab distance of (M, 3) colours to one: normal vision or, if less, twice the colour-blind distance."""
+    result = np.linalg.norm(_to_oklab(colours) - _to_oklab(other[None]), axis=1)
+    for matrix in _COLOUR_BLIND:
+        seen = np.linalg.norm(_to_oklab(colours, matrix) - _to_oklab(other[None], matrix), axis=1)
+        result = np.minimum(result, 2 * seen)
+    return result
+
+
+def _to_oklab(rgb: np.ndarray, vision: Sequence[Sequence[float]] | None = None) -> np.ndarray:
+    """OKLab (Ottosson 2020) of (M, 3) sRGB values in 0..255, as seen through a colour-blindness matrix."""
+    share = rgb / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    if vision is not None:
+        linear = np.clip(linear @ np.array(vision).T, 0, 1)
+    return np.cbrt(linear @ np.array(_RGB_TO_LMS).T) @ np.array(_LMS_TO_OKLAB).T
+
+
+def save_index_png(labels: Any, path: str | PathLike, colours: np.ndarray | None = None) -> None:
+    """Write class ids as the pixel values of a mode P PNG, viewable in colour; ignored pixels become 255
+    (grey).
+
+    Args:
+        labels: (H, W) integer class ids, numpy or torch; negative = ignored.
+        path: file to write.
+        colours: (n, 3) uint8; None = palette(256).
+
+    Raises:
+        ValueError: wrong shape or dtype, or an id that `colours` lacks (or 255 together with ignored pixels).
+    """
+    labels = _as_labels(labels)
+    colours = palette(256) if colours is None else _as_colours(colours)
+    _check_ids(labels, len(colours))
+    ignored = labels < 0
+    if ignored.any() and (labels == IGNORED_INDEX).any():
+        raise ValueError(
+            "save_index_png: class 255 and ignored pixels would share the value 255; write them apart"
+        )
+    table = np.full((256, 3), _GREYS[0], dtype=np.uint8)
+    table[: len(colours)] = colours
+    if ignored.any():
+        table[IGNORED_INDEX] = _GREYS[0]
+    picture = Image.fromarray(np.where(ignored, IGNORED_INDEX, labels).astype(np.uint8))
+    picture.putpalette(table.tobytes())  # turns mode L into P, values unchanged
+    picture.save(path, format="PNG")
+
+
+def colourise(labels: Any, colours: np.ndarray | None = None) -> np.ndarray:
+    """(H, W) integer class ids -> (H, W, 3) uint8 RGB; ignored pixels hatched in grey.
+
+    Raises:
+        ValueError: wrong shape or dtype, or an id that `colours` (None = palette(256)) lacks.
+    """
+    labels = _as_labels(labels)
+    colours = palette(256) if colours is None else _as_colours(colours)
+    _check_ids(labels, len(colours))
+    if len(colours) == 0:
+        return _hatching(*labels.shape)
+    return np.where((labels < 0)[..., None], _hatching(*labels.shape), colours[np.maximum(labels, 0)])
+
+
+def overlay(image: Any, labels: Any, alpha: float = 0.5, colours: np.ndarray | None = None) -> Image.Image:
+    """The image with class colours laid over it; ignored pixels show the image alone.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, numpy or torch.
+        labels: (H, W) integer class ids; negative = ignored.
+        alpha: share of the class colour, 0 to 1.
+        colours: (n, 3) uint8; None = palette(256).
+
+    Returns:
+        RGB picture of W x H pixels.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, an id that `colours` lacks, or `alpha` outside 0..1.
+    """
+    image, labels = _as_image(image), _as_labels(labels)
+    if image.shape[:2] != labels.shape:
+        raise ValueError(f"overlay: the image is {image.shape[:2]}, the labels are {labels.shape} (H, W)")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"overlay: alpha is {alpha}; give 0 to 1")
+    weight = np.where(labels < 0, 0.0, alpha)[..., None]
+    mixed = (1 - weight) * image + weight * colourise(labels, colours)
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def legend(names: Sequence[str], colours: np.ndarray | None = None, width: int = 640) -> Image.Image:
+    """Swatches with class names, in as many columns as fit.
+
+    Args:
+        names: one per class, in the order of the ids.
+        colours: (n, 3) uint8, n >= len(names); None = palette(len(names)).
+        width: of the picture [pixels]; a longer name makes it wider.
+
+    Returns:
+        RGB picture.
+
+    Raises:
+        ValueError: no names, or fewer colours than names.
+    """
+    colours = palette(len(names)) if colours is None else _as_colours(colours)
+    if not names or len(colours) < len(names):
+        raise ValueError(
+            f"legend: {len(names)} names and {len(colours)} colours; give at least one of each per class"
+        )
+    side, line = _TEXT_SIZE, _TEXT_SIZE + _GAP
+    cell = side + 3 * _GAP + max(_text_width(name) for name in names)
+    columns = max(1, min(len(names), (width - _GAP) // cell))
+    lines = math.ceil(len(names) / columns)
+    picture = Image.new("RGB", (max(width, cell + _GAP), lines * line + _GAP), _BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    for i, name in enumerate(names):
+        x, y = _GAP + i // lines * cell, _GAP + i % lines * line
+        draw.rectangle((x, y, x + side, y + side), fill=tuple(map(int, colours[i])), outline=_INK)
+        draw.text((x + side + _GAP, y + side / 2), name, fill=_INK, font=_font(), anchor="lm")
+    return picture
+
+
+def strip(
+    rows: Sequence[Sequence[Any]],
+    column_titles: Sequence[str],
+    path: str | PathLike | None = None,
+    *,
+    colours: np.ndarray | None = None,
+    names: Sequence[str] = (),
+    cell: int = 200,
+) -> Image.Image:
+    """A grid to compare by eye: image | truth | clusters | linear, one row per image.
+
+    Args:
+        rows: cells per row, each a (H, W, 3) uint8 image or a (H, W) integer label map (negative = ignored,
+            hatched).
+        column_titles: one per column.
+        path: file to write; None = none.
+        colours: (n, 3) uint8; None = palette(256).
+        names: class names for a legend below; empty = no legend.
+        cell: longer side of a cell [pixels].
+
+    Returns:
+        RGB picture.
+
+    Raises:
+        ValueError: no rows, a row whose length differs from the titles', or a cell of another kind.
+    """
+    if not rows or any(len(row) != len(column_titles) for row in rows):
+        raise ValueError(f"strip: give rows of {len(column_titles)} cells each, as many as column titles")
+    pictures = [[_cell(values, colours, cell) for values in row] for row in rows]
+    widths = [max(row[j].width for row in pictures) for j in range(len(column_titles))]
+    widths = [max(w, _text_width(title)) for w, title in zip(widths, column_titles, strict=True)]
+    heights = [max(picture.height for picture in row) for row in pictures]
+    below = legend(names, colours, sum(widths) + _GAP * (len(widths) + 1)) if names else None
+    title_height = _TEXT_SIZE + 2 * _GAP
+    size = (
+        max(sum(widths) + _GAP * (len(widths) + 1), below.width if below else 0),
+        title_height + sum(heights) + _GAP * len(heights) + (below.height if below else 0),
+    )
+    sheet = Image.new("RGB", size, _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    x = _GAP
+    for j, title in enumerate(column_titles):
+        draw.text((x + widths[j] / 2, title_height / 2), title, fill=_INK, font=_font(), anchor="mm")
+        y = title_height
+        for i, row in enumerate(pictures):
+            sheet.paste(row[j], (x + (widths[j] - row[j].width) // 2, y + (heights[i] - row[j].height) // 2))
+            y += heights[i] + _GAP
+        x += widths[j] + _GAP
+    if below:
+        sheet.paste(below, (0, size[1] - below.height))
+    if path is not None:
+        sheet.save(path)
+    return sheet
+
+
+def curves(rows: Sequence[Mapping[str, Any]], path: str | PathLike) -> None:
+    """Draw losses, and accuracies and mIoUs, over the training steps into a PNG.
+
+    Args:
+        rows: records as in metrics.jsonl: ``step`` and numbers, nested mappings joined by "/". Names that
+            contain "loss" go to the upper panel, "accuracy" or "iou" to the lower one [%]; others, and values
+            that are no finite number, are left out. Rows without ``step`` are skipped.
+        path: file to write.
+
+    Raises:
+        ValueError: no row has a loss or a score.
+    """
+    panels: list[dict[str, list[tuple[float, float]]]] = [{}, {}]
+    for row in rows:
+        flat = _flatten(row)
+        step = flat.pop("step", None)
+        for name, value in flat.items():
+            panel = 0 if "loss" in name else 1 if "accuracy" in name or "iou" in name else None
+            if step is not None and panel is not None:
+                panels[panel].setdefault(name, []).append((step, value))
+    drawn = [(lines, label) for lines, label in zip(panels, ("loss", "score [%]"), strict=True) if lines]
+    if not drawn:
+        raise ValueError("curves: no row has a step together with a loss, an accuracy or an IoU")
+
+    from matplotlib.backends.backend_agg import (
+        FigureCanvasAgg,
+    )  # loaded here: most users of this module draw no curves
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.4 * len(drawn)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
+    colours = palette(256) / 255
+    for axis, (lines, label) in zip(axes, drawn, strict=True):
+        for i, (name, points) in enumerate(sorted(lines.items())):
+            marker = "o" if len(points) <= 30 else None
+            steps, values = zip(*sorted(points), strict=True)
+            axis.plot(
+                steps, values, label=name, color=colours[i % 256], marker=marker, markersize=4, linewidth=1.6
+            )
+        axis.set_ylabel(label, fontsize=12)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=10, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes[-1].set_xlabel("training step", fontsize=12)
+    figure.savefig(path)
+
+
+def _flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The finite numbers of a record, nested mappings joined by "/"."""
+    flat: dict[str, float] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+            flat[prefix + name] = float(value)
+    return flat
+
+
+def _cell(values: Any, colours: np.ndarray | None, side: int) -> Image.Image:
+    """An image or a coloured label map, scaled so that its longer side is `side` pixels."""
+    is_labels = np.asarray(values).ndim == 2
+    labels = _as_labels(values) if is_labels else None
+    pixels = colourise(labels, colours) if is_labels else _as_image(values)
+    scale = side / max(pixels.shape[:2])
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    # Nearest keeps labels pure and small images honest about their pixels; a reduced photograph is averaged
+    # instead.
+    smooth = not is_labels and scale < 1
+    picture = Image.fromarray(pixels).resize(
+        size, Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
+    )
+    if (
+        is_labels and (labels < 0).any()
+    ):  # hatched at the final scale, so that every cell shows the same hatching
+        ignored = Image.fromarray(((labels < 0) * 255).astype(np.uint8)).resize(
+            size, Image.Resampling.NEAREST
+        )
+        picture.paste(Image.fromarray(_hatching(size[1], size[0])), mask=ignored)
+    return picture
+
+
+def _hatching(height: int, width: int) -> np.ndarray:
+    """(height, width, 3) uint8: diagonal stripes of two greys."""
+    diagonal = np.add.outer(np.arange(height), np.arange(width)) % _HATCH_PERIOD < _HATCH_PERIOD // 2
+    return np.where(diagonal[..., None], *np.array(_GREYS, dtype=np.uint8))
+
+
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=_TEXT_SIZE)
+
+
+def _text_width(text: str) -> int:
+    return math.ceil(_font().getlength(text))
+
+
+def _as_labels(labels: Any) -> np.ndarray:
+    labels = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
+    if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels have shape {labels.shape} and dtype {labels.dtype}; give (H, W) integers")
+    return labels.astype(np.int64)
+
+
+def _as_image(image: Any) -> np.ndarray:
+    image = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
+        raise ValueError(
+            f"the image has shape {image.shape} and dtype {image.dtype}; give (H, W, 3) uint8 RGB"
+        )
+    return image
+
+
+def _as_colours(colours: Any) -> np.ndarray:
+    colours = np.asarray(colours)
+    if colours.ndim != 2 or colours.shape[1] != 3 or len(colours) > 256 or colours.dtype != np.uint8:
+        raise ValueError(
+            f"colours have shape {colours.shape} and dtype {colours.dtype}; give (n <= 256, 3) uint8 RGB"
+        )
+    return colours
+
+
+def _check_ids(labels: np.ndarray, colours: int) -> None:
+    if labels.max() >= colours:
+        raise ValueError(
+            f"labels go up to {labels.max()}, but there are {colours} colours (ids 0..{colours - 1})"
+        )

@@ -1,0 +1,69 @@
+"""Named runs: a preset is a small function that returns the whole config; the command line changes single
+fields.
+
+Values of the published code carry the table they come from (arXiv 2407.12463 and its code).
+"""
+
+import difflib
+from collections.abc import Callable
+
+from ppap.config import Config, DataConfig, EvalConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from ppap.errors import UsageError
+
+
+def demo() -> Config:
+    """Generated scenes and a small random backbone: every part at work in a minute or two on two CPU
+    cores.
+    """
+    return Config(
+        preset="demo",
+        data=DataConfig(kind="scenes", resolution=128, eval_resolution=128, scenes_size=128),
+        model=ModelConfig(
+            backbone="vit_tiny_patch16_224",
+            weights="random",
+            patch_size=8,
+            width=96,
+            depth=4,
+            heads=3,
+            image_size=128,
+        ),
+        loss=LossConfig(temperature=0.3, chunk=256),
+        optim=OptimConfig(),
+        eval=EvalConfig(batch_size=16),
+        train=TrainConfig(batch_size=16, steps=150, val_every=50, save_every=50),
+    )
+
+
+def folder() -> Config:
+    """A folder of images with the values published for COCO-Stuff and DINO ViT-S/16."""
+    return Config(
+        preset="folder",
+        data=DataConfig(kind="folder"),
+        model=ModelConfig(),
+        loss=LossConfig(
+            phi0=0.55, psi0=0.15, steps=2, sigma_pos=3.0, sigma_amb=4.0, temperature=0.8, anchor_divisor=4
+        ),
+        optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=0.01, linear_lr=1e-3, cluster_lr=1e-3),
+        train=TrainConfig(batch_size=64, epochs=5, val_every=100),
+    )
+
+
+PRESETS: dict[str, Callable[[], Config]] = {"demo": demo, "folder": folder}
+
+
+def preset(name: str) -> Config:
+    """The config called `name`.
+
+    Raises:
+        UsageError: there is none; the message names the nearest.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"no preset is called {name!r}; {hint}valid: {', '.join(PRESETS)}")
+    return PRESETS[name]()
+
+
+def describe() -> str:
+    """One line per preset, for help texts."""
+    return "\n".join(f"  {name:<10} {make.__doc__.strip()}" for name, make in PRESETS.items())

@@ -1,0 +1,133 @@
+"""``report.md`` of a run: what was run, how it went, the last scores, curves and a strip of images."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppap.config import Config, config_hash
+from ppap.data import SegmentationDataset
+from ppap.engine import Engine
+from ppap.evaluation.evaluate import Evaluation, pixel_scores
+from ppap.evaluation.metrics import Scores, apply_assignment
+from ppap.pictures import curves, palette, strip
+from ppap.rundir import RunDir
+
+RANDOM_WARNING = "backbone: random weights; results are meaningless"
+
+
+def write_report(
+    run: RunDir, config: Config, engine: Engine, dataset: SegmentationDataset, evaluation: Evaluation | None
+) -> None:
+    """Draw the pictures and write ``report.md``.
+
+    Args:
+        run: the run directory.
+        config: its settings.
+        engine: the trained network.
+        dataset: images for the strip (validation images, or training images where there are none).
+        evaluation: scores on them; None for images without labels.
+    """
+    rows = run.rows()
+    curves(rows, run.pictures / "curves.png")
+    has_strip = config.eval.pictures > 0
+    if has_strip:
+        draw_strip(engine, dataset, evaluation, config.eval.pictures, run.pictures / "strip.png")
+    losses = [row for row in rows if "loss" in row]
+    lines = [f"# Run {run.path.name}", ""]
+    if engine.net.backbone.is_random:
+        lines += [f"> **{RANDOM_WARNING}**", ""]
+    lines += [
+        f"- preset `{config.preset}`, seed {config.train.seed}, settings `{config_hash(config)}` ",
+        f"- backbone: {engine.net.backbone.origin}",
+        f"- device: {device_name(engine.device)}, torch {torch.__version__}",
+    ]
+    if losses:
+        first, last = losses[0], losses[-1]
+        lines += [f"- loss {row['loss']:.3f} at step {row['step']}" for row in (first, last)]
+    lines += ["", "## Scores", "", *score_lines(evaluation)]
+    lines += ["", "## Curves", "", "![curves](pictures/curves.png)"]
+    if has_strip:
+        lines += ["", "## Images", "", "![images](pictures/strip.png)"]
+    lines += ["", "## Next", "", *_next_steps(run)]
+    (run.path / "report.md").write_text("\n".join(lines) + "\n")
+
+
+def score_lines(evaluation: Evaluation | None) -> list[str]:
+    """Markdown table of an evaluation."""
+    if evaluation is None:
+        return ["No labels, hence no scores."]
+    lines = ["| probe | CRF | accuracy [%] | mIoU [%] |", "|---|---|---:|---:|"]
+    for name, scores in (("no", evaluation.plain), ("yes", evaluation.crf)):
+        lines += [f"| {probe} | {name} | {s.accuracy:.2f} | {s.miou:.2f} |" for probe, s in scores.items()]
+    return lines + [f"\n{note}" for note in evaluation.notes]
+
+
+def _next_steps(run: RunDir) -> list[str]:
+    return [
+        "```",
+        f"python -m ppap.eval {run.path} --eval.crf pydensecrf",
+        f"python -m ppap.predict {run.path} IMAGES --out masks",
+        "```",
+    ]
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def draw_strip(
+    engine: Engine, dataset: SegmentationDataset, evaluation: Evaluation | None, count: int, path: Path
+) -> None:
+    """Image | truth | clusters | linear of `count` images over the set; unlabelled: image | clusters."""
+    colours = palette(dataset.classes)
+    assignment = evaluation.plain["cluster"].assignment if evaluation else None
+    rows = []
+    for index in spread(len(dataset), count):
+        sample, picture = dataset[index], dataset.pixels(index)
+        cluster, linear = predict_crop(engine, sample["image"])
+        row = [picture]
+        if dataset.labelled:
+            row.append(sample["label"])
+        row.append(apply_assignment(cluster, assignment) if assignment else cluster)
+        if dataset.labelled:
+            row.append(linear)
+        rows.append(row)
+    titles = ["image", "truth", "clusters", "linear"] if dataset.labelled else ["image", "clusters"]
+    strip(rows, titles, path, colours=colours, names=dataset.class_names if dataset.labelled else ())
+
+
+def predict_crop(engine: Engine, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cluster and class ids (H, W) int64 on the CPU of one normalised image (3, H, W)."""
+    code = engine.code(image[None].to(engine.device))
+    size = (image.shape[1], image.shape[2])
+    scores = pixel_scores(code, engine.probes, engine.net.backbone.patch_size, size, with_length=False)
+    return scores[0].argmax(dim=0).cpu(), scores[1].argmax(dim=0).cpu()
+
+
+def spread(length: int, count: int) -> list[int]:
+    """At most `count` indices spread evenly over 0..length-1."""
+    count = min(count, length)
+    return [math.floor((i + 0.5) * length / count) for i in range(count)]
+
+
+def score_table(evaluation: Evaluation, names: Sequence[str]) -> str:
+    """Plain-text table of all scores, per class too, for the terminal."""
+    columns: list[tuple[str, Scores]] = [(probe, s) for probe, s in evaluation.plain.items()]
+    columns += [(f"{probe}+CRF", s) for probe, s in evaluation.crf.items()]
+    width = max(len("pixel accuracy"), *(len(name) for name in names))
+    lines = [f"{'[%]':<{width}}  " + "  ".join(f"{title:>11}" for title, _ in columns)]
+
+    def line(title: str, values: list[Any]) -> str:
+        cells = ["-" if value is None else f"{value:.2f}" for value in values]
+        return f"{title:<{width}}  " + "  ".join(f"{cell:>11}" for cell in cells)
+
+    lines.append(line("pixel accuracy", [s.accuracy for _, s in columns]))
+    lines.append(line("mIoU", [s.miou for _, s in columns]))
+    lines += [line(name, [s.iou[i] for _, s in columns]) for i, name in enumerate(names)]
+    return "\n".join(lines)

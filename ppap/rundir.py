@@ -1,0 +1,104 @@
+"""A run directory: ``config.json``, ``metrics.jsonl``, ``checkpoints/{best,last}``, ``pictures/``,
+``report.md``.
+"""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from ppap.config import Config, config_hash, from_dict, to_dict
+from ppap.errors import DataError, UsageError
+
+
+class RunDir:
+    """Paths and records of one run. Nothing is created before :meth:`create`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.pictures = self.path / "pictures"
+
+    def create(self, config: Config) -> None:
+        """Make the folders and write the settings.
+
+        Raises:
+            DataError: the folder cannot be made.
+        """
+        try:
+            self.pictures.mkdir(parents=True)
+            self.write_config(config)
+        except OSError as error:
+            raise DataError(
+                f"cannot make the run directory {self.path} ({error.strerror or error}); "
+                "give another --train.out"
+            ) from None
+
+    def write_config(self, config: Config) -> None:
+        """Write the resolved settings and their hash."""
+        record = {"config": to_dict(config), "hash": config_hash(config)}
+        (self.path / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+
+    def read_config(self) -> Config:
+        """Settings of an existing run.
+
+        Raises:
+            DataError: this is no run directory.
+            UsageError: its settings do not fit this version.
+        """
+        try:
+            record = json.loads((self.path / "config.json").read_text())
+            values = record["config"]
+        except (OSError, ValueError, KeyError):
+            raise DataError(
+                f"{self.path} is no run directory: it has no readable config.json; give the folder a run made"
+            ) from None
+        return from_dict(values)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``; numbers that are not finite become null."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps(clean) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All complete lines of ``metrics.jsonl``."""
+        if not self.metrics.exists():
+            return []
+        rows = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break  # the line that a power cut left half-written
+        return rows
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of steps past `step`: a resumed run writes them again."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        aside = self.metrics.with_suffix(".new")
+        aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        aside.replace(self.metrics)
+
+
+def new_run_path(out: str | None, preset: str) -> Path:
+    """Where a new run goes: `out`, or a folder named after the preset and the time, that does not exist yet.
+
+    Raises:
+        UsageError: `out` exists already and is not an empty folder.
+    """
+    if out is None:
+        stem = Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+        path, number = stem, 1
+        while path.exists():
+            number += 1
+            path = stem.with_name(f"{stem.name}-{number}")
+        return path
+    path = Path(out)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(
+            f"--train.out {out} exists already; continue that run with --resume {out}, or give another folder"
+        )
+    return path

@@ -1,0 +1,297 @@
+"""Training: ``python -m ppap.train [PRESET] [--section.field value ...]``, or ``--resume RUN``.
+
+Read :meth:`Trainer.run` for the loop, ``ppap.engine`` for a step, ``ppap.config`` for the settings.
+"""
+
+import argparse
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ppap.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ppap.cli import parse, run
+from ppap.config import Config, config_hash, to_dict
+from ppap.data import Datasets, build_datasets, train_loader
+from ppap.data.loading import stream
+from ppap.engine import build_engine, check_finite, load_engine, pick_device
+from ppap.errors import Stopped, UsageError
+from ppap.evaluation.evaluate import Evaluation, evaluate
+from ppap.kernels import dispatch
+from ppap.loss import chunk_anchors
+from ppap.presets import describe, preset
+from ppap.report import RANDOM_WARNING, device_name, write_report
+from ppap.rundir import RunDir, new_run_path
+
+# Settings that a resumed run may change without becoming another run.
+_LOOP = ("steps", "epochs", "val_every", "log_every", "save_every", "device")
+RESUMABLE = (*(f"train.{name}" for name in _LOOP), "data.root", "data.workers")
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a request that the loop honours between steps; a second Ctrl-C ends at
+    once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {
+            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nstopping after this step and saving; press Ctrl-C again to end at once", file=sys.stderr)
+
+
+class Trainer:
+    """One run, from its datasets to its report."""
+
+    def __init__(self, config: Config, path: Path, checkpoint: Checkpoint | None = None) -> None:
+        """Load data and network; nothing is written yet.
+
+        Args:
+            config: all settings.
+            path: run directory, new unless `checkpoint` is given.
+            checkpoint: where to continue; None = a new run.
+
+        Raises:
+            UsageError, DataError, NumberError: see the parts.
+        """
+        self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
+        device = pick_device(config.train.device)
+        self.data: Datasets = build_datasets(config.data)
+        classes = self.data.train.classes
+        self.step, self.best, self.validated = 0, float("-inf"), -1
+        self.evaluation: Evaluation | None = None
+        if checkpoint is None:
+            self.engine = build_engine(config, classes, device)
+        else:
+            self.engine = load_engine(checkpoint, device, config)
+            state = checkpoint.state()
+            self.step, self.best, self.validated = state["step"], state["best"], state["validated"]
+            self.engine.load_training_state(state["engine"])
+        self.loader = train_loader(
+            self.data.train,
+            config.train.batch_size,
+            config.train.seed,
+            config.data.workers,
+            start_step=self.step,
+            pin_memory=device.type == "cuda",
+        )
+        self.total = config.train.steps or config.train.epochs * self.loader.batch_sampler.steps_per_epoch
+        self.health = torch.zeros((), device=device)
+
+    def run(self) -> RunDir:
+        """Train to the end, validating, saving and logging on the way; write the report.
+
+        Raises:
+            Stopped: interrupted; the state is saved.
+            NumberError: loss or gradient is not finite.
+        """
+        train = self.config.train
+        self._begin()
+        with (
+            StopRequest() as stop,
+            tqdm(total=self.total, initial=self.step, unit="step", disable=None, desc="train") as bar,
+        ):
+            since, images = time.perf_counter(), 0
+            batches = stream(self.loader)
+            while self.step < self.total:
+                epoch, _, batch = next(batches)
+                values = self.engine.train_step(batch, self.step)
+                self.step += 1
+                images += len(batch["image"])
+                self.health += values["loss"]
+                bar.update()
+                if self.step % train.log_every == 0 or self.step == self.total or self.step == 1:
+                    speed = images / (time.perf_counter() - since)
+                    bar.set_postfix_str(self._log(values, epoch, speed))
+                    since, images = time.perf_counter(), 0
+                if stop.asked:
+                    self._stop()
+                if self._due(train.val_every):
+                    paused = time.perf_counter()
+                    self._validate(stop)
+                    since += time.perf_counter() - paused
+                if self._due(train.save_every):
+                    self._save("last")
+            if self.validated != self.step or self.evaluation is None:
+                self._validate(stop)
+            self._save("last")
+        self._report()
+        return self.run_dir
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _begin(self) -> None:
+        if self.resumed:
+            self.run_dir.forget_after(self.step)
+            self.run_dir.write_config(self.config)
+        else:
+            self.run_dir.create(self.config)
+        engine, patch = self.engine, self.engine.net.backbone.patch_size
+        print(f"data: {self.data.description}")
+        print(f"backbone: {engine.net.backbone.origin}")
+        side = -(-self.config.data.resolution // patch)
+        patches = side * side * self.config.train.batch_size
+        chunk, per_chunk = chunk_anchors(patches, self.config.loss.chunk, self.config.loss.anchor_divisor)
+        backend = dispatch.choose(None, self.health)
+        print(
+            f"step: {self.config.train.batch_size} images, {patches} patches, "
+            f"{per_chunk} anchors per {chunk} patches; "
+            f"{device_name(engine.device)}, {backend} backend, autocast {engine.amp or 'off'}"
+        )
+        start = f"continued at step {self.step}" if self.resumed else "new run"
+        settings = f"settings {config_hash(self.config)}"
+        print(f"run: {self.run_dir.path} ({start}, {self.total} steps, {settings})", flush=True)
+
+    def _log(self, values: dict[str, Tensor], epoch: int, speed: float) -> str:
+        """Write a line of metrics, and print one where there is no progress bar."""
+        check_finite({**values, "sum of losses": self.health}, self.step, self.engine.scaler.is_enabled())
+        row = {"step": self.step, "epoch": epoch, **{name: value.item() for name, value in values.items()}}
+        self.run_dir.append({**row, "images_per_s": speed})
+        text = (
+            f"loss {row['loss']:.3f} contrast {row['contrast_loss']:.3f} linear {row['linear_loss']:.3f} "
+            f"cluster {row['cluster_loss']:.3f} positives {row['positives']:.0f} "
+            f"negatives {row['negatives']:.0f} {speed:.1f} images/s"
+        )
+        if not sys.stderr.isatty():
+            print(f"step {self.step}/{self.total} {text}", flush=True)
+        return text
+
+    def _validate(self, stop: StopRequest) -> None:
+        dataset, config = self.data.val, replace(self.config.eval, crf="none")
+        if dataset is None or not dataset.labelled:
+            self.validated = self.step
+            return
+        try:
+            self.evaluation = evaluate(
+                self.engine.code,
+                self.engine.probes,
+                dataset,
+                config,
+                patch_size=self.engine.net.backbone.patch_size,
+                device=self.engine.device,
+                workers=self.config.data.workers,
+                should_stop=lambda: stop.asked,
+            )
+        except InterruptedError:
+            self._stop()
+        self.validated = self.step
+        summary = self.evaluation.summary()
+        self.run_dir.append({"step": self.step, **summary})
+        tqdm.write(f"step {self.step} validation: " + " ".join(f"{k} {v:.2f}" for k, v in summary.items()))
+        # The published rule: the best sum of the four scores, which looks at labels.
+        total = sum(summary.values())
+        if total >= self.best:
+            self.best = total
+            self._save("best")
+
+    def _save(self, name: str) -> None:
+        check_finite({"sum of losses": self.health}, self.step)
+        backbone = self.engine.net.backbone
+        dataset = self.data.val or self.data.train
+        info = {
+            "config": to_dict(self.config),
+            "backbone": backbone.spec,
+            "origin": backbone.origin,
+            "classes": dataset.classes,
+            "class_names": list(dataset.class_names),
+            "assignment": list(self.evaluation.plain["cluster"].assignment) if self.evaluation else None,
+            "step": self.step,
+        }
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "validated": self.validated,
+            "engine": self.engine.training_state(),
+        }
+        save_checkpoint(self.run_dir.checkpoints / name, self.engine.weights(), info, state)
+
+    def _stop(self) -> None:
+        self._save("last")
+        raise Stopped(
+            f"stopped at step {self.step} of {self.total}; "
+            f"continue with: python -m ppap.train --resume {self.run_dir.path}"
+        )
+
+    def _report(self) -> None:
+        dataset = self.data.val or self.data.train
+        write_report(self.run_dir, self.config, self.engine, dataset, self.evaluation)
+        print(f"report: {self.run_dir.path / 'report.md'}")
+        if self.engine.net.backbone.is_random:
+            print(RANDOM_WARNING)
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[Config, Path, Checkpoint | None]:
+    """Settings, run directory, and the checkpoint to continue from (None = a new run).
+
+    Raises:
+        UsageError: unknown preset, or a setting that a resumed run cannot change.
+        DataError: the run to resume has no usable checkpoint.
+    """
+    pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    pre.add_argument("--resume", metavar="RUN")
+    known, rest = pre.parse_known_args(list(argv))
+    description = (
+        "Train PPAP. Usage: ppap train [PRESET] [--section.field value ...], or ppap train --resume RUN.\n\n"
+        f"Presets (default: demo):\n{describe()}\n\n"
+        "--resume RUN continues a run directory from its last checkpoint."
+    )
+    if known.resume is None:
+        named = rest and not rest[0].startswith("-")
+        start = preset(rest[0] if named else "demo")
+        config = parse(
+            Config, rest[1:] if named else rest, command="train", description=description, default=start
+        )
+        return config, new_run_path(config.train.out, config.preset), None
+    path = Path(known.resume)
+    stored = RunDir(path).read_config()
+    config = parse(Config, rest, command="train", description=description, default=stored)
+    _check_changes(stored, config)
+    return config, path, load_checkpoint(path, "last")
+
+
+def _check_changes(stored: Config, config: Config) -> None:
+    changed = []
+    for section in dataclasses.fields(Config):
+        before, after = getattr(stored, section.name), getattr(config, section.name)
+        if not dataclasses.is_dataclass(before):
+            changed += [section.name] if before != after else []
+            continue
+        names = [field.name for field in dataclasses.fields(before)]
+        changed += [f"{section.name}.{n}" for n in names if getattr(before, n) != getattr(after, n)]
+    wrong = [name for name in changed if name not in RESUMABLE and not name.startswith("eval.")]
+    if wrong:
+        raise UsageError(
+            f"--resume cannot change {', '.join('--' + name for name in wrong)}; start a new run for that. "
+            f"It may change --eval.* and {', '.join('--' + name for name in RESUMABLE)}"
+        )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Command ``train``."""
+    Trainer(*parse_arguments(argv)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
