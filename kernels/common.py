@@ -17,6 +17,10 @@ _NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", 
 _FP16_WEIGHT_SCALE = 2.0**14
 
 
+class NonFiniteError(ValueError):
+    """An input holds NaN or infinity."""
+
+
 def resolve_precision(precision: str, *tensors: torch.Tensor) -> str:
     """The precision an op runs in: ``fp64 | fp32 | fp16 | bf16``.
 
@@ -156,7 +160,7 @@ def guard(
         return _nan_if_bad(values, anchors, num_patches, device)
     for name, tensor in values.items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(
+            raise NonFiniteError(
                 f"{name} of shape {tuple(tensor.shape)} has non-finite values; look at their origin"
             )
     if anchors is not None and anchors.numel():

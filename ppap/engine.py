@@ -11,6 +11,7 @@ from ppap.backbone import backbone_from_spec
 from ppap.checkpoint import Checkpoint
 from ppap.config import Config, OptimConfig, from_dict
 from ppap.errors import DataError, NumberError, UsageError
+from ppap.kernels import NonFiniteError
 from ppap.loss import PPAPLoss
 from ppap.model import PPAPNet, build_net, patch_rows
 from ppap.probes import ClusterProbe, LinearProbe
@@ -98,7 +99,12 @@ class Engine(nn.Module):
         self.train()
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
             out = self.net(image)
-            contrast = self.contrast(patch_rows(out.guidance), out.z, step)
+            try:
+                contrast = self.contrast(patch_rows(out.guidance), out.z, step)
+            except NonFiniteError as error:
+                raise NumberError(
+                    f"step {step}: {error}; lower --optim.lr or check images and weights"
+                ) from None
             linear = self.linear.loss(out.code, label, self.net.backbone.patch_size)
             cluster = self.cluster.loss(out.code)
             loss = contrast.loss + linear + cluster

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,15 +45,16 @@ def draw_anchors(patches: int, chunk: int, divisor: int, seed: int, step: int) -
         (A,) int64, ascending within each chunk, and the number of anchors per full chunk.
     """
     chunk, per_chunk = chunk_anchors(patches, chunk, divisor)
-    # Two 32-bit words of seed: neighbouring seeds and steps must not share a stream.
-    generator = torch.Generator().manual_seed((seed % 2**31) * 2**32 + step)
     full, rest = divmod(patches, chunk)
-    order = torch.rand(full, chunk, generator=generator).argsort(dim=1)[:, :per_chunk].sort(dim=1).values
-    anchors = [(order + chunk * torch.arange(full)[:, None]).reshape(-1)]
+    # Raw counter-based bits, which NumPy promises to keep: the keys (seed, step) share no stream. (A torch
+    # generator on a CPU reads 32 bits of its seed.)
+    bits = np.random.Philox(key=[seed % 2**64, step]).random_raw(patches)
+    order = np.sort(bits[: full * chunk].reshape(full, chunk).argsort(axis=1)[:, :per_chunk], axis=1)
+    anchors = [(order + chunk * np.arange(full)[:, None]).reshape(-1)]
     if rest:
-        last = torch.randperm(rest, generator=generator)[: max(rest // divisor, 1)].sort().values
+        last = np.sort(bits[full * chunk :].argsort()[: max(rest // divisor, 1)])
         anchors.append(last + chunk * full)
-    return torch.cat(anchors), per_chunk
+    return torch.from_numpy(np.concatenate(anchors)), per_chunk
 
 
 class PPAPLoss:

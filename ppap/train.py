@@ -61,6 +61,14 @@ class StopRequest:
         print("\nstopping after this step and saving; press Ctrl-C again to end at once", file=sys.stderr)
 
 
+def _backend(device: torch.device) -> str:
+    """Kernel backend of the loss on a device; refuses a wrong PPAP_BACKEND before any work."""
+    try:
+        return dispatch.choose(None, torch.empty(0, device=device))
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(str(error)) from None
+
+
 class Trainer:
     """One run, from its datasets to its report."""
 
@@ -77,6 +85,7 @@ class Trainer:
         """
         self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
         device = pick_device(config.train.device)
+        self.backend = _backend(device)
         self.data: Datasets = build_datasets(config.data)
         classes = self.data.train.classes
         self.step, self.best, self.validated = 0, float("-inf"), -1
@@ -114,6 +123,8 @@ class Trainer:
         ):
             since, images = time.perf_counter(), 0
             batches = stream(self.loader)
+            if self.resumed and self._due(train.val_every) and self.validated != self.step:
+                self._validate(stop)
             while self.step < self.total:
                 epoch, _, batch = next(batches)
                 values = self.engine.train_step(batch, self.step)
@@ -154,11 +165,10 @@ class Trainer:
         side = -(-self.config.data.resolution // patch)
         patches = side * side * self.config.train.batch_size
         chunk, per_chunk = chunk_anchors(patches, self.config.loss.chunk, self.config.loss.anchor_divisor)
-        backend = dispatch.choose(None, self.health)
         print(
             f"step: {self.config.train.batch_size} images, {patches} patches, "
             f"{per_chunk} anchors per {chunk} patches; "
-            f"{device_name(engine.device)}, {backend} backend, autocast {engine.amp or 'off'}"
+            f"{device_name(engine.device)}, {self.backend} backend, autocast {engine.amp or 'off'}"
         )
         start = f"continued at step {self.step}" if self.resumed else "new run"
         settings = f"settings {config_hash(self.config)}"

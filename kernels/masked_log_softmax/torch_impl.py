@@ -28,7 +28,8 @@ def masked_log_softmax(
         logits_CN = product(za_op[chunk], zn_op.T).mul_(scale)
         positive_CN = unpack_masks(positive_AW[chunk], num_patches)
         kept_CN = unpack_masks(kept_AW[chunk], num_patches)
-        loss_A[chunk], shifted_lse_C, shift_C = loss_rows(logits_CN, positive_CN, kept_CN)
+        num_positives_C = positive_CN.sum(dim=1)
+        loss_A[chunk], shifted_lse_C, shift_C = loss_rows(logits_CN, positive_CN, kept_CN, num_positives_C)
         lse_A[chunk] = shifted_lse_C + shift_C
     return loss_A, lse_A
 
@@ -52,7 +53,8 @@ def masked_log_softmax_backward(
         logits_CN = product(za_op[chunk], zn_op.T).mul_(scale)
         positive_CN = unpack_masks(positive_AW[chunk], z_NE.shape[0])
         kept_CN = unpack_masks(kept_AW[chunk], z_NE.shape[0])
-        weights_CN = gradient_rows(logits_CN, positive_CN, kept_CN, lse_A[chunk])
+        num_positives_C = positive_CN.sum(dim=1)
+        weights_CN = gradient_rows(logits_CN, positive_CN, kept_CN, num_positives_C, lse_A[chunk])
         weights_op, weight_scale = weight_operand(weights_CN, precision)
         row_C1 = dloss_A[chunk, None] / temperature
         dz_AE[chunk] = product(weights_op, zn_op) * (zn_scale / weight_scale) * row_C1
@@ -72,7 +74,10 @@ def bytes_per_anchor(num_patches: int, width: int, element_size: int) -> int:
 
 
 def loss_rows(
-    logits_CN: torch.Tensor, positive_CN: torch.Tensor, kept_CN: torch.Tensor
+    logits_CN: torch.Tensor,
+    positive_CN: torch.Tensor,
+    kept_CN: torch.Tensor,
+    num_positives_C: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss, log-sum-exp and shift, each (C,), of a chunk of logits, which are shifted in place.
 
@@ -85,16 +90,18 @@ def loss_rows(
     top_C = top_C.masked_fill_(top_C == -torch.inf, 0.0)
     lse_C = masked_CN.sub_(top_C[:, None]).exp_().sum(dim=1).log_()
     logits_CN.sub_(top_C[:, None])
-    num_positives_C = positive_CN.sum(dim=1)
     mean_C = torch.mul(logits_CN, positive_CN, out=masked_CN).sum(dim=1) / num_positives_C.clamp(min=1)
     return torch.where(num_positives_C > 0, lse_C - mean_C, 0.0), lse_C, top_C
 
 
 def gradient_rows(
-    logits_CN: torch.Tensor, positive_CN: torch.Tensor, kept_CN: torch.Tensor, lse_C: torch.Tensor
+    logits_CN: torch.Tensor,
+    positive_CN: torch.Tensor,
+    kept_CN: torch.Tensor,
+    num_positives_C: torch.Tensor,
+    lse_C: torch.Tensor,
 ) -> torch.Tensor:
     """dL_i / dl_ij (C, N) of a chunk, in the storage of its logits."""
-    num_positives_C = positive_CN.sum(dim=1)
     some_C = num_positives_C > 0
     # Outside the kept set, and in a row without positives, a logit may exceed the log-sum-exp by any amount:
     # mask before the exponential, not after.

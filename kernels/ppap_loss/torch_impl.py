@@ -102,9 +102,9 @@ class _Work:
         positive_CN, kept_CN = self._masks(anchors_C)
         num_positives_C, num_kept_C = positive_CN.sum(dim=1), kept_CN.sum(dim=1)
         logits_CN = product(self.z_op[anchors_C], self.z_op.T).mul_(self.z_scale**2 / self.temperature)
-        loss_C, lse_C, _ = loss_rows(logits_CN, positive_CN, kept_CN)
+        loss_C, lse_C, _ = loss_rows(logits_CN, positive_CN, kept_CN, num_positives_C)
         if target_NE is not None:
-            weights_CN = gradient_rows(logits_CN, positive_CN, kept_CN, lse_C)
+            weights_CN = gradient_rows(logits_CN, positive_CN, kept_CN, num_positives_C, lse_C)
             row_C = torch.full_like(loss_C, 1 / self.temperature)
             if grouping is not None:
                 row_C /= _group_sizes(num_positives_C > 0, *grouping)

@@ -36,7 +36,9 @@ def average_chunk(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Proxies and counts of a chunk; `keys_op` is the :func:`operand` of the keys."""
     selected_CN = product(operand(queries_CD, precision), keys_op.T).gt_(threshold_C[:, None])
-    count_C = torch.count_nonzero(selected_CN, dim=1)
+    # A sum of ones is exact in float32 up to 2^24, and many times faster than counting.
+    exact = keys_op.shape[0] <= 2**24
+    count_C = selected_CN.sum(dim=1).long() if exact else torch.count_nonzero(selected_CN, dim=1)
     # A mask is exact in every operand type.
     sum_CD = product(selected_CN.to(keys_op.dtype), keys_op)
     return F.normalize(sum_CD, dim=1), count_C

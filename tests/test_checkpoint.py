@@ -1,0 +1,152 @@
+"""Checkpoints: complete or refused, never half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppap import checkpoint as module
+from ppap.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from ppap.errors import DataError, NumberError
+
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
+STATE = {"step": 3, "rng": torch.get_rng_state(), "nested": {"list": [1, 2.5, None]}}
+
+
+def save(folder: Path, step: int = 1) -> Path:
+    save_checkpoint(folder, TENSORS, {"step": step}, STATE)
+    return folder
+
+
+def test_round_trip(tmp_path):
+    loaded = load_checkpoint(save(tmp_path / "last"))
+    assert all(torch.equal(loaded.tensors[name], TENSORS[name]) for name in TENSORS)
+    assert loaded.info["step"] == 1
+    state = loaded.state()
+    assert state["nested"] == STATE["nested"] and torch.equal(state["rng"], STATE["rng"])
+
+
+def test_a_run_directory_gives_its_best_or_last(tmp_path):
+    save(tmp_path / "checkpoints" / "last", step=9)
+    assert load_checkpoint(tmp_path).info["step"] == 9
+    save(tmp_path / "checkpoints" / "best", step=5)
+    assert load_checkpoint(tmp_path).info["step"] == 5
+    assert load_checkpoint(tmp_path, "last").info["step"] == 9
+
+
+@pytest.mark.parametrize("file", module.FILES)
+def test_a_flipped_bit_is_refused(tmp_path, file):
+    path = save(tmp_path / "last") / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=f"{file} differs from its checksum"):
+        load_checkpoint(tmp_path / "last")
+
+
+def test_missing_parts_are_named(tmp_path):
+    with pytest.raises(DataError, match="no checkpoint or run directory at"):
+        load_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="give a run directory or a checkpoint folder"):
+        load_checkpoint(tmp_path)
+    folder = save(tmp_path / "last")
+    (folder / "state.pt").unlink()
+    with pytest.raises(DataError, match="state.pt is missing"):
+        load_checkpoint(folder)
+
+
+def test_another_format_is_refused(tmp_path):
+    folder = save(tmp_path / "last")
+    info = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**info, "format": 99}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config.json"] = module._sha256(folder / "config.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="format 99"):
+        load_checkpoint(folder)
+
+
+def test_a_pickle_with_code_is_refused(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (os.system, ("echo ran",))
+
+    folder = save(tmp_path / "last")
+    torch.save({"step": Payload()}, folder / "state.pt")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["state.pt"] = module._sha256(folder / "state.pt")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="state.pt cannot be read"):
+        load_checkpoint(folder).state()
+
+
+def test_weights_that_are_not_finite_keep_the_older_one(tmp_path):
+    folder = save(tmp_path / "last", step=1)
+    with pytest.raises(NumberError, match="weights b are not finite"):
+        save_checkpoint(folder, {**TENSORS, "b": torch.tensor([torch.nan])}, {"step": 2}, STATE)
+    assert load_checkpoint(folder).info["step"] == 1
+
+
+@pytest.mark.parametrize("failing", ["save_file", "_flush"])
+def test_a_full_disk_keeps_the_older_one(tmp_path, failing, monkeypatch):
+    folder = save(tmp_path / "last", step=1)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, failing, full)
+    with pytest.raises(DataError, match="No space left on device; free space"):
+        save(folder, step=2)
+    monkeypatch.undo()
+    assert load_checkpoint(folder).info["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["last"], "nothing is left beside it"
+
+
+def test_a_stop_between_the_renames_leaves_the_older_one(tmp_path, monkeypatch):
+    last = save(tmp_path / "checkpoints" / "last", step=1)
+    real = os.rename
+
+    def stop_at_second(source, target):
+        if Path(source).name == ".last.new":
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(module.os, "rename", stop_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        save(last, step=2)
+    monkeypatch.undo()
+    assert find_checkpoint(tmp_path).name == ".last.old"
+    assert load_checkpoint(tmp_path).info["step"] == 1
+    save(last, step=3)
+    assert load_checkpoint(tmp_path).info["step"] == 3
+
+
+def test_a_kill_at_any_moment_leaves_a_complete_one(tmp_path):
+    """Kill a process that saves without pause, several times, and load what is there."""
+    code = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "import torch; from pathlib import Path; from ppap.checkpoint import save_checkpoint\n"
+        "step = 0\n"
+        "while True:\n"
+        "    step += 1\n"
+        "    tensors = {'a': torch.full((200_000,), float(step))}\n"
+        "    save_checkpoint(Path(sys.argv[1]), tensors, {'step': step}, {'step': step})\n"
+        "    print(step, flush=True)\n"
+    )
+    run = tmp_path / "checkpoints"
+    for wait in (1, 2, 5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(run / "last"), *sys.path], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(wait):
+            process.stdout.readline()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        loaded = load_checkpoint(tmp_path)
+        assert (loaded.tensors["a"] == loaded.info["step"]).all()
+        assert loaded.state()["step"] == loaded.info["step"]

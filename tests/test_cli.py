@@ -1,0 +1,91 @@
+"""The command line as a whole: help, exit codes, doctor."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ppap import cli, doctor
+from ppap.errors import DataError, NumberError, Stopped, UsageError
+from ppap.kernels import dispatch
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_overview_and_version(capsys):
+    assert cli.main([]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in cli.COMMANDS)
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"ppap \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_unknown_commands_name_the_nearest(capsys):
+    assert cli.main(["trian"]) == 2
+    assert "did you mean 'train'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main([command, "--help"])
+    assert error.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: ppap {command}" in text and "None" not in text.splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("a"), 2),
+        (DataError("a"), 3),
+        (NumberError("a"), 4),
+        (Stopped("a"), 75),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(error, code, capsys):
+    def command(argv):
+        raise error
+
+    assert cli.run(command, []) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_bug_is_not_dressed_up():
+    def command(argv):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError):
+        cli.run(command, [])
+
+
+def test_doctor_says_what_is_used_and_why_not(capsys):
+    doctor.main(["--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["backends"]["torch"] == "available"
+    assert set(found["auto"]["cpu"]) == set(dispatch.OPS)
+    for name, reason in found["backends"].items():
+        assert reason == "available" or len(reason) > 10, f"{name} without a reason"
+    doctor.main([])
+    text = capsys.readouterr().out
+    assert "kernel backends" in text and "PPAP_BACKEND" in text
+
+
+def test_the_readme_lists_every_variable_and_only_those():
+    table = re.findall(r"^\| `(PPAP_\w+)` \|", (ROOT / "README.md").read_text(), re.M)
+    assert sorted(table) == sorted(dispatch.VARIABLES)
+
+
+def test_no_device_is_written_as_a_literal_call():
+    for folder in ("ppap", "kernels"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert ".cuda()" not in path.read_text(), f"{path} moves tensors to a fixed device"
+
+
+def test_torch_load_is_always_safe():
+    for folder in ("ppap", "kernels"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for call in re.findall(r"torch\.load\([^\n]*(?:\n[^\n]*){0,3}", path.read_text()):
+                assert "weights_only=True" in call, f"{path}: torch.load without weights_only=True"

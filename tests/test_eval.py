@@ -1,0 +1,190 @@
+"""Evaluation of checkpoints, and of the evaluation's own arithmetic."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ppap.cli import run
+from ppap.config import EvalConfig
+from ppap.data import build_datasets
+from ppap.errors import DataError, UsageError
+from ppap.eval import main
+from ppap.evaluation.evaluate import PROBES, evaluate, pixel_scores
+from ppap.presets import preset
+from ppap.probes import ClusterProbe, LinearProbe
+from tests.runs import make_folder, tiny_run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return tiny_run(tmp_path_factory.mktemp("finished") / "run", "--train.steps=3")
+
+
+def probes(width=12, classes=8):
+    torch.manual_seed(0)
+    return ClusterProbe(width, classes), LinearProbe(width, classes)
+
+
+def scenes(count=7):
+    import dataclasses
+
+    data = dataclasses.replace(
+        preset("demo").data, scenes_val=count, scenes_size=32, eval_resolution=32, workers=0
+    )
+    return build_datasets(data, ("val",)).val
+
+
+def code_of(image):
+    """A fixed map of images (B, 3, 32, 32) to a code (B, 12, 4, 4)."""
+    return F.pixel_unshuffle(F.avg_pool2d(image, 4), 2)
+
+
+def test_pixel_scores_are_those_of_the_resized_code():
+    cluster, linear = probes()
+    code = torch.randn(1, 12, 4, 5, generator=torch.Generator().manual_seed(1))
+    resized = F.interpolate(code, size=(32, 40), mode="bilinear", align_corners=False)[:, :, :30, :37]
+    got = pixel_scores(code, (cluster, linear), 8, (30, 37))
+    centres = F.normalize(cluster.clusters, dim=1)
+    cosine = torch.einsum("kd,dhw->khw", centres, F.normalize(resized[0], dim=0))
+    torch.testing.assert_close(got[0], cosine, atol=1e-5, rtol=0)
+    torch.testing.assert_close(got[1], linear.logits(resized)[0], atol=1e-5, rtol=0)
+    undivided = pixel_scores(code, (cluster, linear), 8, (30, 37), with_length=False)[0]
+    assert torch.equal(undivided.argmax(0), got[0].argmax(0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_scores_do_not_depend_on_batches_or_workers(workers):
+    dataset = scenes()
+    results = []
+    for batch_size in (1, 3, 7):
+        config = EvalConfig(batch_size=batch_size)
+        results.append(
+            evaluate(
+                code_of,
+                probes(),
+                dataset,
+                config,
+                patch_size=8,
+                device=torch.device("cpu"),
+                workers=workers,
+            )
+        )
+    assert results[0].to_dict() == results[1].to_dict() == results[2].to_dict()
+    assert set(results[0].plain) == set(PROBES) and not results[0].crf
+    assert results[0].plain["linear"].pixels == 7 * 32 * 32
+
+
+def test_the_crf_runs_beside_the_plain_scores():
+    pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf is not installed: pip install pydensecrf2")
+    config = EvalConfig(crf="pydensecrf", crf_workers=0)
+    result = evaluate(code_of, probes(), scenes(3), config, patch_size=8, device=torch.device("cpu"))
+    plain = evaluate(code_of, probes(), scenes(3), EvalConfig(), patch_size=8, device=torch.device("cpu"))
+    assert result.plain == plain.plain
+    assert set(result.crf) == set(PROBES)
+    assert {"crf/cluster_miou", "linear_accuracy"} <= set(result.summary())
+
+
+def test_without_the_package_the_rest_is_reported(monkeypatch):
+    from ppap.kernels.dense_crf import pydensecrf_impl
+
+    monkeypatch.setattr(pydensecrf_impl, "unavailable_reason", lambda: "no module; pip install pydensecrf2")
+    config = EvalConfig(crf="pydensecrf", crf_workers=0)
+    result = evaluate(code_of, probes(), scenes(2), config, patch_size=8, device=torch.device("cpu"))
+    assert result.plain and not result.crf
+    assert result.notes == ["dense CRF skipped: no module; pip install pydensecrf2"]
+
+
+def test_the_command_prints_and_writes(finished, capsys):
+    main([str(finished)])
+    text = capsys.readouterr().out
+    assert "mIoU" in text and "sky" in text
+    assert text.count("backbone: random weights; results are meaningless") == 2
+    first = finished / "checkpoints/best/evaluation.json"
+    record = json.loads(first.read_text())
+    assert record["crf"] == "none" and record["seed"] == 0 and len(record["classes"]) == 8
+    assert "meaningless" in record["warning"]
+    main([str(finished)])
+    again = json.loads((finished / "checkpoints/best/evaluation-2.json").read_text())
+    assert again["scores"] == record["scores"], "an evaluation can be repeated and overwrites nothing"
+
+
+def test_evaluation_equals_the_validation_in_training(finished, capsys):
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    wanted = next(row for row in rows if row["step"] == 3 and "cluster_miou" in row)
+    main([str(finished), "--which", "last"])
+    files = sorted((finished / "checkpoints/last").glob("evaluation*.json"))
+    scores = json.loads(files[-1].read_text())["scores"]["plain"]
+    for probe in PROBES:
+        assert scores[probe]["miou"] == wanted[f"{probe}_miou"]
+        assert scores[probe]["accuracy"] == wanted[f"{probe}_accuracy"]
+
+
+def test_the_frozen_backbone(finished, tmp_path):
+    out = [tmp_path / f"{i}.json" for i in range(2)]
+    for path in out:
+        main([str(finished), "--frozen", "--frozen-steps", "4", "--out", str(path)])
+    records = [json.loads(path.read_text()) for path in out]
+    assert records[0] == records[1] and records[0]["frozen"] is True
+    main([str(finished), "--out", str(tmp_path / "plain.json")])
+    assert json.loads((tmp_path / "plain.json").read_text())["scores"] != records[0]["scores"]
+
+
+def test_another_labelled_set(finished, tmp_path):
+    root = make_folder(tmp_path / "data")
+    out = tmp_path / "other.json"
+    data = ["--data.kind=folder", f"--data.root={root}", "--data.ignore-ids", "9"]
+    main([str(finished), *data, f"--out={out}"])
+    scores = json.loads(out.read_text())["scores"]["plain"]["cluster"]
+    assert "vehicle" in scores["absent"] and scores["pixels"] == 6 * 32 * 32 - ignored(root)
+
+
+def ignored(root):
+    """Pixels with the ignored id in the validation crops."""
+    from ppap.config import DataConfig
+
+    data = DataConfig(root=str(root), ignore_ids=(9,), classes=8, eval_resolution=32, resolution=32)
+    return sum(int((sample["label"] < 0).sum()) for sample in iterate(build_datasets(data, ("val",)).val))
+
+
+def iterate(dataset):
+    return (dataset[i] for i in range(len(dataset)))
+
+
+def test_bad_input(finished, tmp_path, capsys):
+    assert run(main, [str(tmp_path / "none")]) == 3
+    assert "no checkpoint or run directory" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="--which is 'worst'"):
+        main([str(finished), "--which", "worst"])
+    with pytest.raises(DataError, match="3 classes"):
+        main([str(finished), "--data.kind=folder", f"--data.root={make_folder(tmp_path / 'a')}",
+        "--data.classes=3",
+              "--data.class-names", "--data.ignore-ids", "9"])  # fmt: skip
+    unlabelled = make_folder(tmp_path / "b", labels=False)
+    with pytest.raises(DataError, match="nothing to measure"):
+        main([str(finished), "--data.kind=folder", f"--data.root={unlabelled}"])
+    existing = tmp_path / "mine.json"
+    existing.write_text("precious")
+    with pytest.raises(UsageError, match="exists already"):
+        main([str(finished), f"--out={existing}"])
+    assert existing.read_text() == "precious"
+    with pytest.raises(SystemExit) as error:
+        main([])
+    assert error.value.code == 2
+
+
+def test_a_checkpoint_of_another_architecture(finished, tmp_path):
+    import shutil
+
+    from ppap import checkpoint as module
+
+    folder = tmp_path / "last"
+    shutil.copytree(finished / "checkpoints/last", folder)
+    info = json.loads((folder / "config.json").read_text())
+    info["backbone"]["depth"] = 3
+    (folder / "config.json").write_text(json.dumps(info))
+    manifest = {name: module._sha256(folder / name) for name in module.FILES}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="blocks.2.*another architecture"):
+        main([str(folder)])

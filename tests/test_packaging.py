@@ -1,0 +1,120 @@
+"""Four ways of importing: editable, wheel outside the tree, wheel beside the tree, uninstalled."""
+
+import importlib.metadata
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CHECK = (
+    "import ppap, ppap.kernels, ppap.kernels.dispatch as d; from ppap.kernels import ppap_loss; "
+    "assert ppap.kernels.available_backends()['torch'] is None; print(ppap.__file__); print(d.__file__)"
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Wheel and source archive of this tree, built in a copy so that nothing is left behind."""
+    out = tmp_path_factory.mktemp("built")
+    copy = out / "tree"
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    files = (
+        [ROOT / name for name in listed.stdout.splitlines()] if listed.returncode == 0 else ROOT.rglob("*")
+    )
+    for path in files:
+        if path.is_file():
+            target = copy / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out / "dist"), str(copy)]
+    subprocess.run(build, check=True, capture_output=True)
+    return out
+
+
+def imported_from(cwd: Path, path: list[Path], check: str = CHECK, isolated: bool = False) -> list[str]:
+    """Files that `ppap` and `ppap.kernels.dispatch` come from, in a fresh interpreter."""
+    code = f"import sys; sys.path[:0] = {[str(p) for p in path]!r}; {check}"
+    # -S -I leave site-packages, and with them an editable install of this tree, out of the path.
+    flags = ["-I", "-S"] if isolated else ["-I"]
+    result = subprocess.run([sys.executable, *flags, "-c", code], cwd=cwd, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+def site_packages() -> list[Path]:
+    """Where torch and the other requirements are, without this project's own install."""
+    import torch
+
+    return [Path(torch.__file__).parent.parent]
+
+
+def test_uninstalled_from_the_root():
+    package, kernels = imported_from(ROOT, [ROOT, *site_packages()], isolated=True)
+    assert package == str(ROOT / "ppap" / "__init__.py")
+    assert kernels == str(ROOT / "kernels" / "dispatch.py")
+
+
+def test_installed_in_this_environment():
+    """Editable after the README's set-up command; whatever it is, the folder `kernels` is `ppap.kernels`."""
+    try:
+        importlib.metadata.version("ppap")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip('ppap is not installed here: pip install --editable ".[dev]"')
+    package, kernels = imported_from(ROOT.parent, [])
+    beside = Path(kernels).parent
+    assert beside in (Path(package).parent / "kernels", Path(package).parent.parent / "kernels")
+
+
+def test_wheel_outside_the_tree_and_beside_it(built, tmp_path):
+    (wheel,) = (built / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert "ppap/kernels/dispatch.py" in names and "ppap/kernels/ppap_loss/torch_impl.py" in names
+    assert "ppap/data/folder.py" in names and "ppap/evaluation/metrics.py" in names
+    foreign = [n for n in names if not n.startswith(("ppap/", "ppap-"))]
+    assert not foreign, f"the wheel would install {foreign}"
+    site = tmp_path / "site"
+    for cwd in (tmp_path, ROOT):
+        package, kernels = imported_from(cwd, [site, *site_packages()], isolated=True)
+        assert package == str(site / "ppap" / "__init__.py")
+        assert kernels == str(site / "ppap" / "kernels" / "dispatch.py")
+
+
+def test_wheel_installed_but_the_root_first_on_the_path(built, tmp_path):
+    (wheel,) = (built / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    package, kernels = imported_from(ROOT, [ROOT, tmp_path / "site", *site_packages()], isolated=True)
+    assert package == str(ROOT / "ppap" / "__init__.py") and kernels == str(ROOT / "kernels" / "dispatch.py")
+
+
+def test_source_archive_has_what_a_build_needs(built):
+    (archive,) = (built / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {"/".join(name.split("/")[1:]) for name in tar.getnames()}
+    assert {"setup.py", "pyproject.toml", "LICENSE", "kernels/dispatch.py", "ppap/train.py"} <= names
+
+
+def test_import_is_light():
+    code = (
+        "import sys, ppap; heavy = {'torch', 'timm', 'numpy', 'matplotlib', 'tyro'} & set(sys.modules); "
+        "assert not heavy, heavy; "
+        "print('a', 'b')"
+    )
+    imported_from(ROOT, [ROOT], check=code, isolated=True)
+
+
+def test_public_names():
+    import ppap
+
+    assert callable(ppap.load) and ppap.kernels.propagate
+    assert "load" in dir(ppap)
+    with pytest.raises(AttributeError, match="public: .*load"):
+        _ = ppap.lode

@@ -1,0 +1,146 @@
+"""Prediction: masks of images of any size, from the command line and from Python."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ppap
+from ppap.cli import run
+from ppap.errors import DataError, UsageError
+from ppap.predict import find_images, main
+from ppap.report import predict_crop
+from tests.runs import TINY, make_folder, tiny_run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return tiny_run(tmp_path_factory.mktemp("finished") / "run", "--train.steps=3")
+
+
+@pytest.fixture(scope="module")
+def predictor(finished):
+    return ppap.load(finished)
+
+
+def picture(width, height, seed=0):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (4, 4, 3)).astype(np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (33, 50), (200, 31), (1, 1), (3, 90)])
+@pytest.mark.parametrize("probe", ["cluster", "linear"])
+def test_masks_have_the_size_of_the_image(predictor, size, probe):
+    labels = predictor.predict(picture(*size), probe=probe, resolution=32)
+    assert labels.shape == size[::-1] and labels.dtype == torch.int64
+    assert 0 <= labels.min() and labels.max() < 8
+
+
+def test_a_square_of_the_resolution_gives_the_labels_of_the_evaluation(predictor):
+    image = picture(32, 32)
+    from ppap.data.transforms import normalise
+    from ppap.evaluation.metrics import apply_assignment
+
+    cluster, linear = predict_crop(predictor.engine, normalise(np.asarray(image)))
+    assert torch.equal(predictor.predict(image, probe="linear", resolution=32), linear)
+    wanted = apply_assignment(cluster, predictor.assignment)
+    assert torch.equal(predictor.predict(image, resolution=32), wanted)
+
+
+def test_any_mode_of_image(predictor):
+    wanted = predictor.predict(picture(40, 40).convert("L").convert("RGB"), resolution=32)
+    assert torch.equal(predictor.predict(picture(40, 40).convert("L"), resolution=32), wanted)
+
+
+def test_too_many_patches_name_the_limit(predictor):
+    with pytest.raises(UsageError, match="the limit is 100 .*lower --resolution"):
+        predictor.predict(picture(64, 64), resolution=320, max_tokens=100)
+
+
+def test_the_command_writes_masks_overlays_and_a_legend(finished, tmp_path, capsys):
+    images = tmp_path / "photos"
+    (images / "sub").mkdir(parents=True)
+    picture(60, 45).save(images / "a.jpg")
+    picture(31, 70).save(images / "sub" / "b.png")
+    out = tmp_path / "masks"
+    main([str(finished), str(images), f"--out={out}", "--resolution=32"])
+    assert "random weights" in capsys.readouterr().out
+    mask = Image.open(out / "sub" / "b.png")
+    assert mask.mode == "P" and mask.size == (31, 70)
+    record = json.loads((out / "legend.json").read_text())
+    assert [entry["name"] for entry in record["classes"]][:2] == ["sky", "water"]
+    for entry in record["classes"]:
+        assert mask.getpalette()[3 * entry["id"] : 3 * entry["id"] + 3] == entry["rgb"]
+    assert Image.open(out / "a_overlay.jpg").size == (60, 45)
+    assert (out / "legend.png").exists()
+    labels = ppap.load(finished).predict(Image.open(images / "sub" / "b.png"), resolution=32)
+    assert np.array_equal(np.asarray(mask), labels.numpy())
+
+
+def test_nothing_is_overwritten_silently(finished, tmp_path):
+    picture(40, 40).save(tmp_path / "a.png")
+    original = (tmp_path / "a.png").read_bytes()
+    arguments = [str(finished), str(tmp_path / "a.png"), "--resolution=32"]
+    with pytest.raises(UsageError, match="is one of the images; give another --out"):
+        main([*arguments, f"--out={tmp_path}"])
+    with pytest.raises(UsageError, match="is one of the images"):
+        main([*arguments, f"--out={tmp_path}", "--overwrite"])
+    assert (tmp_path / "a.png").read_bytes() == original
+    out = tmp_path / "masks"
+    main([*arguments, f"--out={out}"])
+    with pytest.raises(UsageError, match="exists already .*--overwrite"):
+        main([*arguments, f"--out={out}"])
+    main([*arguments, f"--out={out}", "--overwrite"])
+
+
+def test_a_checkpoint_folder_alone_serves(finished, predictor, tmp_path):
+    alone = tmp_path / "somewhere else"
+    shutil.copytree(finished / "checkpoints" / "best", alone)
+    image = picture(40, 50)
+    assert torch.equal(
+        ppap.load(alone).predict(image, resolution=32), predictor.predict(image, resolution=32)
+    )
+
+
+def test_clusters_without_labels_are_numbered(tmp_path):
+    from ppap.train import main as train
+
+    root = make_folder(tmp_path / "data", labels=False)
+    vit = ["--model.backbone=vit_tiny_patch16_224", "--model.weights=random", "--model.patch-size=8"]
+    options = [
+        f"--data.root={root}",
+        "--data.classes=4",
+        f"--train.out={tmp_path / 'run'}",
+        "--train.steps=1",
+    ]
+    train(["folder", *TINY[5:], *vit, *options])
+    predictor = ppap.load(tmp_path / "run")
+    assert predictor.names() == ("cluster 0", "cluster 1", "cluster 2", "cluster 3")
+
+
+def test_bad_input(finished, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not an image")
+    (tmp_path / "empty").mkdir()
+    for images, words in (
+        (tmp_path / "none.jpg", "no image or folder"),
+        (tmp_path / "empty", "has no images"),
+        (tmp_path / "broken.jpg", "broken.jpg"),
+    ):
+        assert run(main, [str(finished), str(images), f"--out={tmp_path / 'masks'}"]) == 3
+        errors = capsys.readouterr().err
+        assert words in errors and "Traceback" not in errors
+    with pytest.raises(SystemExit) as error:
+        main([str(finished), "x.jpg"])
+    assert error.value.code == 2, "--out is required"
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        picture(8, 8).save(tmp_path / name / "same.png")
+    with pytest.raises(DataError, match="both become same.png"):
+        find_images([str(tmp_path / "a" / "same.png"), str(tmp_path / "b" / "same.png")])

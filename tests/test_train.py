@@ -1,0 +1,272 @@
+"""Training: the loop, its records, stopping, resuming, and refusals before anything is written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from ppap.cli import run
+from ppap.errors import DataError, NumberError, Stopped, UsageError
+from ppap.evaluation.evaluate import evaluate as real_evaluate
+from ppap.train import Trainer, main, parse_arguments
+from tests.runs import TINY, make_folder, tiny_run
+
+
+def rows(run_dir, key="loss"):
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if key in line}
+
+
+def losses(run_dir):
+    names = ("loss", "contrast_loss", "linear_loss", "cluster_loss", "positives", "negatives", "grad_norm")
+    return {step: [row[name] for name in names] for step, row in rows(run_dir).items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 6 steps that the tests only read."""
+    return tiny_run(tmp_path_factory.mktemp("finished") / "run")
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    checkpoint = {"model.safetensors", "config.json", "state.pt", "manifest.json"}
+    assert names >= {"config.json", "metrics.jsonl", "report.md", "pictures/curves.png", "pictures/strip.png"}
+    for name in ("best", "last"):
+        assert {f"checkpoints/{name}/{file}" for file in checkpoint} <= names
+    assert sorted(losses(finished)) == [1, 2, 3, 4, 5, 6]
+    assert sorted(rows(finished, "cluster_miou")) == [3, 6]
+    report = (finished / "report.md").read_text()
+    assert "backbone: random weights; results are meaningless" in report
+    assert "| cluster | no |" in report and "| linear | no |" in report
+
+
+def test_the_loss_falls(tmp_path):
+    # Every step sees every image and every patch as an anchor: what remains is the descent.
+    everything = ["--train.batch-size=12", "--loss.anchor-divisor=1", "--model.guidance-dropout=0"]
+    run_dir = tiny_run(
+        tmp_path / "run", "--train.steps=20", "--optim.lr=0.01", "--train.val-every=0", *everything
+    )
+    values = [row["contrast_loss"] for row in rows(run_dir).values()]
+    assert values[-1] < 0.98 * values[0]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_is_bitwise_the_same_run(finished, tmp_path, stop, workers):
+    """3 steps make an epoch here: stops in the first epoch, at its end, and in the second."""
+    part = tiny_run(tmp_path / "run", f"--train.steps={stop}", f"--data.workers={workers}")
+    main(["--resume", str(part), "--train.steps=6"])
+    assert losses(part) == losses(finished)
+    whole, again = (torch.load(r / "checkpoints/last/state.pt", weights_only=True) for r in (finished, part))
+    assert torch.equal(whole["engine"]["rng"]["cpu"], again["engine"]["rng"]["cpu"])
+    weights = [(r / "checkpoints/last/model.safetensors").read_bytes() for r in (finished, part)]
+    assert weights[0] == weights[1]
+
+
+def test_another_seed_is_another_run(finished, tmp_path):
+    other = tiny_run(tmp_path / "run", "--train.seed=1")
+    assert losses(other) != losses(finished)
+
+
+def test_an_interrupt_saves_and_says_how_to_go_on(finished, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "ppap.train", *TINY, f"--train.out={out}", "--train.steps=100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "Traceback" not in errors and f"--resume {out}" in errors
+    step = torch.load(out / "checkpoints/last/state.pt", weights_only=True)["step"]
+    assert step >= 4
+    main(["--resume", str(out), f"--train.steps={step + 2}"])
+    shared = {s: v for s, v in losses(out).items() if s <= 6}
+    assert shared == {s: v for s, v in losses(finished).items() if s in shared}
+    assert sorted(losses(out)) == list(range(1, step + 3)), "no step twice, none left out"
+
+
+def test_a_stop_during_validation_saves_too(tmp_path, monkeypatch):
+    def interrupted(*args, should_stop, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real_evaluate(*args, should_stop=should_stop, **options)
+
+    monkeypatch.setattr("ppap.train.evaluate", interrupted)
+    with pytest.raises(Stopped, match="stopped at step 3 of 6"):
+        tiny_run(tmp_path / "run")
+    monkeypatch.undo()
+    main(["--resume", str(tmp_path / "run")])
+    assert sorted(rows(tmp_path / "run", "cluster_miou")) == [3, 6], (
+        "the validation that was cut off is made up"
+    )
+
+
+def test_signal_handlers_are_restored(finished, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    tiny_run(tmp_path / "run", "--train.steps=1")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_resume_refuses_other_settings_and_other_folders(finished, tmp_path):
+    with pytest.raises(UsageError, match="cannot change --loss.steps"):
+        main(["--resume", str(finished), "--loss.steps=1"])
+    with pytest.raises(UsageError, match="cannot change --train.batch_size"):
+        main(["--resume", str(finished), "--train.batch-size=2"])
+    with pytest.raises(DataError, match="is no run directory"):
+        main(["--resume", str(tmp_path)])
+
+
+def test_resume_without_the_last_checkpoint(finished, tmp_path):
+    run_dir = tiny_run(tmp_path / "run", "--train.steps=1")
+    (run_dir / "checkpoints" / "last" / "manifest.json").unlink()
+    with pytest.raises(DataError, match="checkpoints/last"):
+        main(["--resume", str(run_dir)])
+
+
+def test_an_existing_run_is_never_overwritten(finished):
+    before = (finished / "metrics.jsonl").read_text()
+    with pytest.raises(UsageError, match="exists already; continue that run with --resume"):
+        main([*TINY, f"--train.out={finished}"])
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+def test_a_folder_of_labelled_images(tmp_path):
+    root = make_folder(tmp_path / "data")
+    out = tmp_path / "run"
+    main(
+        ["folder", *TINY[5:], f"--data.root={root}", "--data.ignore-ids", "9", *random_vit(), *tiny_size(out)]
+    )
+    info = json.loads((out / "checkpoints/last/config.json").read_text())
+    assert info["classes"] == 3 and sorted(info["assignment"]) == [0, 1, 2]
+    assert "cluster_miou" in list(rows(out, "cluster_miou").values())[0]
+
+
+def test_a_folder_of_unlabelled_images(tmp_path):
+    root = make_folder(tmp_path / "data", labels=False)
+    out = tmp_path / "run"
+    main(["folder", *TINY[5:], f"--data.root={root}", "--data.classes=4", *random_vit(), *tiny_size(out)])
+    assert "No labels, hence no scores." in (out / "report.md").read_text()
+    assert (out / "pictures/strip.png").exists()
+    assert not (out / "checkpoints/best").exists(), "without labels nothing can be best"
+
+
+def random_vit():
+    return ["--model.backbone=vit_tiny_patch16_224", "--model.weights=random", "--model.patch-size=8"]
+
+
+def tiny_size(out):
+    return [f"--train.out={out}", "--train.steps=2"]
+
+
+def nan_weights(tmp_path):
+    source = tiny_run(tmp_path / "source", "--train.steps=1") / "checkpoints/last"
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(source / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("blocks.0.mlp.fc1.weight"))
+    tensors[name][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "nan.safetensors")
+    sizes = ["--model.width=24", "--model.depth=2", "--model.heads=2", "--model.image-size=32"]
+    return ["demo", f"--model.weights={tmp_path / 'nan.safetensors'}", "--model.backbone=auto", *sizes]
+
+
+def broken_jpeg(tmp_path):
+    root = make_folder(tmp_path / "data")
+    path = root / "images" / "train" / "train2.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    return ["folder", f"--data.root={root}", "--data.ignore-ids", "9"]
+
+
+def stray_label(tmp_path):
+    root = make_folder(tmp_path / "data")
+    Image.new("L", (50, 40), 7).save(root / "labels" / "val" / "val1.png")
+    return ["folder", f"--data.root={root}", "--data.classes=3", "--data.ignore-ids", "9"]
+
+
+BAD = [
+    pytest.param(lambda t: ["fodler"], 2, ["fodler", "did you mean 'folder'"], id="preset"),
+    pytest.param(lambda t: ["demo", "--train.sead", "3"], 2, ["--train.sead", "--train.seed"], id="field"),
+    pytest.param(lambda t: ["demo", "--train.seed", "x"], 2, ["--train.seed", "'x'"], id="type"),
+    pytest.param(lambda t: ["demo", "--loss.temperature", "0"], 2, ["temperature is 0"], id="value"),
+    pytest.param(lambda t: ["demo", "--train.device", "tpu9"], 2, ["tpu9", "give auto"], id="device"),
+    pytest.param(
+        lambda t: ["demo", "--optim.amp", "fp16", "--train.device=cpu"], 2, ["bf16"], id="fp16 on CPU"
+    ),
+    pytest.param(
+        lambda t: ["demo", "--train.batch-size", "600"],
+        3,
+        ["512", "600", "--train.batch-size"],
+        id="batch size",
+    ),
+    pytest.param(lambda t: ["folder", f"--data.root={t / 'none'}"], 3, ["none"], id="missing folder"),
+    pytest.param(lambda t: ["folder"], 2, ["--data.root"], id="no folder given"),
+    pytest.param(stray_label, 3, ["val1.png", "7", "--data.ignore-ids"], id="stray label"),
+    pytest.param(broken_jpeg, 3, ["train2.jpg"], id="truncated JPEG"),
+    pytest.param(
+        lambda t: ["demo", f"--model.weights={t / 'w.pth'}", "--model.backbone=auto"],
+        3,
+        ["w.pth"],
+        id="no weights",
+    ),
+    pytest.param(nan_weights, 4, ["blocks.0.mlp.fc1.weight"], id="NaN weights"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), BAD)
+def test_bad_input_is_refused_before_anything_is_written(
+    arguments, code, words, tmp_path, capsys, monkeypatch
+):
+    given = arguments(tmp_path)
+    out = tmp_path / "run"
+    capsys.readouterr()
+    try:
+        found = run(main, [*given, f"--train.out={out}", "--train.steps=1"])
+    except SystemExit as error:
+        found = error.code
+    errors = capsys.readouterr().err
+    assert found == code
+    assert "Traceback" not in errors
+    for word in words:
+        assert word in errors, errors
+    assert not out.exists(), "no half-written run directory"
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    trainer = Trainer(*parse_arguments([*TINY, f"--train.out={tmp_path / 'run'}", "--train.steps=6"]))
+    step = trainer.engine.train_step
+
+    def poisoned(batch, number):
+        if number == 4:
+            with torch.no_grad():
+                trainer.engine.net.projection.weight[0, 0] = torch.nan
+        return step(batch, number)
+
+    monkeypatch.setattr(trainer.engine, "train_step", poisoned)
+    with pytest.raises(NumberError, match="step 4: z of shape .* non-finite"):
+        trainer.run()
+    state = torch.load(tmp_path / "run/checkpoints/last/state.pt", weights_only=True)
+    assert state["step"] == 4
+
+
+def test_the_paths_of_new_runs_differ(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda *_: "now")
+    path = parse_arguments(["demo"])[1]
+    path.mkdir(parents=True)
+    assert str(path) == "runs/demo-now" and str(parse_arguments([])[1]) == "runs/demo-now-2"
+
+
+def test_backends_of_the_loss_train_alike(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("PPAP_BACKEND", "torch")
+    assert losses(tiny_run(tmp_path / "run")) == losses(finished)
+    monkeypatch.setenv("PPAP_BACKEND", "nonsense")
+    assert run(main, [*TINY, f"--train.out={tmp_path / 'other'}"]) == 2
+    assert not (tmp_path / "other").exists()
