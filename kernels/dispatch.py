@@ -114,8 +114,9 @@ def load(op: str, backend: str) -> ModuleType:
     """Implementation module of `op` for `backend`; imported on first use, logged once per op and backend."""
     if (op, backend) not in _logged:
         _logged.add((op, backend))
-        passed = "; ".join(why for why in _REASONS.values() if why is not None)
-        logger.info("%s runs on the %s backend%s", op, backend, f" ({passed})" if passed else "")
+        absent = ", ".join(name for name, why in _REASONS.items() if why is not None)
+        hint = f" (not available: {absent}; python -m ppap.doctor says why)" if absent else ""
+        logger.info("%s runs on the %s backend%s", op, backend, hint)
     return importlib.import_module(f"{__package__}.{op}.{_FILES[backend]}")
 
 

@@ -23,7 +23,7 @@ from ppap.config import Config, config_hash, to_dict
 from ppap.data import Datasets, build_datasets, train_loader
 from ppap.data.loading import stream
 from ppap.engine import build_engine, check_finite, load_engine, pick_device
-from ppap.errors import Stopped, UsageError
+from ppap.errors import DataError, Stopped, UsageError
 from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.kernels import dispatch
 from ppap.loss import chunk_anchors
@@ -94,6 +94,11 @@ class Trainer:
             self.engine = build_engine(config, classes, device)
         else:
             self.engine = load_engine(checkpoint, device, config)
+            if self.engine.classes != classes:
+                raise DataError(
+                    f"the data has {classes} classes, {checkpoint.path} {self.engine.classes}; "
+                    "resume with the data the run was started with"
+                )
             state = checkpoint.state()
             self.step, self.best, self.validated = state["step"], state["best"], state["validated"]
             self.engine.load_training_state(state["engine"])

@@ -70,6 +70,13 @@ def test_resuming_is_bitwise_the_same_run(finished, tmp_path, stop, workers):
     assert weights[0] == weights[1]
 
 
+def test_sixteen_bit_autocast_on_a_cpu(finished, tmp_path):
+    other = tiny_run(tmp_path / "run", "--optim.amp=bf16")
+    pairs = [(a[0], b[0]) for a, b in zip(losses(other).values(), losses(finished).values(), strict=True)]
+    assert all(a == pytest.approx(b, rel=0.05) for a, b in pairs)
+    assert any(a != b for a, b in pairs)
+
+
 def test_another_seed_is_another_run(finished, tmp_path):
     other = tiny_run(tmp_path / "run", "--train.seed=1")
     assert losses(other) != losses(finished)
