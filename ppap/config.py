@@ -49,6 +49,12 @@ class DataConfig:
     """Resizing of images (labels: always nearest). The published code uses nearest for both."""
     workers: int = 2
     """Loader processes; 0 = load in the main process."""
+    cache_features: bool = False
+    """Compute the frozen tokens of the training images once and train from disk; equal within rounding."""
+    cache_dtype: Literal["fp16", "bf16"] = "fp16"
+    """Type of the cached tokens."""
+    cache_dir: str | None = None
+    """Folder of the cache; None = PPAP_CACHE_DIR, or ~/.cache/ppap."""
     scenes_train: int = 512
     """Generated training scenes (kind scenes)."""
     scenes_val: int = 64

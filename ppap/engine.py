@@ -11,9 +11,10 @@ from ppap.backbone import backbone_from_spec
 from ppap.checkpoint import Checkpoint
 from ppap.config import Config, OptimConfig, from_dict
 from ppap.errors import DataError, NumberError, UsageError
+from ppap.feature_cache import frozen_of
 from ppap.kernels import NonFiniteError
 from ppap.loss import PPAPLoss
-from ppap.model import PPAPNet, build_net, patch_rows
+from ppap.model import PPAPNet, Streams, build_net, patch_rows
 from ppap.probes import ClusterProbe, LinearProbe
 
 # Loss scaling of the published code.
@@ -94,11 +95,10 @@ class Engine(nn.Module):
             NumberError: on CPUs, a loss or gradient that is not finite, before the optimisers' step. On GPUs
                 the caller looks at the returned values when it logs.
         """
-        image = batch["image"].to(self.device, non_blocking=True)
         label = batch["label"].to(self.device, non_blocking=True)
         self.train()
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
-            out = self.net(image)
+            out = self._streams(batch)
             try:
                 contrast = self.contrast(patch_rows(out.guidance), out.z, step)
             except NonFiniteError as error:
@@ -129,6 +129,12 @@ class Engine(nn.Module):
             self.scaler.step(optimiser)
         self.scaler.update()
         return result
+
+    def _streams(self, batch: dict[str, Tensor]) -> Streams:
+        """Both streams of a batch of images, or of cached frozen tokens."""
+        if "before" in batch:
+            return self.net.forward_tokens(frozen_of(batch, self.device))
+        return self.net(batch["image"].to(self.device, non_blocking=True))
 
     def train_probes(self, code: Tensor, label: Tensor) -> dict[str, Tensor]:
         """One step of the probes alone, on a code (B, D, h, w) and labels (B, H, W); returns detached

@@ -20,11 +20,12 @@ from tqdm import tqdm
 from ppap.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ppap.cli import parse, run
 from ppap.config import Config, config_hash, to_dict
-from ppap.data import Datasets, build_datasets, train_loader
+from ppap.data import Datasets, SegmentationDataset, build_datasets, train_loader
 from ppap.data.loading import stream
 from ppap.engine import build_engine, check_finite, load_engine, pick_device
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.evaluation.evaluate import Evaluation, evaluate
+from ppap.feature_cache import CachedFeatures, cache_features, cache_root
 from ppap.kernels import dispatch
 from ppap.loss import chunk_anchors
 from ppap.presets import describe, preset
@@ -33,7 +34,7 @@ from ppap.rundir import RunDir, new_run_path
 
 # Settings that a resumed run may change without becoming another run.
 _LOOP = ("steps", "epochs", "val_every", "log_every", "save_every", "device")
-RESUMABLE = (*(f"train.{name}" for name in _LOOP), "data.root", "data.workers")
+RESUMABLE = (*(f"train.{name}" for name in _LOOP), "data.root", "data.workers", "data.cache_dir")
 
 
 class StopRequest:
@@ -103,7 +104,7 @@ class Trainer:
             self.step, self.best, self.validated = state["step"], state["best"], state["validated"]
             self.engine.load_training_state(state["engine"])
         self.loader = train_loader(
-            self.data.train,
+            self._training_set(device),
             config.train.batch_size,
             config.train.seed,
             config.data.workers,
@@ -112,6 +113,20 @@ class Trainer:
         )
         self.total = config.train.steps or config.train.epochs * self.loader.batch_sampler.steps_per_epoch
         self.health = torch.zeros((), device=device)
+
+    def _training_set(self, device: torch.device) -> SegmentationDataset | CachedFeatures:
+        data = self.config.data
+        if not data.cache_features:
+            return self.data.train
+        return cache_features(
+            self.engine.net,
+            self.data.train,
+            root=cache_root(data.cache_dir),
+            dtype=data.cache_dtype,
+            batch_size=self.config.eval.batch_size,
+            device=device,
+            workers=data.workers,
+        )
 
     def run(self) -> RunDir:
         """Train to the end, validating, saving and logging on the way; write the report.
@@ -134,7 +149,7 @@ class Trainer:
                 epoch, _, batch = next(batches)
                 values = self.engine.train_step(batch, self.step)
                 self.step += 1
-                images += len(batch["image"])
+                images += len(batch["index"])
                 self.health += values["loss"]
                 bar.update()
                 if self.step % train.log_every == 0 or self.step == self.total or self.step == 1:

@@ -2,6 +2,7 @@
 in the table of ``ppap/data/__init__.py``.
 """
 
+import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,18 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     def load(self, i: int) -> tuple[Image.Image, np.ndarray | None]:
         """Picture and ids as stored: PIL RGB, and (H, W) integer ids 0..C-1 or -1, or None without labels."""
         raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Hash of everything that the samples follow from; another hash means other samples.
+
+        This one reads every image; a subclass may have a cheaper way.
+        """
+        digest = hashlib.sha256(repr((self.geometry, self.classes, len(self))).encode())
+        for i in range(len(self)):
+            picture, ids = self.load(i)
+            digest.update(picture.tobytes())
+            digest.update(b"" if ids is None else np.ascontiguousarray(ids, np.int32).tobytes())
+        return digest.hexdigest()
 
     def original(self, i: int) -> Image.Image:
         """The uncropped picture, PIL RGB, upright."""

@@ -12,6 +12,7 @@ Where there are no validation images, a fixed sample of the training images stan
 validation then draws pictures and has no metrics.
 """
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -85,6 +86,12 @@ class FolderDataset(SegmentationDataset):
 
     def name(self, i: int) -> str:
         return self._names[i]
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr((self.geometry, self._classes.tolist(), self._names)).encode())
+        for path in (*self._images, *(self._labels or ())):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
 
     def original(self, i: int) -> Image.Image:
         return read_image(self._images[i])

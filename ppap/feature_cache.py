@@ -1,0 +1,198 @@
+"""Frozen tokens of every training image, computed once and kept on disk.
+
+Everything below the trained block sees the same crops every epoch, so it gives the same tokens. The cache holds
+what :class:`ppap.model.FrozenTokens` holds, in half precision, and the labels; training from it skips the
+images and all frozen blocks.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ppap.data import SegmentationDataset, val_loader
+from ppap.errors import DataError, NumberError
+from ppap.model import FrozenTokens, PPAPNet
+
+CacheType = Literal["fp16", "bf16"]
+# bfloat16 is unknown to NumPy: its bits are kept as integers.
+_STORED = {"fp16": np.float16, "bf16": np.int16}
+_TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def cache_root(folder: str | None = None) -> Path:
+    """`folder`, else ``PPAP_CACHE_DIR``, else ``~/.cache/ppap``; features go below it."""
+    return Path(folder or os.environ.get("PPAP_CACHE_DIR") or Path.home() / ".cache" / "ppap") / "features"
+
+
+class CachedFeatures(Dataset[dict[str, Any]]):
+    """A dataset of frozen tokens in place of images.
+
+    Attributes:
+        path: folder of the cache.
+        classes, class_names, labelled: of the images.
+    """
+
+    def __init__(self, path: Path, dataset: SegmentationDataset) -> None:
+        """Args: a complete cache, and the dataset it was made of."""
+        self.path = path
+        self.classes, self.class_names = dataset.classes, dataset.class_names
+        self.labelled = dataset.labelled
+        self.meta = json.loads((path / "meta.json").read_text())
+        self._arrays: dict[str, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self.meta["images"]
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """A dict of before (P + h w, D) and guidance (D, h, w) in the cache's type, label (H, W) int64, index."""
+        if self._arrays is None:  # opened by the process that reads: loader processes share no file position
+            self._arrays = _open(self.path, self.meta, "r")
+        tokens = {name: torch.from_numpy(self._arrays[name][i].copy()) for name in ("before", "guidance")}
+        if self.meta["dtype"] == "bf16":
+            tokens = {name: value.view(torch.bfloat16) for name, value in tokens.items()}
+        label = torch.from_numpy(self._arrays["label"][i].astype(np.int64))
+        return {**tokens, "label": label, "index": int(i)}
+
+
+def frozen_of(batch: dict[str, torch.Tensor], device: torch.device) -> FrozenTokens:
+    """The tokens of a batch of :class:`CachedFeatures`, on `device`."""
+    before, guidance = (batch[name].to(device, non_blocking=True) for name in ("before", "guidance"))
+    return FrozenTokens(before, guidance, (guidance.shape[2], guidance.shape[3]))
+
+
+@torch.no_grad()
+def cache_features(
+    net: PPAPNet,
+    dataset: SegmentationDataset,
+    *,
+    root: Path,
+    dtype: CacheType = "fp16",
+    batch_size: int = 32,
+    device: torch.device,
+    workers: int = 0,
+) -> CachedFeatures:
+    """The dataset's frozen tokens, from disk where they are, computed where they are not.
+
+    The folder's name is a hash of the backbone's weights, the crops' geometry and the dataset's files: a cache of
+    anything else is never read. A stopped computation goes on where it stopped.
+
+    Args:
+        net: network on `device`.
+        dataset: images.
+        root: folder of all caches, see :func:`cache_root`.
+        dtype: of the stored tokens.
+        batch_size: images per forward pass.
+        device: where the forward passes run.
+        workers: loader processes.
+
+    Raises:
+        DataError: the disk is too small, or the folder cannot be written.
+        NumberError: a token does not fit the type.
+    """
+    meta = _describe(net, dataset, dtype)
+    path = root / meta["hash"]
+    if (path / "done.npy").exists() and np.load(path / "done.npy", mmap_mode="r").all():
+        print(f"features: read from {path}")
+        return CachedFeatures(path, dataset)
+    _prepare(path, meta)
+    done = np.lib.format.open_memmap(path / "done.npy", mode="r+")
+    arrays = _open(path, meta, "r+")
+    left = np.flatnonzero(done == 0)
+    print(f"features: {_size(meta) / 2**20:.0f} MiB into {path}, {len(left)} of {len(dataset)} images to go")
+    loader = val_loader(_Part(dataset, left), batch_size, workers)
+    net.eval()
+    for batch in tqdm(loader, desc="features", unit="batch", disable=None):
+        index = batch["index"].numpy()
+        frozen = net.frozen(batch["image"].to(device))
+        for name, value in (("before", frozen.before), ("guidance", frozen.guidance)):
+            stored = value.to(_TORCH[dtype])
+            if not torch.isfinite(stored).all():
+                raise NumberError(f"a frozen token does not fit {dtype}; give --data.cache-dtype bf16")
+            arrays[name][index] = stored.cpu().view(torch.int16).numpy().view(_STORED[dtype])
+        arrays["label"][index] = batch["label"].numpy()
+        for array in arrays.values():
+            array.flush()
+        # Marked only when the tokens are on disk: what is marked can be trusted after a power cut.
+        done[index] = 1
+        done.flush()
+    return CachedFeatures(path, dataset)
+
+
+class _Part(Dataset[dict[str, Any]]):
+    """Some images of a dataset, with their own indices."""
+
+    def __init__(self, dataset: SegmentationDataset, indices: np.ndarray) -> None:
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.dataset[int(self.indices[i])]
+
+
+def _describe(net: PPAPNet, dataset: SegmentationDataset, dtype: CacheType) -> dict[str, Any]:
+    sample = dataset[0]
+    image = sample["image"][None].to(next(net.parameters()).device)
+    frozen = net.frozen(image)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    meta = {
+        "images": len(dataset),
+        "dtype": dtype,
+        "before": list(frozen.before.shape[1:]),
+        "guidance": list(frozen.guidance.shape[1:]),
+        "label": list(sample["label"].shape),
+        "backbone": net.backbone.spec,
+        "weights": digest.hexdigest(),
+        "data": dataset.fingerprint(),
+    }
+    text = json.dumps(meta, sort_keys=True)
+    return {**meta, "hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def _shapes(meta: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Array -> (shape, dtype)."""
+    stored = _STORED[meta["dtype"]]
+    kinds = {"before": stored, "guidance": stored, "label": np.int16}
+    return {name: ((meta["images"], *meta[name]), kind) for name, kind in kinds.items()}
+
+
+def _size(meta: dict[str, Any]) -> int:
+    return sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in _shapes(meta).values())
+
+
+def _prepare(path: Path, meta: dict[str, Any]) -> None:
+    """Make the folder and its arrays, if they are not there from an earlier start."""
+    if (path / "done.npy").exists():
+        return
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        free = shutil.disk_usage(path).free
+        if _size(meta) > free:
+            raise DataError(
+                f"the features need {_size(meta) / 2**30:.1f} GiB, {path.parent} has {free / 2**30:.1f} GiB free; "
+                "give another --data.cache-dir"
+            )
+        for name, (shape, kind) in _shapes(meta).items():
+            np.lib.format.open_memmap(path / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
+        (path / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+        np.save(path / "done.npy", np.zeros(meta["images"], np.uint8))
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"cannot write {path} ({reason}); give another --data.cache-dir") from None
+
+
+def _open(path: Path, meta: dict[str, Any], mode: str) -> dict[str, np.ndarray]:
+    return {name: np.load(path / f"{name}.npy", mmap_mode=mode) for name in _shapes(meta)}

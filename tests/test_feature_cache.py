@@ -1,0 +1,118 @@
+"""Training from cached frozen tokens: equal to training from images, and safe against stale or half-made caches."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ppap.config import DataConfig
+from ppap.data import build_datasets
+from ppap.engine import build_engine
+from ppap.errors import DataError, NumberError
+from ppap.feature_cache import cache_features, frozen_of
+from ppap.presets import preset
+from tests.runs import make_folder, tiny_run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def net():
+    import dataclasses
+
+    config = preset("demo")
+    model = dataclasses.replace(config.model, width=24, depth=3, heads=2, image_size=32)
+    return build_engine(dataclasses.replace(config, model=model), 3, CPU).net
+
+
+@pytest.fixture
+def images(tmp_path):
+    make_folder(tmp_path / "data")
+    return lambda: (
+        build_datasets(
+            DataConfig(root=str(tmp_path / "data"), ignore_ids=(9,), resolution=32, eval_resolution=32),
+            ("train",),
+        ).train
+    )
+
+
+def made(net, dataset, tmp_path, **options):
+    return cache_features(net, dataset, root=tmp_path / "cache", device=CPU, batch_size=4, **options)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", 1e-3), ("bf16", 8e-3)])
+def test_tokens_are_those_of_the_network(net, images, tmp_path, dtype, tolerance):
+    dataset = images()
+    cached = made(net, dataset, tmp_path, dtype=dtype)
+    assert len(cached) == len(dataset)
+    batch = torch.utils.data.default_collate([cached[i] for i in range(len(cached))])
+    frozen = frozen_of(batch, CPU)
+    wanted = net.frozen(torch.stack([dataset[i]["image"] for i in range(len(dataset))]))
+    assert frozen.grid == wanted.grid
+    for got, true in ((frozen.before, wanted.before), (frozen.guidance, wanted.guidance)):
+        assert (got.float() - true).abs().max() <= tolerance * true.abs().max()
+    assert all(torch.equal(cached[i]["label"], dataset[i]["label"]) for i in range(len(dataset)))
+
+
+def test_training_agrees_with_and_without(tmp_path):
+    def losses(run):
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [line["loss"] for line in lines if "loss" in line]
+
+    plain = losses(tiny_run(tmp_path / "plain"))
+    options = ["--data.cache-features", f"--data.cache-dir={tmp_path / 'cache'}"]
+    cached = losses(tiny_run(tmp_path / "cached", *options))
+    # Threshold flips of rounded similarities are part of the difference.
+    assert cached == pytest.approx(plain, rel=5e-3)
+    assert losses(tiny_run(tmp_path / "again", *options)) == cached
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 1, (
+        "the second run read the first one's cache"
+    )
+
+
+def test_a_stopped_computation_goes_on(net, images, tmp_path, monkeypatch):
+    frozen, calls = net.frozen, []
+
+    def stops(image):
+        calls.append(len(image))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return frozen(image)
+
+    monkeypatch.setattr(net, "frozen", stops)
+    with pytest.raises(KeyboardInterrupt):
+        made(net, images(), tmp_path)
+    monkeypatch.undo()
+    counted = []
+    monkeypatch.setattr(net, "frozen", lambda image: counted.append(len(image)) or frozen(image))
+    made(net, images(), tmp_path)
+    # One image to learn the shapes, then the two of six that were left.
+    assert counted == [1, 2]
+
+
+def test_another_file_weight_or_size_is_another_cache(net, images, tmp_path):
+    first = made(net, images(), tmp_path).path
+    path = tmp_path / "data" / "images" / "train" / "train0.jpg"
+    Image.fromarray(np.full((40, 50, 3), 7, np.uint8)).save(path)
+    second = made(net, images(), tmp_path).path
+    with torch.no_grad():
+        next(net.backbone.parameters())[0] += 1
+    third = made(net, images(), tmp_path).path
+    assert len({first, second, third}) == 3
+
+
+def test_values_that_do_not_fit_are_refused(net, images, tmp_path):
+    with torch.no_grad():
+        net.backbone.vit.blocks[0].mlp.fc2.bias += 1e5
+    with pytest.raises(NumberError, match="does not fit fp16; give --data.cache-dtype bf16"):
+        made(net, images(), tmp_path)
+    made(net, images(), tmp_path, dtype="bf16")
+
+
+def test_a_small_disk_is_told_beforehand(net, images, tmp_path, monkeypatch):
+    usage = __import__("collections").namedtuple("usage", "total used free")
+    monkeypatch.setattr("ppap.feature_cache.shutil.disk_usage", lambda path: usage(1, 1, 100))
+    with pytest.raises(DataError, match="the features need .* give another --data.cache-dir"):
+        made(net, images(), tmp_path)
