@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train on generated scenes, or on a folder of images",
     "eval": "measure a checkpoint: cluster and linear probe, without and with CRF",
     "predict": "write segmentation masks of images",
+    "analyze": "draw what decides a good run: similarities, thresholds, sizes of the sets",
     "doctor": "show versions, devices and which kernel backend is used",
 }
 

@@ -1,8 +1,8 @@
 """Frozen tokens of every training image, computed once and kept on disk.
 
-Everything below the trained block sees the same crops every epoch, so it gives the same tokens. The cache holds
-what :class:`ppap.model.FrozenTokens` holds, in half precision, and the labels; training from it skips the
-images and all frozen blocks.
+Everything below the trained block sees the same crops every epoch, so it gives the same tokens. The cache
+holds what :class:`ppap.model.FrozenTokens` holds, in half precision, and the labels; training from it skips
+the images and all frozen blocks.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         return self.meta["images"]
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """A dict of before (P + h w, D) and guidance (D, h, w) in the cache's type, label (H, W) int64, index."""
+        """A dict: before (P + h w, D), guidance (D, h, w) in the cache's type, label (H, W) int64, index."""
         if self._arrays is None:  # opened by the process that reads: loader processes share no file position
             self._arrays = _open(self.path, self.meta, "r")
         tokens = {name: torch.from_numpy(self._arrays[name][i].copy()) for name in ("before", "guidance")}
@@ -81,8 +81,8 @@ def cache_features(
 ) -> CachedFeatures:
     """The dataset's frozen tokens, from disk where they are, computed where they are not.
 
-    The folder's name is a hash of the backbone's weights, the crops' geometry and the dataset's files: a cache of
-    anything else is never read. A stopped computation goes on where it stopped.
+    The folder's name is a hash of the backbone's weights, the crops' geometry and the dataset's files: a cache
+    of anything else is never read. A stopped computation goes on where it stopped.
 
     Args:
         net: network on `device`.
@@ -182,8 +182,8 @@ def _prepare(path: Path, meta: dict[str, Any]) -> None:
         free = shutil.disk_usage(path).free
         if _size(meta) > free:
             raise DataError(
-                f"the features need {_size(meta) / 2**30:.1f} GiB, {path.parent} has {free / 2**30:.1f} GiB free; "
-                "give another --data.cache-dir"
+                f"the features need {_size(meta) / 2**30:.1f} GiB, {path.parent} has "
+                f"{free / 2**30:.1f} GiB free; give another --data.cache-dir"
             )
         for name, (shape, kind) in _shapes(meta).items():
             np.lib.format.open_memmap(path / f"{name}.npy", mode="w+", dtype=kind, shape=shape)

@@ -1,4 +1,4 @@
-"""Training from cached frozen tokens: equal to training from images, and safe against stale or half-made caches."""
+"""Training from cached frozen tokens: equal to training from images, never from a stale or half-made cache."""
 
 import json
 

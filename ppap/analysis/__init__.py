@@ -1,0 +1,1 @@
+"""Analyses behind ``python -m ppap.analyze``: one file each."""

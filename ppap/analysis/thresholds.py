@@ -1,0 +1,202 @@
+"""Which phi0 and psi0 suit a backbone: similarities of patch pairs, set sizes over a grid, a label-free rule.
+
+The rule: the paper's settings end, on its own backbones and data, with positive sets of 0.6 % to 3.7 % and
+negative sets of 86 % to 92 % of the patches (Table 6: 288 and 46K of 50,176 on COCO-Stuff, 1838 and 43K on
+Cityscapes). Take the grid values whose sets, after propagation, come nearest to the middles of these ranges.
+Labels play no part.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ppap.kernels import PropagationConfig, propagate
+
+POSITIVE_SHARE = 0.015
+"""Aim for the mean share of patches in a positive set: geometric middle of 0.6 % and 3.7 %."""
+NEGATIVE_SHARE = 0.89
+"""Aim for the mean share of patches in a negative set: middle of 86 % and 92 %."""
+BINS = 100
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """Mean set sizes after propagation from one pair of thresholds, as shares of all patches."""
+
+    phi0: float
+    psi0: float
+    positives: float
+    negatives: float
+    without_positives: float
+    """Share of anchors whose positive set is empty."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Result of :func:`analyse`."""
+
+    patches: int
+    anchors: int
+    bin_edges: list[float]
+    """BINS + 1 similarities."""
+    same_image: list[float]
+    """Share of the pairs within an image in each bin."""
+    other_image: list[float]
+    """Share of the pairs across images in each bin."""
+    grid: list[GridPoint]
+    phi0: float
+    """Suggested."""
+    psi0: float
+    """Suggested."""
+
+
+@torch.no_grad()
+def analyse(
+    features: Tensor,
+    images: Tensor,
+    cfg: PropagationConfig,
+    phi_grid: Sequence[float],
+    psi_grid: Sequence[float],
+    *,
+    anchors: int = 512,
+    seed: int = 0,
+) -> Thresholds:
+    """Measure similarities and set sizes, and suggest thresholds.
+
+    Args:
+        features: (N, D) guidance of a batch as the loss sees it, any norm.
+        images: (N,) int64, the image of each patch.
+        cfg: gives steps and sigmas; its thresholds are not used.
+        phi_grid, psi_grid: values to try [cosine].
+        anchors: number of patches, drawn at random, whose sets are measured.
+        seed: of the draw.
+    """
+    count = features.shape[0]
+    order = np.random.Philox(key=[seed, 0]).random_raw(count).argsort()
+    rows = torch.from_numpy(np.sort(order[:anchors])).to(features.device)
+    unit = torch.nn.functional.normalize(features.float(), dim=1)
+    edges = torch.linspace(-1, 1, BINS + 1)
+    same, other = _histograms(unit, images, rows, edges)
+    grid = []
+    for phi0 in tqdm(phi_grid, desc="thresholds", disable=None):
+        for psi0 in psi_grid:
+            point = PropagationConfig(phi0, psi0, cfg.steps, cfg.sigma_pos, cfg.sigma_amb)
+            rel = propagate(features, rows, point, precision="fp32")
+            positives, negatives = (
+                n.double().mean().item() / count for n in (rel.num_positives, rel.num_negatives)
+            )
+            empty = (rel.num_positives == 0).double().mean().item()
+            grid.append(GridPoint(phi0, psi0, positives, negatives, empty))
+    phi0, psi0 = suggest(grid)
+    return Thresholds(count, len(rows), edges.tolist(), same, other, grid, phi0, psi0)
+
+
+def _histograms(unit: Tensor, images: Tensor, rows: Tensor, edges: Tensor) -> tuple[list[float], list[float]]:
+    """Shares per bin of the similarities of anchors to patches of their own and of other images."""
+    counts = torch.zeros(2, BINS, dtype=torch.float64)
+    for chunk in rows.split(64):
+        sim = unit[chunk] @ unit.T
+        sim[torch.arange(len(chunk)), chunk] = torch.nan  # the anchor itself is no pair
+        same = images[chunk][:, None] == images[None]
+        for i, mask in enumerate((same, ~same)):
+            values = sim[mask]
+            counts[i] += torch.histc(values[values.isfinite()].cpu().float(), BINS, -1, 1).double()
+    return tuple((row / row.sum().clamp(min=1)).tolist() for row in counts)
+
+
+def suggest(grid: Sequence[GridPoint]) -> tuple[float, float]:
+    """The pair of the grid by the rule in the module's docstring: phi0 first, then psi0 given phi0."""
+
+    def mean_positives(phi0: float) -> float:
+        return float(np.mean([point.positives for point in grid if point.phi0 == phi0]))
+
+    def distance(share: float, aim: float) -> float:
+        return abs(np.log(max(share, 1e-9) / aim))
+
+    phi0 = min(
+        {point.phi0 for point in grid}, key=lambda phi: (distance(mean_positives(phi), POSITIVE_SHARE), phi)
+    )
+    row = [point for point in grid if point.phi0 == phi0]
+    psi0 = min(row, key=lambda point: (abs(point.negatives - NEGATIVE_SHARE), point.psi0)).psi0
+    return phi0, psi0
+
+
+def write(result: Thresholds, folder: Path, title: str, used: tuple[float, float]) -> None:
+    """``thresholds.{json,md,png}`` in an existing folder; `used` = (phi0, psi0) of the settings."""
+    (folder / "thresholds.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
+    phis = sorted({point.phi0 for point in result.grid})
+    psis = sorted({point.psi0 for point in result.grid})
+    found = {(point.phi0, point.psi0): point for point in result.grid}
+    lines = [f"# Thresholds: {title}", ""]
+    lines += [
+        f"{result.patches} patches, {result.anchors} anchors. "
+        f"Suggested without labels: phi0 = {result.phi0:g}, "
+    ]
+    lines[-1] += f"psi0 = {result.psi0:g} (the settings have {used[0]:g} and {used[1]:g})."
+    lines += [
+        "",
+        "Positive set after propagation, mean share of the patches [%], and anchors without one [%]:",
+        "",
+    ]
+    lines += ["| phi0 | positives | empty |", "|---:|---:|---:|"]
+    for phi in phis:
+        row = [found[phi, psi] for psi in psis]
+        lines.append(f"| {phi:g} | {100 * row[0].positives:.2f} | {100 * row[0].without_positives:.1f} |")
+    lines += ["", "Negative set after propagation, mean share of the patches [%]:", ""]
+    lines += [
+        "| phi0 \\ psi0 | " + " | ".join(f"{psi:g}" for psi in psis) + " |",
+        "|---:" * (len(psis) + 1) + "|",
+    ]
+    for phi in phis:
+        lines.append(
+            f"| {phi:g} | " + " | ".join(f"{100 * found[phi, psi].negatives:.1f}" for psi in psis) + " |"
+        )
+    lines += ["", "![similarities and set sizes](thresholds.png)"]
+    (folder / "thresholds.md").write_text("\n".join(lines) + "\n")
+    draw(result, folder / "thresholds.png", title)
+
+
+def draw(result: Thresholds, path: Path, title: str) -> None:
+    """Similarity histograms, and set sizes over the grid."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 4.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    pairs, positive, negative = figure.subplots(1, 3)
+    figure.suptitle(title)
+    edges = np.array(result.bin_edges)
+    middle = (edges[1:] + edges[:-1]) / 2
+    for values, name in ((result.same_image, "same image"), (result.other_image, "other images")):
+        pairs.plot(middle, 100 * np.array(values), label=name)
+    for value, name in ((result.phi0, "phi0"), (result.psi0, "psi0")):
+        pairs.axvline(
+            value, color="0.3", linestyle="--" if name == "phi0" else ":", label=f"{name} = {value:g}"
+        )
+    pairs.set(xlabel="cosine similarity of two patches", ylabel="share of the pairs [%]")
+    phis, psis = (sorted({getattr(p, name) for p in result.grid}) for name in ("phi0", "psi0"))
+    share = [np.mean([p.positives for p in result.grid if p.phi0 == phi]) for phi in phis]
+    positive.semilogy(phis, np.maximum(100 * np.array(share), 1e-4), marker="o")
+    positive.axhline(
+        100 * POSITIVE_SHARE, color="0.3", linestyle="--", label=f"aim {100 * POSITIVE_SHARE:g} %"
+    )
+    positive.set(xlabel="phi0", ylabel="mean positive set [% of patches]")
+    row = [p for p in result.grid if p.phi0 == result.phi0]
+    negative.plot(
+        [p.psi0 for p in row], [100 * p.negatives for p in row], marker="o", label=f"phi0 = {result.phi0:g}"
+    )
+    negative.axhline(
+        100 * NEGATIVE_SHARE, color="0.3", linestyle="--", label=f"aim {100 * NEGATIVE_SHARE:g} %"
+    )
+    negative.set(xlabel="psi0", ylabel="mean negative set [% of patches]")
+    for axis in (pairs, positive, negative):
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False)
+    figure.savefig(path)

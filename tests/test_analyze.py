@@ -1,0 +1,77 @@
+"""``ppap analyze``: similarities, set sizes and the label-free rule for the thresholds."""
+
+import json
+
+import pytest
+import torch
+
+from bench.shapes import clustered
+from ppap.analysis.thresholds import NEGATIVE_SHARE, POSITIVE_SHARE, GridPoint, analyse, suggest
+from ppap.analyze import main
+from ppap.errors import UsageError
+from ppap.kernels import PropagationConfig
+from ppap.kernels.ppap_loss import reference
+from tests.runs import TINY
+
+
+def test_the_rule_takes_the_nearest_grid_values():
+    grid = [
+        GridPoint(phi, psi, positives, negatives, 0.0)
+        for phi, positives in ((0.4, 0.2), (0.5, 0.012), (0.6, 0.001))
+        for psi, negatives in ((0.1, 0.5), (0.2, 0.9), (0.3, 0.98))
+    ]
+    assert suggest(grid) == (0.5, 0.2)
+
+
+def test_sizes_are_those_of_the_definition():
+    features, images = clustered(120, 16, seed=0, clusters=6), torch.arange(4).repeat_interleave(30)
+    result = analyse(features, images, PropagationConfig(), (0.4, 0.6), (0.1, 0.3), anchors=120)
+    for point in result.grid:
+        rel = reference.propagate(features, None, PropagationConfig(point.phi0, point.psi0))
+        assert point.positives == pytest.approx(rel.positive.sum(1).float().mean().item() / 120, abs=1e-6)
+        negatives = (rel.kept & ~rel.positive).sum(1).float().mean().item() / 120
+        assert point.negatives == pytest.approx(negatives, abs=1e-6)
+        empty = (~rel.positive.any(1)).float().mean().item()
+        assert point.without_positives == pytest.approx(empty, abs=1e-6)
+
+
+def test_histograms_tell_images_apart_and_leave_out_the_anchor():
+    axes = torch.eye(8)
+    features = torch.cat([axes[:1].repeat(5, 1), axes[1:2].repeat(5, 1)])
+    images = torch.arange(2).repeat_interleave(5)
+    result = analyse(features, images, PropagationConfig(), (0.5,), (0.1,), anchors=10)
+    assert result.same_image[-1] == pytest.approx(1)
+    assert sum(result.other_image[49:51]) == pytest.approx(1), "cosine 0 across images"
+
+
+def test_the_command_draws_and_writes(tmp_path, capsys):
+    options = [o for o in TINY[1:] if o.startswith(("--data", "--model", "--loss"))]
+    out = tmp_path / "thresholds"
+    main(["thresholds", "demo", *options, f"--out={out}", "--images=6", "--anchors=40"])
+    text = capsys.readouterr().out
+    assert "Suggested without labels" in text and "results are meaningless" in text
+    result = json.loads((out / "thresholds.json").read_text())
+    assert result["patches"] == 6 * 16 and len(result["grid"]) == 13 * 13
+    assert (out / "thresholds.png").exists()
+    with pytest.raises(UsageError, match="exists already"):
+        main(["thresholds", "demo", *options, f"--out={out}"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["treshold"], "did you mean 'thresholds'"),
+        ([], "name an analysis"),
+        (["thresholds"], "--out is not given"),
+        (["thresholds", "dmeo", "--out=x"], "did you mean 'demo'"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        main(arguments)
+
+
+def test_the_aims_lie_within_the_published_ranges():
+    """Table 6: positives 288 and 1838, negatives 46K and 43K, of 50,176 patches."""
+    assert 288 / 50_176 < POSITIVE_SHARE < 1838 / 50_176
+    assert 43_000 / 50_176 < NEGATIVE_SHARE < 46_000 / 50_176
