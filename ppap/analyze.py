@@ -48,9 +48,9 @@ def main(argv: Sequence[str]) -> None:
     name = first_positional(argv)
     if name is None:
         print(f"usage: ppap analyze {{{','.join(ANALYSES)}}} [PRESET] [options]\n\n{_overview()}")
-        if not set(argv) & {"-h", "--help"}:
-            raise UsageError(f"name an analysis: {', '.join(ANALYSES)}")
-        return
+        if set(argv) & {"-h", "--help"}:
+            sys.exit(0)
+        raise UsageError(f"name an analysis: {', '.join(ANALYSES)}")
     if name not in ANALYSES:
         near = difflib.get_close_matches(name, ANALYSES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -81,8 +81,8 @@ def cache_features(
 ) -> CachedFeatures:
     """The dataset's frozen tokens, from disk where they are, computed where they are not.
 
-    The folder's name is a hash of the backbone's weights, the crops' geometry and the dataset's files: a cache
-    of anything else is never read. A stopped computation goes on where it stopped.
+    The folder's name is a hash of the backbone's weights, the crops' geometry and the dataset's files: a
+    cache of anything else is never read. A stopped computation goes on where it stopped.
 
     Args:
         net: network on `device`.

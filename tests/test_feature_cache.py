@@ -1,4 +1,4 @@
-"""Training from cached frozen tokens: equal to training from images, never from a stale or half-made cache."""
+"""Training from cached frozen tokens: equal to training from images, never from a stale or half-made one."""
 
 import json
 
