@@ -1,6 +1,4 @@
-"""Options and measures of the benchmarks: ``pytest bench --benchmark-only``, and ``--quick`` for a check that
-all run.
-"""
+"""Options and measures of ``pytest bench --benchmark-only``; ``--quick`` only checks that all of them run."""
 
 import ctypes
 import platform
@@ -28,9 +26,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def measure(benchmark, request):
-    """Time `run` and add peak memory, machine and versions to ``extra_info``; call it as measure(run,
-    shape).
-    """
+    """Call measure(run, shape): times `run`, puts peak memory, machine and versions into ``extra_info``."""
 
     def run_benchmark(run: Callable[[], object], shape: Shape) -> None:
         benchmark.group = f"{shape.name}: N={shape.patches} A={shape.anchors} D={shape.width}"
@@ -58,9 +54,7 @@ def device_name() -> str:
 
 
 def peak_memory(run: Callable[[], object]) -> int:
-    """Bytes of resident memory that one call of `run` adds at its peak, after a first call outside the
-    measurement.
-    """
+    """Bytes of memory that one call of `run` adds at its peak; a first call goes unmeasured."""
     run()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

@@ -50,9 +50,7 @@ def resolve_precision(precision: str, *tensors: torch.Tensor) -> str:
 
 
 def accumulator(precision: str) -> torch.dtype:
-    """dtype of thresholds, proxies, losses and gradients before they are cast: float32, or float64 for
-    ``fp64``.
-    """
+    """dtype of thresholds, proxies, losses and uncast gradients: float32, for ``fp64`` float64."""
     return torch.float64 if precision == "fp64" else torch.float32
 
 
@@ -206,7 +204,5 @@ def poison(factor: torch.Tensor | None, *tensors: torch.Tensor) -> tuple[torch.T
 
 
 def in_range(anchors: torch.Tensor, num_patches: int) -> torch.Tensor:
-    """`anchors` clamped into range: bad ones are poisoned by :func:`guard`, never used to read out of
-    bounds.
-    """
+    """`anchors` clamped into range: :func:`guard` poisons bad ones, which are never read out of bounds."""
     return anchors.clamp(0, max(num_patches - 1, 0))

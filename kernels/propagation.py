@@ -1,6 +1,4 @@
-"""Progressive proxy anchor propagation (paper section 3.2-3.3): settings, the walk of the proxies, and its
-result.
-"""
+"""Progressive proxy anchor propagation (paper section 3.2-3.3): settings, walk, result."""
 
 import math
 from collections.abc import Callable
@@ -156,9 +154,7 @@ class Relations:
         return Queries(self.features[self.anchors[rows]], phi, proxies, psi, proxies)
 
     def positives(self, rows: torch.Tensor) -> torch.Tensor:
-        """Dense boolean (len(rows), N) positive sets of some anchors, without the anchors; for analysis and
-        pictures.
-        """
+        """Dense boolean (len(rows), N) positive sets, without the anchors; for analysis and pictures."""
         return self._dense(rows)[0]
 
     def negatives(self, rows: torch.Tensor) -> torch.Tensor:

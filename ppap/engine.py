@@ -1,6 +1,4 @@
-"""The network, its probes and their optimisers as one unit: a training step, and the state that resuming
-needs.
-"""
+"""Network, probes and optimisers as one unit: a training step, and the state that resuming needs."""
 
 from typing import Any
 
@@ -131,9 +129,7 @@ class Engine(nn.Module):
         return result
 
     def train_probes(self, code: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """One step of the probes alone, on a code (B, D, h, w) and labels (B, H, W); returns detached
-        losses.
-        """
+        """One step of the probes alone on a code (B, D, h, w) and labels (B, H, W): detached losses."""
         losses = {
             "linear_loss": self.linear.loss(code, label, self.net.backbone.patch_size),
             "cluster_loss": self.cluster.loss(code),

@@ -1,5 +1,4 @@
-"""Pictures for people: colours, index PNGs, overlays, legends, comparison strips (Pillow) and curves
-(matplotlib).
+"""Pictures for people: colours, index PNGs, overlays, legends, strips (Pillow), curves (matplotlib).
 
 Label maps hold class ids >= 0; negative ids are ignored pixels and are drawn as grey hatching.
 """
@@ -108,8 +107,7 @@ def _to_oklab(rgb: np.ndarray, vision: Sequence[Sequence[float]] | None = None) 
 
 
 def save_index_png(labels: Any, path: str | PathLike, colours: np.ndarray | None = None) -> None:
-    """Write class ids as the pixel values of a mode P PNG, viewable in colour; ignored pixels become 255
-    (grey).
+    """Write class ids as the pixel values of a mode P PNG; ignored pixels become 255 (grey).
 
     Args:
         labels: (H, W) integer class ids, numpy or torch; negative = ignored.

@@ -40,9 +40,7 @@ class Predictor:
     def __init__(
         self, engine: Engine, class_names: Sequence[str], assignment: Sequence[int | None] | None
     ) -> None:
-        """Args: the network, names of the classes, and class of each cluster (None = not matched to
-        labels).
-        """
+        """Args: the network, names of the classes, class of each cluster (None = never matched)."""
         self.engine = engine
         self.assignment = assignment
         self.origin = engine.net.backbone.origin

@@ -1,6 +1,4 @@
-"""A run directory: ``config.json``, ``metrics.jsonl``, ``checkpoints/{best,last}``, ``pictures/``,
-``report.md``.
-"""
+"""A run directory: settings, metrics, ``checkpoints/{best,last}``, ``pictures/`` and ``report.md``."""
 
 import json
 import math

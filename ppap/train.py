@@ -37,9 +37,7 @@ RESUMABLE = (*(f"train.{name}" for name in _LOOP), "data.root", "data.workers")
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a request that the loop honours between steps; a second Ctrl-C ends at
-    once.
-    """
+    """Ctrl-C and SIGTERM as a request that the loop honours between steps; a second one ends at once."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -8,9 +8,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Fill uninitialised tensors with NaN (integers: the largest value), so that an unwritten output
-    fails.
-    """
+    """Fill uninitialised tensors with NaN or the largest integer, so that an unwritten output fails."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -67,9 +67,7 @@ def _rows(memory_budget: int, z_NE: torch.Tensor) -> int:
 
 
 def bytes_per_anchor(num_patches: int, width: int, element_size: int) -> int:
-    """Bytes of temporaries that one anchor needs: logits, weights, their operand, and the masks while
-    unpacked.
-    """
+    """Bytes of temporaries that one anchor needs: logits, weights, their operand, unpacked masks."""
     return (3 * element_size + 8) * num_patches + 4 * element_size * width
 
 
@@ -114,8 +112,6 @@ def gradient_rows(
 def add_transposed(
     dz_NE: torch.Tensor, weights_op: torch.Tensor, rows_CE: torch.Tensor, weight_scale: float, precision: str
 ) -> None:
-    """dz += weights^T rows / weight_scale, in place; `weights_op` is the :func:`weight_operand` of (C, N)
-    weights.
-    """
+    """dz += weights^T rows / weight_scale, in place, for the :func:`weight_operand` of (C, N) weights."""
     rows_op, rows_scale = scaled_operand(rows_CE, precision)
     dz_NE += product(weights_op.T, rows_op) * (rows_scale / weight_scale)

@@ -34,8 +34,7 @@ def ppap_loss(
     impl: str | None = None,
     return_counts: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """PPAP loss of a batch of patches: propagate (Eq. 1-7), then contrast (Eq. 8), chunk by chunk over the
-    anchors.
+    """PPAP loss of a batch of patches: propagate (Eq. 1-7), contrast (Eq. 8), chunk by chunk.
 
     With ``mean`` the gradient is formed in the forward pass, where the masks and logits are at hand, and only
     scaled in the backward pass; ``none`` recomputes them. Every reduction is multiplied by temperature /
@@ -155,8 +154,7 @@ def _(
 
 
 def group_mean(values_A: torch.Tensor, valid_A: torch.Tensor, group: int) -> torch.Tensor:
-    """Mean over groups of `group` consecutive values of the mean of the valid ones; an empty group counts as
-    0.
+    """Mean over groups of consecutive values of the mean of the valid ones; an empty group counts as 0.
 
     Args:
         values_A: (A,) values, 0 where not valid.
@@ -178,9 +176,7 @@ def group_mean(values_A: torch.Tensor, valid_A: torch.Tensor, group: int) -> tor
 
 @torch.library.custom_op("ppap::ppap_loss_backward", mutates_args=())
 def _ppap_loss_backward(dloss: torch.Tensor, dz: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """The stored gradient times the incoming one, in z's dtype; z itself only marks what this is the gradient
-    of.
-    """
+    """The stored gradient times the incoming one, in z's dtype; z only marks whose gradient this is."""
     return (dz * dloss).to(z.dtype)
 
 

@@ -1,5 +1,4 @@
-"""Both probes over a labelled set: scores per pixel, labels without and with CRF, counts, one matching at the
-end.
+"""Both probes over a labelled set: scores per pixel, labels without and with CRF, one matching at the end.
 
 Legend: B images, D channels, h w patch grid, H W pixels, C classes, K clusters. Order of operations as
     published: the code
