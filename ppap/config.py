@@ -13,7 +13,9 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from ppap.errors import UsageError
 
@@ -263,7 +265,7 @@ class TrainConfig:
 class Config:
     """All settings of a run."""
 
-    preset: str = "folder"
+    preset: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "folder"
     """Name of the preset these settings started from."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

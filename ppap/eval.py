@@ -19,6 +19,7 @@ from ppap.data import build_datasets
 from ppap.data.base import SPLITS
 from ppap.engine import Engine, load_engine, pick_device
 from ppap.errors import DataError, UsageError
+from ppap.evaluation.crf import crf_available
 from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.evaluation.frozen import train_frozen_probes
 from ppap.report import RANDOM_WARNING, device_name, score_table
@@ -41,9 +42,7 @@ class EvalArguments:
     device: str = "auto"
     """auto = cuda if there is one, else cpu; or a torch device such as cuda:1."""
     out: str | None = None
-    """JSON file for the results, not overwritten; None = a new evaluation*.json in the checkpoint's
-    folder.
-    """
+    """JSON file for the results, never overwritten; None = a new evaluation*.json in RUN_OR_CHECKPOINT."""
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
@@ -59,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     defaults = EvalArguments(checkpoint=path, data=config.data, eval=config.eval)
     arguments = parse(EvalArguments, argv, command="eval", description=__doc__, default=defaults)
     config = dataclasses.replace(config, data=arguments.data, eval=arguments.eval)
-    out = _out_file(arguments, checkpoint)
+    out = _out_file(arguments)
     device = pick_device(arguments.device)
     datasets = build_datasets(config.data, SPLITS if arguments.frozen else ("val",))
     dataset = datasets.val
@@ -70,6 +69,9 @@ def main(argv: Sequence[str]) -> None:
     _check_classes(checkpoint, dataset.classes)
     engine = load_engine(checkpoint, device, config)
     _announce(engine, checkpoint, datasets.description)
+    missing = crf_available(config.eval.crf) if config.eval.crf != "none" else None
+    if missing:
+        print(f"{missing}; going on without", flush=True)
     code_of = engine.code
     if arguments.frozen:
         train_frozen_probes(engine, datasets.train, arguments.frozen_steps or checkpoint.info["step"])
@@ -108,16 +110,17 @@ def _open(path: str, argv: Sequence[str]) -> tuple[Checkpoint, Config]:
     return checkpoint, dataclasses.replace(config, data=dataclasses.replace(config.data, **known))
 
 
-def _out_file(arguments: EvalArguments, checkpoint: Checkpoint) -> Path:
+def _out_file(arguments: EvalArguments) -> Path:
     """Where the results go; never a file that is there already."""
     if arguments.out is not None:
         if Path(arguments.out).exists():
             raise UsageError(f"--out {arguments.out} exists already; give another file")
         return Path(arguments.out)
     stem = "evaluation-frozen" if arguments.frozen else "evaluation"
-    taken = len(list(checkpoint.path.glob(f"{stem}*.json")))
-    number = next(n for n in range(1, taken + 2) if not (checkpoint.path / _numbered(stem, n)).exists())
-    return checkpoint.path / _numbered(stem, number)
+    folder = Path(arguments.checkpoint)
+    taken = len(list(folder.glob(f"{stem}*.json")))
+    number = next(n for n in range(1, taken + 2) if not (folder / _numbered(stem, n)).exists())
+    return folder / _numbered(stem, number)
 
 
 def _numbered(stem: str, number: int) -> str:

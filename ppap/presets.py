@@ -26,7 +26,7 @@ def demo() -> Config:
         ),
         loss=LossConfig(temperature=0.3, chunk=256),
         optim=OptimConfig(),
-        eval=EvalConfig(batch_size=16),
+        eval=EvalConfig(batch_size=16, pictures=3),
         train=TrainConfig(batch_size=16, steps=150, val_every=50, save_every=50),
     )
 

@@ -110,6 +110,7 @@ class Trainer:
         )
         self.total = config.train.steps or config.train.epochs * self.loader.batch_sampler.steps_per_epoch
         self.health = torch.zeros((), device=device)
+        self.started = time.perf_counter()
 
     def run(self) -> RunDir:
         """Train to the end, validating, saving and logging on the way; write the report.
@@ -184,11 +185,12 @@ class Trainer:
         self.run_dir.append({**row, "images_per_s": speed})
         text = (
             f"loss {row['loss']:.3f} contrast {row['contrast_loss']:.3f} linear {row['linear_loss']:.3f} "
-            f"cluster {row['cluster_loss']:.3f} positives {row['positives']:.0f} "
-            f"negatives {row['negatives']:.0f} {speed:.1f} images/s"
+            f"cluster {row['cluster_loss']:.3f}, per anchor {row['positives']:.0f} positives "
+            f"{row['negatives']:.0f} negatives, {speed:.1f} images/s"
         )
         if not sys.stderr.isatty():
-            print(f"step {self.step}/{self.total} {text}", flush=True)
+            left = (self.total - self.step) * self.config.train.batch_size / speed / 60
+            print(f"step {self.step}/{self.total} {text}, {left:.0f} min left", flush=True)
         return text
 
     def _validate(self, stop: StopRequest) -> None:
@@ -229,6 +231,7 @@ class Trainer:
             "origin": backbone.origin,
             "classes": dataset.classes,
             "class_names": list(dataset.class_names),
+            "labelled": self.data.train.labelled,
             "assignment": list(self.evaluation.plain["cluster"].assignment) if self.evaluation else None,
             "step": self.step,
         }
@@ -249,7 +252,9 @@ class Trainer:
 
     def _report(self) -> None:
         dataset = self.data.val or self.data.train
-        write_report(self.run_dir, self.config, self.engine, dataset, self.evaluation)
+        minutes = (time.perf_counter() - self.started) / 60
+        facts = [f"data: {self.data.description}", f"{minutes:.1f} minutes since the last start"]
+        write_report(self.run_dir, self.config, self.engine, dataset, self.evaluation, facts)
         print(f"report: {self.run_dir.path / 'report.md'}")
         if self.engine.net.backbone.is_random:
             print(RANDOM_WARNING)
@@ -262,24 +267,33 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Config, Path, Checkpoint | Non
         UsageError: unknown preset, or a setting that a resumed run cannot change.
         DataError: the run to resume has no usable checkpoint.
     """
-    pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    pre = argparse.ArgumentParser(
+        prog="ppap train", usage="ppap train --resume RUN [options]", add_help=False, allow_abbrev=False
+    )
     pre.add_argument("--resume", metavar="RUN")
     known, rest = pre.parse_known_args(list(argv))
     description = (
-        "Train PPAP. Usage: ppap train [PRESET] [--section.field value ...], or ppap train --resume RUN.\n\n"
+        "Train PPAP on generated scenes or on a folder of images.\n\n"
         f"Presets (default: demo):\n{describe()}\n\n"
+        "The defaults below are those of the preset: ppap train folder --help shows the others.\n"
         "--resume RUN continues a run directory from its last checkpoint."
     )
     if known.resume is None:
         named = rest and not rest[0].startswith("-")
         start = preset(rest[0] if named else "demo")
         config = parse(
-            Config, rest[1:] if named else rest, command="train", description=description, default=start
+            Config,
+            rest[1:] if named else rest,
+            command="train [PRESET | --resume RUN]",
+            description=description,
+            default=start,
         )
         return config, new_run_path(config.train.out, config.preset), None
     path = Path(known.resume)
     stored = RunDir(path).read_config()
-    config = parse(Config, rest, command="train", description=description, default=stored)
+    config = parse(
+        Config, rest, command="train [PRESET | --resume RUN]", description=description, default=stored
+    )
     _check_changes(stored, config)
     return config, path, load_checkpoint(path, "last")
 
@@ -296,9 +310,13 @@ def _check_changes(stored: Config, config: Config) -> None:
     wrong = [name for name in changed if name not in RESUMABLE and not name.startswith("eval.")]
     if wrong:
         raise UsageError(
-            f"--resume cannot change {', '.join('--' + name for name in wrong)}; start a new run for that. "
-            f"It may change --eval.* and {', '.join('--' + name for name in RESUMABLE)}"
+            f"--resume cannot change {_options(wrong)}; start a new run for that. "
+            f"It may change --eval.* and {_options(RESUMABLE)}"
         )
+
+
+def _options(names: Sequence[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def main(argv: Sequence[str]) -> None:

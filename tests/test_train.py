@@ -125,7 +125,7 @@ def test_signal_handlers_are_restored(finished, tmp_path):
 def test_resume_refuses_other_settings_and_other_folders(finished, tmp_path):
     with pytest.raises(UsageError, match="cannot change --loss.steps"):
         main(["--resume", str(finished), "--loss.steps=1"])
-    with pytest.raises(UsageError, match="cannot change --train.batch_size"):
+    with pytest.raises(UsageError, match="cannot change --train.batch-size;.*--train.val-every"):
         main(["--resume", str(finished), "--train.batch-size=2"])
     with pytest.raises(DataError, match="is no run directory"):
         main(["--resume", str(tmp_path)])
@@ -163,6 +163,7 @@ def test_a_folder_of_unlabelled_images(tmp_path):
     assert "No labels, hence no scores." in (out / "report.md").read_text()
     assert (out / "pictures/strip.png").exists()
     assert not (out / "checkpoints/best").exists(), "without labels nothing can be best"
+    assert "ppap.eval" not in (out / "report.md").read_text(), "there is nothing to measure"
 
 
 def random_vit():
@@ -200,6 +201,7 @@ def stray_label(tmp_path):
 
 BAD = [
     pytest.param(lambda t: ["fodler"], 2, ["fodler", "did you mean 'folder'"], id="preset"),
+    pytest.param(lambda t: ["--preset", "folder"], 2, ["--preset"], id="preset as an option"),
     pytest.param(lambda t: ["demo", "--train.sead", "3"], 2, ["--train.sead", "--train.seed"], id="field"),
     pytest.param(lambda t: ["demo", "--train.seed", "x"], 2, ["--train.seed", "'x'"], id="type"),
     pytest.param(lambda t: ["demo", "--loss.temperature", "0"], 2, ["temperature is 0"], id="value"),
