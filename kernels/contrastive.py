@@ -101,6 +101,7 @@ def _loss_of_masks(z, masks, temperature, precision, memory_budget, impl):
             impl=impl,
         )
     check_anchors("contrastive_loss", anchors)
+    guard({"z": z}, anchors, z.shape[0])  # on CPUs: names a bad anchor before it is used as an index
     return masked_log_softmax(
         z[anchors],
         z,

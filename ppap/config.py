@@ -155,7 +155,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("sigma_pos", "sigma_amb", "temperature", "base_temperature"):
             value = getattr(self, name)
-            _check(value > 0, f"loss.{name.replace('_', '-')}", value, "give a positive number")
+            ok = value > 0 and math.isfinite(value)
+            _check(ok, f"loss.{name.replace('_', '-')}", value, "give a finite positive number")
         for name in ("phi0", "psi0"):
             _check(
                 math.isfinite(getattr(self, name)),
@@ -215,6 +216,9 @@ class EvalConfig:
     counted.
     """
 
+    crf_image: Literal["original", "published"] = "original"
+    """Picture that the CRF sees: original = the pixels as loaded, published = the normalised image turned
+    back and truncated, which makes some values 1 too low."""
     pictures: int = 6
     """Validation images drawn in the report."""
 
@@ -254,6 +258,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check(self.batch_size >= 1, "train.batch-size", self.batch_size, "give at least 1")
         _check(self.epochs >= 1, "train.epochs", self.epochs, "give at least 1")
+        _check(0 <= self.seed < 2**63, "train.seed", self.seed, "give 0 to 2^63 - 1")
         _check(self.steps is None or self.steps >= 1, "train.steps", self.steps, "give at least 1")
         _check(self.log_every >= 1, "train.log-every", self.log_every, "give at least 1")
         for name in ("val_every", "save_every"):

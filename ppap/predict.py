@@ -18,9 +18,10 @@ from tqdm import tqdm
 from ppap.checkpoint import load_checkpoint
 from ppap.cli import parse, run
 from ppap.config import from_dict
+from ppap.data import images
 from ppap.data.images import SUFFIXES, read_image, verify_image
 from ppap.data.transforms import Geometry, normalise, resized_size
-from ppap.engine import Engine, load_engine, pick_device
+from ppap.engine import Engine, for_inference, load_engine, pick_device
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.metrics import apply_assignment
 from ppap.pictures import legend, overlay, palette, save_index_png
@@ -148,7 +149,9 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
         >>> labels = ppap.load("runs/mine").predict(Image.open("photo.jpg"))
     """
     checkpoint = load_checkpoint(path)
-    engine = load_engine(checkpoint, pick_device(device), from_dict(checkpoint.info["config"]))
+    chosen = pick_device(device)
+    config = for_inference(from_dict(checkpoint.info["config"]), chosen)
+    engine = load_engine(checkpoint, chosen, config)
     info = checkpoint.info
     return Predictor(engine, info["class_names"], info["assignment"], info["labelled"])
 
@@ -222,15 +225,12 @@ def find_images(paths: Sequence[str]) -> dict[str, Path]:
     for given in map(Path, paths):
         if not given.exists():
             raise DataError(f"there is no image or folder {given}; check the path")
-        found = (
-            sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES) if given.is_dir() else [given]
-        )
+        found = _found_in(given)
         if not found:
             raise DataError(
                 f"{given} has no images ({', '.join(sorted(SUFFIXES))}); give files or a folder of images"
             )
-        for path in found:
-            stem = str(path.relative_to(given).with_suffix("")) if given.is_dir() else path.stem
+        for stem, path in found:
             if stem == "legend":
                 raise DataError(f"the mask of {path} would be named like the legend; rename the image")
             if stem in files:
@@ -239,6 +239,13 @@ def find_images(paths: Sequence[str]) -> dict[str, Path]:
                 )
             files[stem] = path
     return files
+
+
+def _found_in(given: Path) -> list[tuple[str, Path]]:
+    """(stem in the output folder, file) of one file, or of all images below a folder."""
+    if not given.is_dir():
+        return [(given.stem, given)]
+    return [(name, path) for name, paths in images.find_images(given).items() for path in paths]
 
 
 def _check_free(out: Path, files: dict[str, Path], overwrite: bool) -> None:
@@ -270,13 +277,19 @@ def _write_legend(
         ],
     }
     text, path = json.dumps(record, indent=2) + "\n", out / "legend.json"
-    if path.exists() and path.read_text() != text and not arguments.overwrite:
-        raise UsageError(
-            f"{path} names the ids of other masks in that folder; give another --out, or --overwrite"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    legend(names, colours).save(out / "legend.png")
-    path.write_text(text)
+    if not arguments.overwrite:
+        if path.exists() and path.read_text() != text:
+            raise UsageError(
+                f"{path} names the ids of other masks in that folder; give another --out, or --overwrite"
+            )
+        if (out / "legend.png").exists() and not path.exists():
+            raise UsageError(f"{out / 'legend.png'} exists already; give another --out, or --overwrite")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        legend(names, colours).save(out / "legend.png")
+        path.write_text(text)
+    except OSError as error:
+        raise DataError(f"cannot write to {out} ({error.strerror or error}); give another --out") from None
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,7 @@ class Trainer:
         classes = self.data.train.classes
         self.step, self.best, self.validated = 0, float("-inf"), -1
         self.evaluation: Evaluation | None = None
+        self.assignment: list[int | None] | None = None
         if checkpoint is None:
             self.engine = build_engine(config, classes, device)
         else:
@@ -100,6 +101,7 @@ class Trainer:
             state = checkpoint.state()
             self.step, self.best, self.validated = state["step"], state["best"], state["validated"]
             self.engine.load_training_state(state["engine"])
+            self.assignment = checkpoint.info["assignment"]
         self.loader = train_loader(
             self.data.train,
             config.train.batch_size,
@@ -130,7 +132,7 @@ class Trainer:
             if self.resumed and self._due(train.val_every) and self.validated != self.step:
                 self._validate(stop)
             while self.step < self.total:
-                epoch, _, batch = next(batches)
+                epoch, batch = self._next_batch(batches, stop)
                 values = self.engine.train_step(batch, self.step)
                 self.step += 1
                 images += len(batch["image"])
@@ -154,13 +156,22 @@ class Trainer:
         self._report()
         return self.run_dir
 
+    def _next_batch(self, batches: Iterator, stop: StopRequest) -> tuple[int, dict[str, Tensor]]:
+        try:
+            epoch, _, batch = next(batches)
+        except RuntimeError:
+            # A loader process that was stopped together with this one: nothing of the run is lost.
+            if stop.asked:
+                self._stop()
+            raise
+        return epoch, batch
+
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
     def _begin(self) -> None:
         if self.resumed:
-            self.run_dir.forget_after(self.step)
-            self.run_dir.write_config(self.config)
+            self.run_dir.reopen(self.config, self.step)
         else:
             self.run_dir.create(self.config)
         engine, patch = self.engine, self.engine.net.backbone.patch_size
@@ -211,9 +222,11 @@ class Trainer:
             )
         except InterruptedError:
             self._stop()
-        self.validated = self.step
         summary = self.evaluation.summary()
-        self.run_dir.append({"step": self.step, **summary})
+        self.assignment = list(self.evaluation.plain["cluster"].assignment)
+        if self.validated != self.step:  # a finished run that is resumed measures once more for its report
+            self.run_dir.append({"step": self.step, **summary})
+        self.validated = self.step
         tqdm.write(f"step {self.step} validation: " + " ".join(f"{k} {v:.2f}" for k, v in summary.items()))
         # The published rule: the best sum of the four scores, which looks at labels.
         total = sum(summary.values())
@@ -232,7 +245,7 @@ class Trainer:
             "classes": dataset.classes,
             "class_names": list(dataset.class_names),
             "labelled": self.data.train.labelled,
-            "assignment": list(self.evaluation.plain["cluster"].assignment) if self.evaluation else None,
+            "assignment": self.assignment,
             "step": self.step,
         }
         state = {

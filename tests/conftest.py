@@ -14,6 +14,10 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
+# Deterministic products on a GPU need this before CUDA starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch):
     """No test depends on the caller's backend or on a network."""

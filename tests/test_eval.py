@@ -1,7 +1,9 @@
 """Evaluation of checkpoints, and of the evaluation's own arithmetic."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,13 @@ from ppap.eval import main
 from ppap.evaluation.evaluate import PROBES, evaluate, pixel_scores
 from ppap.presets import preset
 from ppap.probes import ClusterProbe, LinearProbe
-from tests.runs import make_folder, tiny_run
+from tests.runs import edit_info, make_folder, tiny_run
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """What `auto` takes here: scores are compared exactly with those of training on the CPU."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +138,32 @@ def test_the_frozen_backbone(finished, tmp_path):
     assert json.loads((tmp_path / "plain.json").read_text())["scores"] != records[0]["scores"]
 
 
+def test_options_may_stand_before_the_checkpoint(finished, tmp_path, capsys):
+    main(["--which", "last", "--out", str(tmp_path / "a.json"), str(finished)])
+    assert "mIoU" in capsys.readouterr().out and (tmp_path / "a.json").exists()
+
+
+def test_results_survive_the_next_save(tmp_path):
+    run_dir = tiny_run(tmp_path / "run", "--train.steps=1")
+    main([str(run_dir / "checkpoints" / "last")])
+    from ppap.train import main as train
+
+    train(["--resume", str(run_dir), "--train.steps=2"])
+    assert (run_dir / "evaluation.json").exists()
+
+
+def test_the_crf_may_see_the_published_picture():
+    from ppap.evaluation.evaluate import _picture_source
+
+    dataset = scenes(1)
+    sample = dataset[0]
+    original = _picture_source(dataset, "original")(0, sample["image"])
+    published = _picture_source(dataset, "published")(0, sample["image"])
+    assert (original == dataset.pixels(0)).all()
+    difference = original.astype(int) - torch.as_tensor(published).numpy().astype(int)
+    assert set(np.unique(difference)) == {0, 1}, "truncation makes some values 1 too low"
+
+
 def test_another_labelled_set(finished, tmp_path):
     root = make_folder(tmp_path / "data")
     out = tmp_path / "other.json"
@@ -154,8 +188,10 @@ def iterate(dataset):
 def test_bad_input(finished, tmp_path, capsys):
     assert run(main, [str(tmp_path / "none")]) == 3
     assert "no checkpoint or run directory" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="--which is 'worst'"):
-        main([str(finished), "--which", "worst"])
+    for wrong in (["--which", "worst"], ["--frozen", "--frozen-steps", "0"]):
+        with pytest.raises(SystemExit) as error:
+            main([str(finished), *wrong])
+        assert error.value.code == 2
     with pytest.raises(DataError, match="3 classes"):
         main([str(finished), "--data.kind=folder", f"--data.root={make_folder(tmp_path / 'a')}",
         "--data.classes=3",
@@ -174,16 +210,12 @@ def test_bad_input(finished, tmp_path, capsys):
 
 
 def test_a_checkpoint_of_another_architecture(finished, tmp_path):
-    import shutil
-
-    from ppap import checkpoint as module
-
     folder = tmp_path / "last"
     shutil.copytree(finished / "checkpoints/last", folder)
-    info = json.loads((folder / "config.json").read_text())
-    info["backbone"]["depth"] = 3
-    (folder / "config.json").write_text(json.dumps(info))
-    manifest = {name: module._sha256(folder / name) for name in module.FILES}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    def deeper(info):
+        info["backbone"]["depth"] = 3
+
+    edit_info(folder, deeper)
     with pytest.raises(DataError, match="blocks.2.*another architecture"):
         main([str(folder)])

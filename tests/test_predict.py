@@ -16,6 +16,12 @@ from ppap.report import predict_crop
 from tests.runs import TINY, make_folder, tiny_run
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """What `auto` takes here: results are compared exactly with those of training on the CPU."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return tiny_run(tmp_path_factory.mktemp("finished") / "run", "--train.steps=3")
@@ -23,7 +29,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predictor(finished):
-    return ppap.load(finished)
+    return ppap.load(finished, device="cpu")
 
 
 def picture(width, height, seed=0):
@@ -167,6 +173,38 @@ def test_every_image_is_looked_at_before_the_first_mask(finished, tmp_path):
     with pytest.raises(DataError, match="z.png"):
         main([str(finished), str(folder), f"--out={tmp_path / 'masks'}"])
     assert not (tmp_path / "masks").exists()
+
+
+def test_existing_legends_and_hidden_files_stay(finished, tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "masks"
+    photos.mkdir()
+    out.mkdir()
+    picture(40, 40).save(photos / "a.png")
+    (photos / "._a.png").write_bytes(b"not an image")
+    (out / "legend.png").write_bytes(b"precious")
+    with pytest.raises(UsageError, match="legend.png exists already"):
+        main([str(finished), str(photos), f"--out={out}", "--resolution=32"])
+    assert (out / "legend.png").read_bytes() == b"precious"
+    main([str(finished), str(photos), f"--out={tmp_path / 'other'}", "--resolution=32"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises((DataError, UsageError), match="file"):
+        main([str(finished), str(photos), f"--out={tmp_path / 'file' / 'x'}", "--resolution=32"])
+
+
+def test_a_network_trained_in_fp16_predicts_on_a_cpu(finished, tmp_path, capsys):
+    from tests.runs import edit_info
+
+    folder = tmp_path / "last"
+    shutil.copytree(finished / "checkpoints/last", folder)
+
+    def fp16(info):
+        info["config"]["optim"]["amp"] = "fp16"
+
+    edit_info(folder, fp16)
+    labels = ppap.load(folder, device="cpu").predict(picture(40, 40), resolution=32)
+    assert "evaluated in fp32" in capsys.readouterr().out
+    last = ppap.load(finished / "checkpoints/last", device="cpu")
+    assert torch.equal(labels, last.predict(picture(40, 40), resolution=32))
 
 
 def test_no_images_is_an_error(finished, tmp_path):

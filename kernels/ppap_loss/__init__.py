@@ -68,12 +68,14 @@ def ppap_loss(
     """
     op = "ppap_loss"
     check_rows(op, "features", features)
+    require(features.shape[1] >= 1, f"{op}: features have no channels; give (N, D) with D >= 1")
     check_rows(op, "z", z, rows=features.shape[0])
     anchors = all_rows(features) if anchors is None else anchors
     check_anchors(op, anchors)
     require(reduction in ("mean", "none"), f"{op}: reduction is {reduction!r}; valid: 'mean', 'none'")
     grouped = group_size is not None
-    require(not grouped or group_size >= 1, f"{op}: group_size is {group_size!r}; give 1 or more, or None")
+    whole = not grouped or (isinstance(group_size, int) and group_size >= 1)
+    require(whole, f"{op}: group_size is {group_size!r}; give a whole number, 1 or more, or None")
     require(
         not grouped or reduction == "mean", f"{op}: group_size goes with reduction='mean', not {reduction!r}"
     )
@@ -84,6 +86,12 @@ def ppap_loss(
     budget = check_budget(op, memory_budget)
     backend = dispatch.choose(impl, features, z, anchors)
     if reduction == "none":
+        # One precision for both parts, decided by both inputs.
+        resolved = resolve_precision(precision, features, z)
+        if resolved == "fp64":
+            features, z = features.double(), z.double()
+        else:
+            precision = resolved
         rel = propagate(features, anchors, cfg, precision=precision, memory_budget=budget, impl=backend)
         loss = contrastive_loss(
             z, rel, temperature=tau, precision=precision, memory_budget=budget, impl=backend
