@@ -192,8 +192,8 @@ def propagate(
     """Propagate the proxies of the anchors and count their sets (paper Eq. 1-7).
 
     The semantics are those of the published code: strict comparisons, cosine similarity, both thresholds
-        moved by the
-    same 1 - cos before the new set is formed, the anchor part of its own propagation and removed at the end.
+    moved by the same 1 - cos before the new set is formed, the anchor part of its own propagation and removed
+    at the end.
 
     Args:
         features: (N, D) floating, normalised inside; never receives a gradient.

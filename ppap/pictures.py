@@ -341,9 +341,8 @@ def _cell(values: Any, colours: np.ndarray | None, side: int) -> Image.Image:
     picture = Image.fromarray(pixels).resize(
         size, Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
     )
-    if (
-        is_labels and (labels < 0).any()
-    ):  # hatched at the final scale, so that every cell shows the same hatching
+    if is_labels and (labels < 0).any():
+        # Hatched at the final scale, so that every cell shows the same hatching.
         ignored = Image.fromarray(((labels < 0) * 255).astype(np.uint8)).resize(
             size, Image.Resampling.NEAREST
         )

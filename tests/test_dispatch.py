@@ -156,6 +156,8 @@ def test_global_matmul_settings_are_kept_out_and_restored():
 
 def test_a_setting_that_follows_the_general_one_still_does():
     try:
+        # An earlier torch.set_float32_matmul_precision leaves a setting of its own here.
+        torch.backends.cuda.matmul.fp32_precision = "none"
         torch.backends.fp32_precision = "tf32"
         with exact_products(torch.device("cpu")):
             assert torch.backends.cuda.matmul.fp32_precision == "ieee"

@@ -80,8 +80,7 @@ def loss_rows(
     """Loss, log-sum-exp and shift, each (C,), of a chunk of logits, which are shifted in place.
 
     The shift is the largest kept logit: embeddings of any norm are safe, and the loss is a difference of
-        small
-    numbers. The log-sum-exp is that of the shifted logits.
+    small numbers. The log-sum-exp is that of the shifted logits.
     """
     masked_CN = logits_CN.masked_fill(~kept_CN, -torch.inf)
     top_C = masked_CN.amax(dim=1) if masked_CN.shape[1] else masked_CN.new_zeros(masked_CN.shape[0])

@@ -1,8 +1,7 @@
 """Both probes over a labelled set: scores per pixel, labels without and with CRF, one matching at the end.
 
 Legend: B images, D channels, h w patch grid, H W pixels, C classes, K clusters. Order of operations as
-    published: the code
-is resized to the image, then probed; metrics are computed at the validation crop's size.
+published: the code is resized to the image, then probed; metrics are computed at the validation crop's size.
 """
 
 from collections.abc import Callable, Iterator
