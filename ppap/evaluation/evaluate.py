@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ppap.config import EvalConfig
 from ppap.data import SegmentationDataset, val_loader
-from ppap.data.transforms import to_uint8
+from ppap.data.transforms import denormalise, to_uint8
 from ppap.errors import DataError, NumberError
 from ppap.evaluation.crf import CRFPool, CRFTask, crf_available
 from ppap.evaluation.metrics import ConfusionMatrix, Scores
@@ -160,7 +160,7 @@ def _plain_then_crf_tasks(batches, probes, patch_size, counts, dataset, picture)
 def _picture_source(dataset: SegmentationDataset, choice: str) -> Callable[[int, Tensor], Any]:
     """(index, normalised image (3, H, W)) -> the (H, W, 3) uint8 picture that the CRF sees."""
     if choice == "published":
-        return lambda index, image: to_uint8(image, truncate=True)
+        return lambda index, image: to_uint8(denormalise(image), truncate=True)
     return lambda index, image: dataset.pixels(index)
 
 
