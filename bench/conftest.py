@@ -1,6 +1,4 @@
-"""Options and measures of the benchmarks: ``pytest bench --benchmark-only``, and ``--quick`` for a check that
-all run.
-"""
+"""Options and measures of ``pytest bench --benchmark-only``; ``--quick`` only checks that all of them run."""
 
 import ctypes
 import platform
@@ -14,6 +12,8 @@ import torch
 from bench.shapes import SMALL, VITS16, VITS16_CHUNK, Shape
 
 _MIB = 2**20
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where the inputs are made, timed and measured."""
 
 
 def pytest_addoption(parser):
@@ -28,9 +28,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def measure(benchmark, request):
-    """Time `run` and add peak memory, machine and versions to ``extra_info``; call it as measure(run,
-    shape).
-    """
+    """Call measure(run, shape): times `run`, puts peak memory, machine and versions into ``extra_info``."""
 
     def run_benchmark(run: Callable[[], object], shape: Shape) -> None:
         benchmark.group = f"{shape.name}: N={shape.patches} A={shape.anchors} D={shape.width}"
@@ -41,15 +39,26 @@ def measure(benchmark, request):
             torch=torch.__version__,
             python=platform.python_version(),
         )
+
+        def timed() -> None:
+            run()
+            synchronise()
+
         rounds = 1 if request.config.getoption("--quick") else 5
-        benchmark.pedantic(run, rounds=rounds, iterations=1, warmup_rounds=1)
+        benchmark.pedantic(timed, rounds=rounds, iterations=1, warmup_rounds=1)
 
     return run_benchmark
 
 
+def synchronise() -> None:
+    """Wait for the device, so that a time is that of the work and not of its launch."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def device_name() -> str:
     """Processor or GPU in words."""
-    if torch.cuda.is_available():
+    if DEVICE.type == "cuda":
         return torch.cuda.get_device_name()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -58,15 +67,14 @@ def device_name() -> str:
 
 
 def peak_memory(run: Callable[[], object]) -> int:
-    """Bytes of resident memory that one call of `run` adds at its peak, after a first call outside the
-    measurement.
-    """
+    """Bytes of memory that one call of `run` adds at its peak; a first call goes unmeasured."""
     run()
-    if torch.cuda.is_available():
+    if DEVICE.type == "cuda":
+        synchronise()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
-        torch.cuda.synchronize()
+        synchronise()
         return torch.cuda.max_memory_allocated() - before
     # glibc keeps freed memory: give it back first, so that what the call needs is what it adds.
     ctypes.CDLL(None).malloc_trim(0)

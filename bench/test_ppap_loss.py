@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bench.conftest import DEVICE
 from bench.shapes import Shape, loss_inputs
 from ppap.kernels import PropagationConfig, available_backends, ppap_loss, propagate
 from ppap.kernels.ppap_loss import reference
@@ -22,7 +23,7 @@ def loss_of(impl: str, features, z, anchors) -> torch.Tensor:
 @pytest.fixture
 def inputs(shape: Shape):
     """Features, embeddings that want a gradient, anchors; memory permitting."""
-    features, z, anchors = loss_inputs(shape)
+    features, z, anchors = (tensor.to(DEVICE) for tensor in loss_inputs(shape))
     return features, z.requires_grad_(), anchors
 
 

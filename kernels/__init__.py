@@ -1,5 +1,4 @@
-"""The ops of PPAP: tiled similarity, proxy averages, packed relations, masked log-softmax, the fused loss,
-dense CRF.
+"""The ops of PPAP: proxy averages, packed relations, masked log-softmax, the fused loss, dense CRF.
 
 Needs only torch (and Triton for its backend); never imports the rest of ppap. Read ``dispatch.py`` for how a
 backend is chosen, ``<op>/reference.py`` for what an op computes.

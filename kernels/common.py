@@ -50,9 +50,7 @@ def resolve_precision(precision: str, *tensors: torch.Tensor) -> str:
 
 
 def accumulator(precision: str) -> torch.dtype:
-    """dtype of thresholds, proxies, losses and gradients before they are cast: float32, or float64 for
-    ``fp64``.
-    """
+    """dtype of thresholds, proxies, losses and uncast gradients: float32, for ``fp64`` float64."""
     return torch.float64 if precision == "fp64" else torch.float32
 
 
@@ -63,7 +61,7 @@ def normalise(features: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
     features = features.detach().to(dtype)
     if features.shape[0] == 0:
-        return features
+        return features.clone()  # an op returns no alias of its input
     # A reduction over the channels propagates NaN and inf/inf becomes NaN: bad rows stay visible.
     scale = features.abs().amax(dim=1, keepdim=True)
     return F.normalize(features / torch.where(scale == 0, torch.ones_like(scale), scale), dim=1)
@@ -107,9 +105,14 @@ def weight_operand(weights: torch.Tensor, precision: str) -> tuple[torch.Tensor,
 
 @contextlib.contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """Products as asked for, whatever the global settings: no autocast, no TF32, no bf16 in place of fp32."""
+    """Products as asked for, whatever the global settings: no autocast, no TF32, no bf16 in place of fp32.
+
+    Torch keeps these settings for the process: another thread's products see them too while an op runs.
+    """
     knobs = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
-    saved = [knob.fp32_precision for knob in knobs]
+    # A knob that was never set reads as the general setting: it goes back to following that.
+    general = torch.backends.fp32_precision
+    saved = ["none" if knob.fp32_precision == general else knob.fp32_precision for knob in knobs]
     try:
         for knob in knobs:
             knob.fp32_precision = "ieee"
@@ -206,7 +209,5 @@ def poison(factor: torch.Tensor | None, *tensors: torch.Tensor) -> tuple[torch.T
 
 
 def in_range(anchors: torch.Tensor, num_patches: int) -> torch.Tensor:
-    """`anchors` clamped into range: bad ones are poisoned by :func:`guard`, never used to read out of
-    bounds.
-    """
+    """`anchors` clamped into range: :func:`guard` poisons bad ones, which are never read out of bounds."""
     return anchors.clamp(0, max(num_patches - 1, 0))

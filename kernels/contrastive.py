@@ -32,8 +32,7 @@ def contrastive_loss(
     memory_budget: int = DEFAULT_BUDGET,
     impl: str | None = None,
 ) -> torch.Tensor:
-    """Contrastive loss of every anchor (Eq. 8): -mean over its positives of the log-softmax over its kept
-    patches.
+    """Contrastive loss of every anchor (Eq. 8): -mean over positives of the log-softmax over kept patches.
 
     Differentiable once in `z`. The backward pass rebuilds masks and logits, so it is slower than that of
     :func:`ppap.kernels.ppap_loss` with a mean, which forms its gradient in the forward pass.
@@ -102,6 +101,7 @@ def _loss_of_masks(z, masks, temperature, precision, memory_budget, impl):
             impl=impl,
         )
     check_anchors("contrastive_loss", anchors)
+    guard({"z": z}, anchors, z.shape[0])  # on CPUs: names a bad anchor before it is used as an index
     return masked_log_softmax(
         z[anchors],
         z,
@@ -216,9 +216,7 @@ def _(
 
 
 def _mask_chunks(relations: tuple, memory_budget: int, backend: str) -> Iterator[tuple]:
-    """(slice of anchors, positive words, kept words) until every anchor had its turn; half of the budget for
-    each.
-    """
+    """(slice of anchors, positive words, kept words) of all anchors; masks take half of the budget."""
     keys, anchors, pos_queries, phi, neg_queries, psi, mask_precision = relations
     impl = dispatch.load("relation_masks", backend)
     rows = rows_within(memory_budget // 2, 8 * num_words(keys.shape[0]))

@@ -47,8 +47,7 @@ def pack_masks(mask: torch.Tensor) -> torch.Tensor:
 
 
 def unpack_masks(words: torch.Tensor, num_patches: int) -> torch.Tensor:
-    """Boolean mask (..., num_patches) of int32 words (..., ceil(num_patches / 32)); inverse of
-    :func:`pack_masks`.
+    """Boolean mask (..., num_patches) of int32 words; inverse of :func:`pack_masks`.
 
     Raises:
         ValueError: `words` is not int32, or its last size is not ceil(num_patches / 32).

@@ -1,6 +1,4 @@
-"""Progressive proxy anchor propagation (paper section 3.2-3.3): settings, the walk of the proxies, and its
-result.
-"""
+"""Progressive proxy anchor propagation (paper section 3.2-3.3): settings, walk, result."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from . import dispatch
-from .checks import check_anchors, check_rows
+from .checks import check_anchors, check_budget, check_rows, require
 from .common import (
     DEFAULT_BUDGET,
     accumulator,
@@ -59,7 +57,7 @@ class PropagationConfig:
                 raise ValueError(
                     f"PropagationConfig: {name} is {getattr(self, name)!r}; give a number above 0"
                 )
-        if int(self.steps) != self.steps or self.steps < 0:
+        if not isinstance(self.steps, int) or self.steps < 0:
             raise ValueError(f"PropagationConfig: steps is {self.steps!r}; give a whole number, 0 or more")
 
     def as_floats(self) -> list[float]:
@@ -156,9 +154,7 @@ class Relations:
         return Queries(self.features[self.anchors[rows]], phi, proxies, psi, proxies)
 
     def positives(self, rows: torch.Tensor) -> torch.Tensor:
-        """Dense boolean (len(rows), N) positive sets of some anchors, without the anchors; for analysis and
-        pictures.
-        """
+        """Dense boolean (len(rows), N) positive sets, without the anchors; for analysis and pictures."""
         return self._dense(rows)[0]
 
     def negatives(self, rows: torch.Tensor) -> torch.Tensor:
@@ -167,7 +163,7 @@ class Relations:
         return kept & ~positive
 
     def _dense(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = torch.as_tensor(rows, device=self.features.device).reshape(-1)
+        rows = torch.as_tensor(rows, device=self.features.device, dtype=torch.int64).reshape(-1)
         q, count = self.queries(rows), self.features.shape[0]
         op = dispatch.load("relation_masks", self.backend)
         with exact_products(self.features.device):
@@ -196,8 +192,8 @@ def propagate(
     """Propagate the proxies of the anchors and count their sets (paper Eq. 1-7).
 
     The semantics are those of the published code: strict comparisons, cosine similarity, both thresholds
-        moved by the
-    same 1 - cos before the new set is formed, the anchor part of its own propagation and removed at the end.
+    moved by the same 1 - cos before the new set is formed, the anchor part of its own propagation and removed
+    at the end.
 
     Args:
         features: (N, D) floating, normalised inside; never receives a gradient.
@@ -215,6 +211,8 @@ def propagate(
         RuntimeError: the backend asked for is not available.
     """
     check_rows("propagate", "features", features)
+    require(features.shape[1] >= 1, "propagate: features have no channels; give (N, D) with D >= 1")
+    check_budget("propagate", memory_budget)
     anchors = all_rows(features) if anchors is None else anchors
     check_anchors("propagate", anchors)
     backend = dispatch.choose(impl, features, anchors)

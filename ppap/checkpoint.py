@@ -91,16 +91,21 @@ def _replace(aside: Path, folder: Path) -> None:
     # A folder cannot be renamed over another: between the two renames only `.NAME.old` is complete, which
     # find_checkpoint looks for.
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
+        # Only now: after a stop between the renames, `old` is the one checkpoint there is.
+        shutil.rmtree(old, ignore_errors=True)
         os.rename(folder, old)
     os.rename(aside, folder)
+    _flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:
@@ -163,7 +168,10 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+        return content
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({_first_line(error)}); copy it again") from None
 

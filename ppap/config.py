@@ -13,7 +13,9 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from ppap.errors import UsageError
 
@@ -159,7 +161,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("sigma_pos", "sigma_amb", "temperature", "base_temperature"):
             value = getattr(self, name)
-            _check(value > 0, f"loss.{name.replace('_', '-')}", value, "give a positive number")
+            ok = value > 0 and math.isfinite(value)
+            _check(ok, f"loss.{name.replace('_', '-')}", value, "give a finite positive number")
         for name in ("phi0", "psi0"):
             _check(
                 math.isfinite(getattr(self, name)),
@@ -219,6 +222,9 @@ class EvalConfig:
     counted.
     """
 
+    crf_image: Literal["original", "published"] = "original"
+    """Picture that the CRF sees: original = the pixels as loaded, published = the normalised image turned
+    back and truncated, which makes some values 1 too low."""
     pictures: int = 6
     """Validation images drawn in the report."""
 
@@ -258,6 +264,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check(self.batch_size >= 1, "train.batch-size", self.batch_size, "give at least 1")
         _check(self.epochs >= 1, "train.epochs", self.epochs, "give at least 1")
+        _check(0 <= self.seed < 2**63, "train.seed", self.seed, "give 0 to 2^63 - 1")
         _check(self.steps is None or self.steps >= 1, "train.steps", self.steps, "give at least 1")
         _check(self.log_every >= 1, "train.log-every", self.log_every, "give at least 1")
         for name in ("val_every", "save_every"):
@@ -269,7 +276,7 @@ class TrainConfig:
 class Config:
     """All settings of a run."""
 
-    preset: str = "folder"
+    preset: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "folder"
     """Name of the preset these settings started from."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

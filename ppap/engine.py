@@ -1,7 +1,6 @@
-"""The network, its probes and their optimisers as one unit: a training step, and the state that resuming
-needs.
-"""
+"""Network, probes and optimisers as one unit: a training step, and the state that resuming needs."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,12 +30,12 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError(f"{device.type} is no device that ppap computes on")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"--train.device {name!r} cannot be used ({reason}); give auto, cpu or cuda:N"
-        ) from None
+        raise UsageError(f"device {name!r} cannot be used ({reason}); give auto, cpu or cuda:N") from None
     return device
 
 
@@ -51,6 +50,14 @@ def amp_type(choice: str, device: torch.device) -> torch.dtype | None:
     if choice == "fp16" and device.type == "cpu":
         raise UsageError("--optim.amp fp16 is for GPUs; on a CPU give bf16 or off")
     return torch.bfloat16 if choice == "bf16" else torch.float16
+
+
+def for_inference(config: Config, device: torch.device) -> Config:
+    """`config` with a precision that `device` can evaluate in: on a CPU fp16 becomes fp32."""
+    if config.optim.amp == "fp16" and device.type == "cpu":
+        print("precision: trained with fp16 autocast, evaluated in fp32 on this CPU")
+        return replace(config, optim=replace(config.optim, amp="off"))
+    return config
 
 
 class Engine(nn.Module):
@@ -137,9 +144,7 @@ class Engine(nn.Module):
         return self.net(batch["image"].to(self.device, non_blocking=True))
 
     def train_probes(self, code: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """One step of the probes alone, on a code (B, D, h, w) and labels (B, H, W); returns detached
-        losses.
-        """
+        """One step of the probes alone on a code (B, D, h, w) and labels (B, H, W): detached losses."""
         losses = {
             "linear_loss": self.linear.loss(code, label, self.net.backbone.patch_size),
             "cluster_loss": self.cluster.loss(code),
@@ -195,7 +200,7 @@ class Engine(nn.Module):
 
     def training_state(self) -> dict[str, Any]:
         """Optimisers, loss scale and random generators, as plain containers."""
-        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "scaler": self.scaler.state_dict(),
@@ -203,13 +208,14 @@ class Engine(nn.Module):
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`training_state`."""
+        """Inverse of :meth:`training_state`; on another kind of device its own generator starts anew."""
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"]["cpu"])
-        if self.device.type == "cuda" and state["rng"]["cuda"]:
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
 
 
 def check_finite(values: dict[str, Tensor], step: int, scaled: bool = False) -> None:

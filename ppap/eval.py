@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -17,8 +17,9 @@ from ppap.cli import first_positional, parse, run
 from ppap.config import Config, DataConfig, EvalConfig, config_hash, from_dict
 from ppap.data import build_datasets
 from ppap.data.base import SPLITS
-from ppap.engine import Engine, load_engine, pick_device
+from ppap.engine import Engine, for_inference, load_engine, pick_device
 from ppap.errors import DataError, UsageError
+from ppap.evaluation.crf import crf_available
 from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.evaluation.frozen import train_frozen_probes
 from ppap.report import RANDOM_WARNING, device_name, score_table
@@ -30,7 +31,7 @@ class EvalArguments:
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """Run directory or checkpoint folder."""
-    which: str = "auto"
+    which: Literal["auto", "best", "last"] = "auto"
     """Checkpoint of a run directory: best, last, or auto = best if there is one."""
     frozen: bool = False
     """Measure the frozen backbone instead: train both probes on its features first (the paper's DINO
@@ -41,23 +42,18 @@ class EvalArguments:
     device: str = "auto"
     """auto = cuda if there is one, else cpu; or a torch device such as cuda:1."""
     out: str | None = None
-    """JSON file for the results, not overwritten; None = a new evaluation*.json in the checkpoint's
-    folder.
-    """
+    """JSON file for the results, never overwritten; None = a new evaluation*.json in the run."""
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        if self.frozen_steps is not None and self.frozen_steps < 1:
+            raise ValueError(f"--frozen-steps is {self.frozen_steps}; give at least 1")
 
 
 def main(argv: Sequence[str]) -> None:
     """Command ``eval``."""
-    path = first_positional(argv)
-    if path is None:
-        # Prints the help, or the error that the checkpoint is missing.
-        parse(EvalArguments, argv, command="eval", description=__doc__)
-        return
-    checkpoint, config = _open(path, argv)
-    defaults = EvalArguments(checkpoint=path, data=config.data, eval=config.eval)
-    arguments = parse(EvalArguments, argv, command="eval", description=__doc__, default=defaults)
+    checkpoint, config, arguments = _parse(argv)
     config = dataclasses.replace(config, data=arguments.data, eval=arguments.eval)
     out = _out_file(arguments, checkpoint)
     device = pick_device(arguments.device)
@@ -68,10 +64,15 @@ def main(argv: Sequence[str]) -> None:
             f"{datasets.description} There are no validation labels: nothing to measure. Give labels/val"
         )
     _check_classes(checkpoint, dataset.classes)
-    engine = load_engine(checkpoint, device, config)
+    engine = load_engine(checkpoint, device, for_inference(config, device))
     _announce(engine, checkpoint, datasets.description)
+    missing = crf_available(config.eval.crf) if config.eval.crf != "none" else None
+    if missing:
+        print(f"{missing}; going on without", flush=True)
     code_of = engine.code
     if arguments.frozen:
+        if not datasets.train.labelled:
+            print("the training images have no labels: the linear probe stays as drawn", flush=True)
         train_frozen_probes(engine, datasets.train, arguments.frozen_steps or checkpoint.info["step"])
         code_of = engine.frozen_code
     result = evaluate(
@@ -92,20 +93,23 @@ def main(argv: Sequence[str]) -> None:
     print(f"written: {out}")
 
 
-def _open(path: str, argv: Sequence[str]) -> tuple[Checkpoint, Config]:
-    which = "auto"
-    for i, argument in enumerate(argv):
-        if argument == "--which" and i + 1 < len(argv):
-            which = argv[i + 1]
-        elif argument.startswith("--which="):
-            which = argument.split("=", 1)[1]
-    if which not in ("auto", "best", "last"):
-        raise UsageError(f"--which is {which!r}; valid: auto, best, last")
+def _parse(argv: Sequence[str]) -> tuple[Checkpoint, Config, EvalArguments]:
+    """Read the arguments twice: for the checkpoint, and then with the checkpoint's settings as defaults."""
+    path, which = first_positional(argv), "auto"
+    if path is None or not set(argv) & {"-h", "--help"}:
+        first = parse(EvalArguments, argv, command="eval", description=__doc__)
+        path, which = first.checkpoint, first.which
     checkpoint = load_checkpoint(path, None if which == "auto" else which)
     config = from_dict(checkpoint.info["config"])
     # What the labels were found to hold in training, so that a smaller set is read by the same rule.
     known = {"classes": checkpoint.info["classes"], "class_names": tuple(checkpoint.info["class_names"])}
-    return checkpoint, dataclasses.replace(config, data=dataclasses.replace(config.data, **known))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **known))
+    defaults = EvalArguments(checkpoint=path, data=config.data, eval=config.eval)
+    return (
+        checkpoint,
+        config,
+        parse(EvalArguments, argv, command="eval", description=__doc__, default=defaults),
+    )
 
 
 def _out_file(arguments: EvalArguments, checkpoint: Checkpoint) -> Path:
@@ -115,9 +119,12 @@ def _out_file(arguments: EvalArguments, checkpoint: Checkpoint) -> Path:
             raise UsageError(f"--out {arguments.out} exists already; give another file")
         return Path(arguments.out)
     stem = "evaluation-frozen" if arguments.frozen else "evaluation"
-    taken = len(list(checkpoint.path.glob(f"{stem}*.json")))
-    number = next(n for n in range(1, taken + 2) if not (checkpoint.path / _numbered(stem, n)).exists())
-    return checkpoint.path / _numbered(stem, number)
+    folder = checkpoint.path
+    if folder.parent.name == "checkpoints":
+        folder = folder.parent.parent  # the next save replaces the checkpoint's folder
+    taken = len(list(folder.glob(f"{stem}*.json")))
+    number = next(n for n in range(1, taken + 2) if not (folder / _numbered(stem, n)).exists())
+    return folder / _numbered(stem, number)
 
 
 def _numbered(stem: str, number: int) -> str:

@@ -46,9 +46,11 @@ def draw_anchors(patches: int, chunk: int, divisor: int, seed: int, step: int) -
     """
     chunk, per_chunk = chunk_anchors(patches, chunk, divisor)
     full, rest = divmod(patches, chunk)
-    # Raw counter-based bits, which NumPy promises to keep: the keys (seed, step) share no stream. (A torch
-    # generator on a CPU reads 32 bits of its seed.)
-    bits = np.random.Philox(key=[seed % 2**64, step]).random_raw(patches)
+    # Raw counter-based bits, which NumPy promises to keep: the keys (seed, step) share no stream, and the
+    # high bit keeps them apart from those of the sample order. (A torch generator on a CPU would read only 32
+    # bits of a seed.)
+    key = np.array([seed, 2**63 | step], dtype=np.uint64)
+    bits = np.random.Philox(key=key).random_raw(patches)
     order = np.sort(bits[: full * chunk].reshape(full, chunk).argsort(axis=1)[:, :per_chunk], axis=1)
     anchors = [(order + chunk * np.arange(full)[:, None]).reshape(-1)]
     if rest:

@@ -1,5 +1,4 @@
-"""Pictures for people: colours, index PNGs, overlays, legends, comparison strips (Pillow) and curves
-(matplotlib).
+"""Pictures for people: colours, index PNGs, overlays, legends, strips (Pillow), curves (matplotlib).
 
 Label maps hold class ids >= 0; negative ids are ignored pixels and are drawn as grey hatching.
 """
@@ -108,8 +107,7 @@ def _to_oklab(rgb: np.ndarray, vision: Sequence[Sequence[float]] | None = None) 
 
 
 def save_index_png(labels: Any, path: str | PathLike, colours: np.ndarray | None = None) -> None:
-    """Write class ids as the pixel values of a mode P PNG, viewable in colour; ignored pixels become 255
-    (grey).
+    """Write class ids as the pixel values of a mode P PNG; ignored pixels become 255 (grey).
 
     Args:
         labels: (H, W) integer class ids, numpy or torch; negative = ignored.
@@ -263,51 +261,60 @@ def strip(
 
 
 def curves(rows: Sequence[Mapping[str, Any]], path: str | PathLike) -> None:
-    """Draw losses, and accuracies and mIoUs, over the training steps into a PNG.
+    """Draw losses, accuracies and mIoUs over the training steps into a PNG, two panels a row.
 
     Args:
-        rows: records as in metrics.jsonl: ``step`` and numbers, nested mappings joined by "/". Names that
-            contain "loss" go to the upper panel, "accuracy" or "iou" to the lower one [%]; others, and values
-            that are no finite number, are left out. Rows without ``step`` are skipped.
+        rows: records as in metrics.jsonl: ``step`` and numbers, nested mappings joined by "/". Every name
+            that contains "loss" has a panel of its own, since their scales differ; names with "accuracy" or
+            "iou" share the last one [%]. Others, and values that are no finite number, are left out, and so
+            are rows without ``step``.
         path: file to write.
 
     Raises:
         ValueError: no row has a loss or a score.
     """
-    panels: list[dict[str, list[tuple[float, float]]]] = [{}, {}]
-    for row in rows:
-        flat = _flatten(row)
-        step = flat.pop("step", None)
-        for name, value in flat.items():
-            panel = 0 if "loss" in name else 1 if "accuracy" in name or "iou" in name else None
-            if step is not None and panel is not None:
-                panels[panel].setdefault(name, []).append((step, value))
-    drawn = [(lines, label) for lines, label in zip(panels, ("loss", "score [%]"), strict=True) if lines]
-    if not drawn:
+    panels = _curve_panels(rows)
+    if not panels:
         raise ValueError("curves: no row has a step together with a loss, an accuracy or an IoU")
-
-    from matplotlib.backends.backend_agg import (
-        FigureCanvasAgg,
-    )  # loaded here: most users of this module draw no curves
+    # Loaded here: most users of this module draw no curves.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.4 * len(drawn)), dpi=110, layout="constrained")
+    height = -(-len(panels) // 2)
+    figure = Figure(figsize=(11, 3.1 * height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
+    axes = figure.subplots(height, 2, squeeze=False).ravel()
     colours = palette(256) / 255
-    for axis, (lines, label) in zip(axes, drawn, strict=True):
+    for axis, (label, lines) in zip(axes, panels.items(), strict=False):
         for i, (name, points) in enumerate(sorted(lines.items())):
             marker = "o" if len(points) <= 30 else None
             steps, values = zip(*sorted(points), strict=True)
-            axis.plot(
-                steps, values, label=name, color=colours[i % 256], marker=marker, markersize=4, linewidth=1.6
-            )
+            style = {"color": colours[i % 256], "marker": marker, "markersize": 4, "linewidth": 1.6}
+            axis.plot(steps, values, label=name.replace("_", " "), **style)
         axis.set_ylabel(label, fontsize=12)
+        axis.set_xlabel("training step", fontsize=12)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=10, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    axes[-1].set_xlabel("training step", fontsize=12)
+        if len(lines) > 1:
+            axis.legend(fontsize=10, frameon=False)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
     figure.savefig(path)
+
+
+def _curve_panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Axis label -> name -> (step, value) points, the scores last."""
+    losses: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    scores: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        flat = _flatten(row)
+        step = flat.pop("step", None)
+        for name, value in flat.items() if step is not None else ():
+            if "loss" in name:
+                losses.setdefault(name.replace("_", " "), {}).setdefault(name, []).append((step, value))
+            elif "accuracy" in name or "iou" in name:
+                scores.setdefault(name, []).append((step, value))
+    return {**losses, "score [%]": scores} if scores else losses
 
 
 def _flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -334,9 +341,8 @@ def _cell(values: Any, colours: np.ndarray | None, side: int) -> Image.Image:
     picture = Image.fromarray(pixels).resize(
         size, Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
     )
-    if (
-        is_labels and (labels < 0).any()
-    ):  # hatched at the final scale, so that every cell shows the same hatching
+    if is_labels and (labels < 0).any():
+        # Hatched at the final scale, so that every cell shows the same hatching.
         ignored = Image.fromarray(((labels < 0) * 255).astype(np.uint8)).resize(
             size, Image.Resampling.NEAREST
         )

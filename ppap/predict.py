@@ -1,4 +1,4 @@
-"""Write segmentation masks of images; in Python: ``ppap.load(path).predict(image)``."""
+"""Write segmentation masks of images; in Python: ppap.load(path).predict(image)."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
@@ -17,9 +18,10 @@ from tqdm import tqdm
 from ppap.checkpoint import load_checkpoint
 from ppap.cli import parse, run
 from ppap.config import from_dict
-from ppap.data.images import SUFFIXES, read_image
+from ppap.data import images
+from ppap.data.images import SUFFIXES, read_image, verify_image
 from ppap.data.transforms import Geometry, normalise, resized_size
-from ppap.engine import Engine, load_engine, pick_device
+from ppap.engine import Engine, for_inference, load_engine, pick_device
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.metrics import apply_assignment
 from ppap.pictures import legend, overlay, palette, save_index_png
@@ -38,12 +40,17 @@ class Predictor:
     """
 
     def __init__(
-        self, engine: Engine, class_names: Sequence[str], assignment: Sequence[int | None] | None
+        self,
+        engine: Engine,
+        class_names: Sequence[str],
+        assignment: Sequence[int | None] | None,
+        labelled: bool = True,
     ) -> None:
-        """Args: the network, names of the classes, and class of each cluster (None = not matched to
-        labels).
+        """Args: the network, names of the classes, class of each cluster (None = never matched), and whether
+        the linear probe has seen labels.
         """
         self.engine = engine
+        self.labelled = labelled
         self.assignment = assignment
         self.origin = engine.net.backbone.origin
         self.class_names = tuple(class_names)
@@ -80,19 +87,32 @@ class Predictor:
         """
         if probe not in ("cluster", "linear"):
             raise UsageError(f"probe is {probe!r}; valid: 'cluster', 'linear'")
-        image = image.convert("RGB")
-        width, height = resized_size(image.width, image.height, resolution)
-        patch = self.engine.net.backbone.patch_size
-        tokens = -(-height // patch) * -(-width // patch)
-        if tokens > max_tokens:
+        if probe == "linear" and not self.labelled:
             raise UsageError(
-                f"an image of {image.width} x {image.height} pixels gives {tokens} patches of {patch} pixels "
-                f"at --resolution {resolution}, the limit is {max_tokens} (--max-tokens); lower --resolution"
+                "probe is 'linear', which this run could not train without labels; use 'cluster'"
             )
+        image = image.convert("RGB")
+        width, height = self.seen_size(image.width, image.height, resolution, max_tokens)
         pixels = Geometry(resolution, self.engine.config.data.interpolation).whole(image)
         code = self.engine.code(normalise(pixels)[None].to(self.engine.device))
         labels = self._labels(code, probe, (height, width), (image.height, image.width)).cpu()
         return apply_assignment(labels, self.assignment) if probe == "cluster" and self.assignment else labels
+
+    def seen_size(self, width: int, height: int, resolution: int, max_tokens: int) -> tuple[int, int]:
+        """(width, height) [pixels] at which the network sees an image.
+
+        Raises:
+            UsageError: more than `max_tokens` patches.
+        """
+        seen = resized_size(width, height, resolution)
+        patch = self.engine.net.backbone.patch_size
+        tokens = -(-seen[0] // patch) * -(-seen[1] // patch)
+        if tokens > max_tokens:
+            raise UsageError(
+                f"an image of {width} x {height} pixels gives {tokens} patches of {patch} pixels at "
+                f"--resolution {resolution}, the limit is {max_tokens} (--max-tokens); lower --resolution"
+            )
+        return seen
 
     def _labels(self, code: Tensor, probe: str, seen: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """Ids with the largest score at each pixel; one class at a time, which bounds the memory."""
@@ -129,8 +149,11 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
         >>> labels = ppap.load("runs/mine").predict(Image.open("photo.jpg"))
     """
     checkpoint = load_checkpoint(path)
-    engine = load_engine(checkpoint, pick_device(device), from_dict(checkpoint.info["config"]))
-    return Predictor(engine, checkpoint.info["class_names"], checkpoint.info["assignment"])
+    chosen = pick_device(device)
+    config = for_inference(from_dict(checkpoint.info["config"]), chosen)
+    engine = load_engine(checkpoint, chosen, config)
+    info = checkpoint.info
+    return Predictor(engine, info["class_names"], info["assignment"], info["labelled"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +162,7 @@ class PredictArguments:
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """Run directory or checkpoint folder."""
-    images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGES")]
+    images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
     """Image files, or folders of images."""
     out: str
     """Folder for NAME.png (class ids), NAME_overlay.jpg, legend.png and legend.json."""
@@ -167,7 +190,13 @@ def main(argv: Sequence[str]) -> None:
     print(f"backbone: {predictor.origin}")
     names = predictor.names(arguments.probe)
     colours = palette(len(names))
-    out.mkdir(parents=True, exist_ok=True)
+    for path in files.values():
+        width, height = verify_image(path)
+        try:
+            predictor.seen_size(width, height, arguments.resolution, arguments.max_tokens)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+    _write_legend(out, names, colours, predictor, arguments)
     for stem, path in tqdm(files.items(), unit="image", disable=None):
         image = read_image(path)
         labels = predictor.predict(
@@ -177,8 +206,8 @@ def main(argv: Sequence[str]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         save_index_png(labels, f"{target}.png", colours)
         overlay(image, labels, colours=colours).save(f"{target}_overlay.jpg", quality=92)
-    _write_legend(out, names, colours, predictor, arguments.probe)
-    print(f"{len(files)} masks in {out}: NAME.png holds ids, legend.json and legend.png their names")
+    masks = "1 mask" if len(files) == 1 else f"{len(files)} masks"
+    print(f"{masks} in {out}: NAME.png holds ids, legend.json and legend.png their names")
     if predictor.engine.net.backbone.is_random:
         print(RANDOM_WARNING)
 
@@ -187,27 +216,36 @@ def find_images(paths: Sequence[str]) -> dict[str, Path]:
     """Stem in the output folder -> file, of image files and folders of images.
 
     Raises:
+        UsageError: no paths.
         DataError: a path is missing, a folder has no images, or two files would give the same mask.
     """
     files: dict[str, Path] = {}
+    if not paths:
+        raise UsageError("no images are given; name image files or folders after the checkpoint")
     for given in map(Path, paths):
         if not given.exists():
             raise DataError(f"there is no image or folder {given}; check the path")
-        found = (
-            sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES) if given.is_dir() else [given]
-        )
+        found = _found_in(given)
         if not found:
             raise DataError(
                 f"{given} has no images ({', '.join(sorted(SUFFIXES))}); give files or a folder of images"
             )
-        for path in found:
-            stem = str(path.relative_to(given).with_suffix("")) if given.is_dir() else path.stem
+        for stem, path in found:
+            if stem == "legend":
+                raise DataError(f"the mask of {path} would be named like the legend; rename the image")
             if stem in files:
                 raise DataError(
                     f"{files[stem]} and {path} would both become {stem}.png; predict them separately"
                 )
             files[stem] = path
     return files
+
+
+def _found_in(given: Path) -> list[tuple[str, Path]]:
+    """(stem in the output folder, file) of one file, or of all images below a folder."""
+    if not given.is_dir():
+        return [(given.stem, given)]
+    return [(name, path) for name, paths in images.find_images(given).items() for path in paths]
 
 
 def _check_free(out: Path, files: dict[str, Path], overwrite: bool) -> None:
@@ -225,10 +263,12 @@ def _check_free(out: Path, files: dict[str, Path], overwrite: bool) -> None:
         )
 
 
-def _write_legend(out: Path, names: Sequence[str], colours, predictor: Predictor, probe: str) -> None:
-    legend(names, colours).save(out / "legend.png")
+def _write_legend(
+    out: Path, names: Sequence[str], colours: np.ndarray, predictor: Predictor, arguments: PredictArguments
+) -> None:
+    """Write the legend, unless that would give other names to the masks that are in the folder already."""
     record = {
-        "probe": probe,
+        "probe": arguments.probe,
         "backbone": predictor.origin,
         "warning": RANDOM_WARNING if predictor.engine.net.backbone.is_random else None,
         "ignored_id": 255,
@@ -236,7 +276,20 @@ def _write_legend(out: Path, names: Sequence[str], colours, predictor: Predictor
             {"id": i, "name": name, "rgb": [int(v) for v in colours[i]]} for i, name in enumerate(names)
         ],
     }
-    (out / "legend.json").write_text(json.dumps(record, indent=2) + "\n")
+    text, path = json.dumps(record, indent=2) + "\n", out / "legend.json"
+    if not arguments.overwrite:
+        if path.exists() and path.read_text() != text:
+            raise UsageError(
+                f"{path} names the ids of other masks in that folder; give another --out, or --overwrite"
+            )
+        if (out / "legend.png").exists() and not path.exists():
+            raise UsageError(f"{out / 'legend.png'} exists already; give another --out, or --overwrite")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        legend(names, colours).save(out / "legend.png")
+        path.write_text(text)
+    except OSError as error:
+        raise DataError(f"cannot write to {out} ({error.strerror or error}); give another --out") from None
 
 
 if __name__ == "__main__":

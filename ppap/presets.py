@@ -1,5 +1,4 @@
-"""Named runs: a preset is a small function that returns the whole config; the command line changes single
-fields.
+"""Named runs: a preset is a function that returns the whole config; options change single fields.
 
 Values of the published code carry the table they come from (arXiv 2407.12463 and its code).
 """
@@ -12,9 +11,7 @@ from ppap.errors import UsageError
 
 
 def demo() -> Config:
-    """Generated scenes and a small random backbone: every part at work in a minute or two on two CPU
-    cores.
-    """
+    """Generated scenes and a small random backbone: every part at work in a few minutes on a CPU."""
     return Config(
         preset="demo",
         data=DataConfig(kind="scenes", resolution=128, eval_resolution=128, scenes_size=128),
@@ -29,7 +26,7 @@ def demo() -> Config:
         ),
         loss=LossConfig(temperature=0.3, chunk=256),
         optim=OptimConfig(),
-        eval=EvalConfig(batch_size=16),
+        eval=EvalConfig(batch_size=16, pictures=3),
         train=TrainConfig(batch_size=16, steps=150, val_every=50, save_every=50),
     )
 

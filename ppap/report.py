@@ -19,7 +19,12 @@ RANDOM_WARNING = "backbone: random weights; results are meaningless"
 
 
 def write_report(
-    run: RunDir, config: Config, engine: Engine, dataset: SegmentationDataset, evaluation: Evaluation | None
+    run: RunDir,
+    config: Config,
+    engine: Engine,
+    dataset: SegmentationDataset,
+    evaluation: Evaluation | None,
+    facts: Sequence[str] = (),
 ) -> None:
     """Draw the pictures and write ``report.md``.
 
@@ -29,6 +34,7 @@ def write_report(
         engine: the trained network.
         dataset: images for the strip (validation images, or training images where there are none).
         evaluation: scores on them; None for images without labels.
+        facts: further lines for the top of the report.
     """
     rows = run.rows()
     curves(rows, run.pictures / "curves.png")
@@ -40,38 +46,42 @@ def write_report(
     if engine.net.backbone.is_random:
         lines += [f"> **{RANDOM_WARNING}**", ""]
     lines += [
-        f"- preset `{config.preset}`, seed {config.train.seed}, settings `{config_hash(config)}` ",
+        f"- preset `{config.preset}`, seed {config.train.seed}, settings `{config_hash(config)}`",
         f"- backbone: {engine.net.backbone.origin}",
         f"- device: {device_name(engine.device)}, torch {torch.__version__}",
+        *(f"- {fact}" for fact in facts),
     ]
     if losses:
         first, last = losses[0], losses[-1]
         lines += [f"- loss {row['loss']:.3f} at step {row['step']}" for row in (first, last)]
-    lines += ["", "## Scores", "", *score_lines(evaluation)]
+    lines += ["", "## Scores", "", *score_lines(evaluation, dataset.class_names)]
     lines += ["", "## Curves", "", "![curves](pictures/curves.png)"]
     if has_strip:
         lines += ["", "## Images", "", "![images](pictures/strip.png)"]
-    lines += ["", "## Next", "", *_next_steps(run)]
+    lines += ["", "## Next", "", *_next_steps(run, evaluation is not None)]
     (run.path / "report.md").write_text("\n".join(lines) + "\n")
 
 
-def score_lines(evaluation: Evaluation | None) -> list[str]:
-    """Markdown table of an evaluation."""
+def score_lines(evaluation: Evaluation | None, names: Sequence[str]) -> list[str]:
+    """Markdown tables of an evaluation: scores, then IoU per class."""
     if evaluation is None:
         return ["No labels, hence no scores."]
     lines = ["| probe | CRF | accuracy [%] | mIoU [%] |", "|---|---|---:|---:|"]
     for name, scores in (("no", evaluation.plain), ("yes", evaluation.crf)):
         lines += [f"| {probe} | {name} | {s.accuracy:.2f} | {s.miou:.2f} |" for probe, s in scores.items()]
+    lines += ["", "| IoU [%] | " + " | ".join(evaluation.plain) + " |"]
+    lines.append("|---|" + "---:|" * len(evaluation.plain))
+    for i, name in enumerate(names):
+        values = [scores.iou[i] for scores in evaluation.plain.values()]
+        lines.append(f"| {name} | " + " | ".join("-" if v is None else f"{v:.1f}" for v in values) + " |")
     return lines + [f"\n{note}" for note in evaluation.notes]
 
 
-def _next_steps(run: RunDir) -> list[str]:
-    return [
-        "```",
-        f"python -m ppap.eval {run.path} --eval.crf pydensecrf",
-        f"python -m ppap.predict {run.path} IMAGES --out masks",
-        "```",
-    ]
+def _next_steps(run: RunDir, labelled: bool) -> list[str]:
+    commands = [f"python -m ppap.predict {run.path} IMAGES --out masks"]
+    if labelled:
+        commands.append(f"python -m ppap.eval {run.path} --eval.crf pydensecrf")
+    return ["```", *commands, "```"]
 
 
 def device_name(device: torch.device) -> str:

@@ -1,6 +1,4 @@
-"""A run directory: ``config.json``, ``metrics.jsonl``, ``checkpoints/{best,last}``, ``pictures/``,
-``report.md``.
-"""
+"""A run directory: settings, metrics, ``checkpoints/{best,last}``, ``pictures/`` and ``report.md``."""
 
 import json
 import math
@@ -39,7 +37,9 @@ class RunDir:
     def write_config(self, config: Config) -> None:
         """Write the resolved settings and their hash."""
         record = {"config": to_dict(config), "hash": config_hash(config)}
-        (self.path / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+        aside = self.path / "config.json.new"
+        aside.write_text(json.dumps(record, indent=2) + "\n")
+        aside.replace(self.path / "config.json")
 
     def read_config(self) -> Config:
         """Settings of an existing run.
@@ -48,6 +48,11 @@ class RunDir:
             DataError: this is no run directory.
             UsageError: its settings do not fit this version.
         """
+        if (self.path / "manifest.json").exists():
+            raise DataError(
+                f"{self.path} is a checkpoint, not a run directory; "
+                f"give the run, such as {self.path.parent.parent}"
+            )
         try:
             record = json.loads((self.path / "config.json").read_text())
             values = record["config"]
@@ -56,6 +61,12 @@ class RunDir:
                 f"{self.path} is no run directory: it has no readable config.json; give the folder a run made"
             ) from None
         return from_dict(values)
+
+    def reopen(self, config: Config, step: int) -> None:
+        """Continue an existing run at `step`: write the settings, forget what came later."""
+        self.pictures.mkdir(exist_ok=True)
+        self.write_config(config)
+        self._forget_after(step)
 
     def append(self, row: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; numbers that are not finite become null."""
@@ -75,7 +86,7 @@ class RunDir:
                 break  # the line that a power cut left half-written
         return rows
 
-    def forget_after(self, step: int) -> None:
+    def _forget_after(self, step: int) -> None:
         """Drop the lines of steps past `step`: a resumed run writes them again."""
         kept = [row for row in self.rows() if row["step"] <= step]
         aside = self.metrics.with_suffix(".new")

@@ -8,7 +8,7 @@ import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,7 @@ RESUMABLE = (*(f"train.{name}" for name in _LOOP), "data.root", "data.workers", 
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a request that the loop honours between steps; a second Ctrl-C ends at
-    once.
-    """
+    """Ctrl-C and SIGTERM as a request that the loop honours between steps; a second one ends at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -91,6 +89,7 @@ class Trainer:
         classes = self.data.train.classes
         self.step, self.best, self.validated = 0, float("-inf"), -1
         self.evaluation: Evaluation | None = None
+        self.assignment: list[int | None] | None = None
         if checkpoint is None:
             self.engine = build_engine(config, classes, device)
         else:
@@ -103,6 +102,7 @@ class Trainer:
             state = checkpoint.state()
             self.step, self.best, self.validated = state["step"], state["best"], state["validated"]
             self.engine.load_training_state(state["engine"])
+            self.assignment = checkpoint.info["assignment"]
         self.loader = train_loader(
             self._training_set(device),
             config.train.batch_size,
@@ -113,6 +113,7 @@ class Trainer:
         )
         self.total = config.train.steps or config.train.epochs * self.loader.batch_sampler.steps_per_epoch
         self.health = torch.zeros((), device=device)
+        self.started = time.perf_counter()
 
     def _training_set(self, device: torch.device) -> SegmentationDataset | CachedFeatures:
         data = self.config.data
@@ -146,7 +147,7 @@ class Trainer:
             if self.resumed and self._due(train.val_every) and self.validated != self.step:
                 self._validate(stop)
             while self.step < self.total:
-                epoch, _, batch = next(batches)
+                epoch, batch = self._next_batch(batches, stop)
                 values = self.engine.train_step(batch, self.step)
                 self.step += 1
                 images += len(batch["index"])
@@ -170,13 +171,22 @@ class Trainer:
         self._report()
         return self.run_dir
 
+    def _next_batch(self, batches: Iterator, stop: StopRequest) -> tuple[int, dict[str, Tensor]]:
+        try:
+            epoch, _, batch = next(batches)
+        except RuntimeError:
+            # A loader process that was stopped together with this one: nothing of the run is lost.
+            if stop.asked:
+                self._stop()
+            raise
+        return epoch, batch
+
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
     def _begin(self) -> None:
         if self.resumed:
-            self.run_dir.forget_after(self.step)
-            self.run_dir.write_config(self.config)
+            self.run_dir.reopen(self.config, self.step)
         else:
             self.run_dir.create(self.config)
         engine, patch = self.engine, self.engine.net.backbone.patch_size
@@ -201,11 +211,12 @@ class Trainer:
         self.run_dir.append({**row, "images_per_s": speed})
         text = (
             f"loss {row['loss']:.3f} contrast {row['contrast_loss']:.3f} linear {row['linear_loss']:.3f} "
-            f"cluster {row['cluster_loss']:.3f} positives {row['positives']:.0f} "
-            f"negatives {row['negatives']:.0f} {speed:.1f} images/s"
+            f"cluster {row['cluster_loss']:.3f}, per anchor {row['positives']:.0f} positives "
+            f"{row['negatives']:.0f} negatives, {speed:.1f} images/s"
         )
         if not sys.stderr.isatty():
-            print(f"step {self.step}/{self.total} {text}", flush=True)
+            left = (self.total - self.step) * self.config.train.batch_size / speed / 60
+            print(f"step {self.step}/{self.total} {text}, {left:.0f} min left", flush=True)
         return text
 
     def _validate(self, stop: StopRequest) -> None:
@@ -226,9 +237,11 @@ class Trainer:
             )
         except InterruptedError:
             self._stop()
-        self.validated = self.step
         summary = self.evaluation.summary()
-        self.run_dir.append({"step": self.step, **summary})
+        self.assignment = list(self.evaluation.plain["cluster"].assignment)
+        if self.validated != self.step:  # a finished run that is resumed measures once more for its report
+            self.run_dir.append({"step": self.step, **summary})
+        self.validated = self.step
         tqdm.write(f"step {self.step} validation: " + " ".join(f"{k} {v:.2f}" for k, v in summary.items()))
         # The published rule: the best sum of the four scores, which looks at labels.
         total = sum(summary.values())
@@ -246,7 +259,8 @@ class Trainer:
             "origin": backbone.origin,
             "classes": dataset.classes,
             "class_names": list(dataset.class_names),
-            "assignment": list(self.evaluation.plain["cluster"].assignment) if self.evaluation else None,
+            "labelled": self.data.train.labelled,
+            "assignment": self.assignment,
             "step": self.step,
         }
         state = {
@@ -266,7 +280,9 @@ class Trainer:
 
     def _report(self) -> None:
         dataset = self.data.val or self.data.train
-        write_report(self.run_dir, self.config, self.engine, dataset, self.evaluation)
+        minutes = (time.perf_counter() - self.started) / 60
+        facts = [f"data: {self.data.description}", f"{minutes:.1f} minutes since the last start"]
+        write_report(self.run_dir, self.config, self.engine, dataset, self.evaluation, facts)
         print(f"report: {self.run_dir.path / 'report.md'}")
         if self.engine.net.backbone.is_random:
             print(RANDOM_WARNING)
@@ -279,24 +295,33 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Config, Path, Checkpoint | Non
         UsageError: unknown preset, or a setting that a resumed run cannot change.
         DataError: the run to resume has no usable checkpoint.
     """
-    pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    pre = argparse.ArgumentParser(
+        prog="ppap train", usage="ppap train --resume RUN [options]", add_help=False, allow_abbrev=False
+    )
     pre.add_argument("--resume", metavar="RUN")
     known, rest = pre.parse_known_args(list(argv))
     description = (
-        "Train PPAP. Usage: ppap train [PRESET] [--section.field value ...], or ppap train --resume RUN.\n\n"
+        "Train PPAP on generated scenes or on a folder of images.\n\n"
         f"Presets (default: demo):\n{describe()}\n\n"
+        "The defaults below are those of the preset: ppap train folder --help shows the others.\n"
         "--resume RUN continues a run directory from its last checkpoint."
     )
     if known.resume is None:
         named = rest and not rest[0].startswith("-")
         start = preset(rest[0] if named else "demo")
         config = parse(
-            Config, rest[1:] if named else rest, command="train", description=description, default=start
+            Config,
+            rest[1:] if named else rest,
+            command="train [PRESET | --resume RUN]",
+            description=description,
+            default=start,
         )
         return config, new_run_path(config.train.out, config.preset), None
     path = Path(known.resume)
     stored = RunDir(path).read_config()
-    config = parse(Config, rest, command="train", description=description, default=stored)
+    config = parse(
+        Config, rest, command="train [PRESET | --resume RUN]", description=description, default=stored
+    )
     _check_changes(stored, config)
     return config, path, load_checkpoint(path, "last")
 
@@ -313,9 +338,13 @@ def _check_changes(stored: Config, config: Config) -> None:
     wrong = [name for name in changed if name not in RESUMABLE and not name.startswith("eval.")]
     if wrong:
         raise UsageError(
-            f"--resume cannot change {', '.join('--' + name for name in wrong)}; start a new run for that. "
-            f"It may change --eval.* and {', '.join('--' + name for name in RESUMABLE)}"
+            f"--resume cannot change {_options(wrong)}; start a new run for that. "
+            f"It may change --eval.* and {_options(RESUMABLE)}"
         )
+
+
+def _options(names: Sequence[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ Keys may carry the prefix of a surrounding network, such as ``module.backbone.``
 import argparse
 import difflib
 import json
+import logging
 import math
 import pickle
 from pathlib import Path
@@ -114,13 +115,18 @@ def download(name: str, arguments: dict[str, Any]) -> dict[str, Tensor]:
     Raises:
         DataError: the download failed, or the weights cannot take these sizes.
     """
+    print(f"weights: getting {name} through timm (a network is needed the first time)", flush=True)
+    # The hub reports every retry of every file; one error at the end says enough.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("timm").setLevel(logging.ERROR)
     try:
         # With its own classifier timm loads strictly; with num_classes=0 it would let missing tensors pass.
         model = timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # network, hub, cache and shape errors share no base class
         raise DataError(
             f"cannot get the weights {name} through timm ({one_line(error)}); with no network, copy the file "
-            "here and give its path: --model.weights FILE.pth (or .safetensors, or a directory)"
+            "here and give its path: --model.weights FILE.pth (or .safetensors, or a directory). Only to try "
+            "the program: --model.backbone vit_small_patch16_224 --model.weights random"
         ) from error
     return backbone_tensors(model.state_dict(), name)
 

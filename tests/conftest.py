@@ -8,12 +8,14 @@ import torch
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Fill uninitialised tensors with NaN (integers: the largest value), so that an unwritten output
-    fails.
-    """
+    """Fill uninitialised tensors with NaN or the largest integer, so that an unwritten output fails."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+# Deterministic products on a GPU need this before CUDA starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,13 @@
 """Tiny runs that several test files train, measure and predict with."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ppap import checkpoint
 from ppap.train import main as train
 
 # A backbone of two blocks on scenes of 32 pixels: a step takes milliseconds.
@@ -53,3 +56,12 @@ def make_folder(root: Path, *, labels: bool = True, count: int = 6, size: tuple[
             if labels:
                 Image.fromarray(ids.astype(np.uint8)).save(root / "labels" / split / f"{split}{i}.png")
     return root
+
+
+def edit_info(folder: Path, change: Callable[[dict], None]) -> None:
+    """Change the config.json of a checkpoint and make its checksum right again."""
+    info = json.loads((folder / "config.json").read_text())
+    change(info)
+    (folder / "config.json").write_text(json.dumps(info))
+    manifest = {name: checkpoint._sha256(folder / name) for name in checkpoint.FILES}
+    (folder / "manifest.json").write_text(json.dumps(manifest))

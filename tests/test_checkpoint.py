@@ -118,9 +118,12 @@ def test_a_stop_between_the_renames_leaves_the_older_one(tmp_path, monkeypatch):
     monkeypatch.setattr(module.os, "rename", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         save(last, step=2)
-    monkeypatch.undo()
     assert find_checkpoint(tmp_path).name == ".last.old"
     assert load_checkpoint(tmp_path).info["step"] == 1
+    with pytest.raises(KeyboardInterrupt):
+        save(last, step=2)
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path).info["step"] == 1, "stopped there twice in a row"
     save(last, step=3)
     assert load_checkpoint(tmp_path).info["step"] == 3
 

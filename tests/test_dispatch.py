@@ -154,6 +154,20 @@ def test_global_matmul_settings_are_kept_out_and_restored():
         torch.set_float32_matmul_precision("highest")
 
 
+def test_a_setting_that_follows_the_general_one_still_does():
+    try:
+        # An earlier torch.set_float32_matmul_precision leaves a setting of its own here.
+        torch.backends.cuda.matmul.fp32_precision = "none"
+        torch.backends.fp32_precision = "tf32"
+        with exact_products(torch.device("cpu")):
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        torch.backends.fp32_precision = "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    finally:
+        torch.backends.fp32_precision = "none"
+
+
 def test_kernels_import_neither_the_rest_of_ppap_nor_timm():
     code = (
         "import sys, ppap.kernels;"

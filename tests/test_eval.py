@@ -1,7 +1,9 @@
 """Evaluation of checkpoints, and of the evaluation's own arithmetic."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,13 @@ from ppap.eval import main
 from ppap.evaluation.evaluate import PROBES, evaluate, pixel_scores
 from ppap.presets import preset
 from ppap.probes import ClusterProbe, LinearProbe
-from tests.runs import make_folder, tiny_run
+from tests.runs import edit_info, make_folder, tiny_run
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """What `auto` takes here: scores are compared exactly with those of training on the CPU."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -101,21 +109,20 @@ def test_the_command_prints_and_writes(finished, capsys):
     text = capsys.readouterr().out
     assert "mIoU" in text and "sky" in text
     assert text.count("backbone: random weights; results are meaningless") == 2
-    first = finished / "checkpoints/best/evaluation.json"
+    first = finished / "evaluation.json"
     record = json.loads(first.read_text())
     assert record["crf"] == "none" and record["seed"] == 0 and len(record["classes"]) == 8
     assert "meaningless" in record["warning"]
     main([str(finished)])
-    again = json.loads((finished / "checkpoints/best/evaluation-2.json").read_text())
+    again = json.loads((finished / "evaluation-2.json").read_text())
     assert again["scores"] == record["scores"], "an evaluation can be repeated and overwrites nothing"
 
 
-def test_evaluation_equals_the_validation_in_training(finished, capsys):
+def test_evaluation_equals_the_validation_in_training(finished, tmp_path):
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     wanted = next(row for row in rows if row["step"] == 3 and "cluster_miou" in row)
-    main([str(finished), "--which", "last"])
-    files = sorted((finished / "checkpoints/last").glob("evaluation*.json"))
-    scores = json.loads(files[-1].read_text())["scores"]["plain"]
+    main([str(finished), "--which", "last", f"--out={tmp_path / 'last.json'}"])
+    scores = json.loads((tmp_path / "last.json").read_text())["scores"]["plain"]
     for probe in PROBES:
         assert scores[probe]["miou"] == wanted[f"{probe}_miou"]
         assert scores[probe]["accuracy"] == wanted[f"{probe}_accuracy"]
@@ -129,6 +136,32 @@ def test_the_frozen_backbone(finished, tmp_path):
     assert records[0] == records[1] and records[0]["frozen"] is True
     main([str(finished), "--out", str(tmp_path / "plain.json")])
     assert json.loads((tmp_path / "plain.json").read_text())["scores"] != records[0]["scores"]
+
+
+def test_options_may_stand_before_the_checkpoint(finished, tmp_path, capsys):
+    main(["--which", "last", "--out", str(tmp_path / "a.json"), str(finished)])
+    assert "mIoU" in capsys.readouterr().out and (tmp_path / "a.json").exists()
+
+
+def test_results_survive_the_next_save(tmp_path):
+    run_dir = tiny_run(tmp_path / "run", "--train.steps=1")
+    main([str(run_dir / "checkpoints" / "last")])
+    from ppap.train import main as train
+
+    train(["--resume", str(run_dir), "--train.steps=2"])
+    assert (run_dir / "evaluation.json").exists()
+
+
+def test_the_crf_may_see_the_published_picture():
+    from ppap.evaluation.evaluate import _picture_source
+
+    dataset = scenes(1)
+    sample = dataset[0]
+    original = _picture_source(dataset, "original")(0, sample["image"])
+    published = _picture_source(dataset, "published")(0, sample["image"])
+    assert (original == dataset.pixels(0)).all()
+    difference = original.astype(int) - torch.as_tensor(published).numpy().astype(int)
+    assert set(np.unique(difference)) == {0, 1}, "truncation makes some values 1 too low"
 
 
 def test_another_labelled_set(finished, tmp_path):
@@ -155,8 +188,10 @@ def iterate(dataset):
 def test_bad_input(finished, tmp_path, capsys):
     assert run(main, [str(tmp_path / "none")]) == 3
     assert "no checkpoint or run directory" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="--which is 'worst'"):
-        main([str(finished), "--which", "worst"])
+    for wrong in (["--which", "worst"], ["--frozen", "--frozen-steps", "0"]):
+        with pytest.raises(SystemExit) as error:
+            main([str(finished), *wrong])
+        assert error.value.code == 2
     with pytest.raises(DataError, match="3 classes"):
         main([str(finished), "--data.kind=folder", f"--data.root={make_folder(tmp_path / 'a')}",
         "--data.classes=3",
@@ -175,16 +210,12 @@ def test_bad_input(finished, tmp_path, capsys):
 
 
 def test_a_checkpoint_of_another_architecture(finished, tmp_path):
-    import shutil
-
-    from ppap import checkpoint as module
-
     folder = tmp_path / "last"
     shutil.copytree(finished / "checkpoints/last", folder)
-    info = json.loads((folder / "config.json").read_text())
-    info["backbone"]["depth"] = 3
-    (folder / "config.json").write_text(json.dumps(info))
-    manifest = {name: module._sha256(folder / name) for name in module.FILES}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    def deeper(info):
+        info["backbone"]["depth"] = 3
+
+    edit_info(folder, deeper)
     with pytest.raises(DataError, match="blocks.2.*another architecture"):
         main([str(folder)])

@@ -38,6 +38,15 @@ def test_anchors_depend_on_seed_and_step_alone():
     assert not any(torch.equal(first, other) for other in others)
 
 
+def test_anchors_share_no_random_bits_with_the_sample_order():
+    from ppap.data import EpochSampler
+
+    anchors = draw_anchors(64, 64, 1, seed=5, step=1)[0]
+    assert len(anchors) == 64
+    few = draw_anchors(64, 64, 8, seed=5, step=1)[0]
+    assert sorted(few.tolist()) != sorted(EpochSampler(64, 1, seed=5).order(1)[:8].tolist())
+
+
 def test_every_patch_of_a_chunk_becomes_an_anchor_equally_often():
     counts = torch.zeros(40)
     for step in range(400):

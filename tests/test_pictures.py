@@ -128,13 +128,15 @@ ROWS = [{"step": s, "loss": 3 / (s + 1), "linear_loss": math.nan, "lr": 1e-3} fo
 
 
 def test_curves_draw_losses_and_scores(tmp_path):
-    pictures.curves(ROWS, tmp_path / "curves.png")
+    rows = [*ROWS, {"step": 6, "linear_loss": 0.5}]
+    assert list(pictures._curve_panels(rows)) == ["loss", "linear loss", "score [%]"]
+    pictures.curves(rows, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 600 and len(picture.convert("RGB").getcolors(2**24)) > 10
         height = picture.height
     pictures.curves(ROWS[:5], tmp_path / "losses.png")
     with Image.open(tmp_path / "losses.png") as picture:
-        assert picture.height < height  # one panel
+        assert picture.height < height, "one row of panels"
 
 
 def test_matplotlib_is_loaded_only_for_curves():

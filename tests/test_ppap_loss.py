@@ -140,6 +140,30 @@ def test_sixteen_bit_embeddings(form, dtype):
     assert torch.isfinite(dz).all() and dz.abs().sum() > 0
 
 
+@pytest.mark.parametrize(
+    ("features", "z", "wanted"),
+    [
+        (torch.float64, torch.float32, torch.float64),
+        (torch.float16, torch.float32, torch.float32),
+        (torch.bfloat16, torch.float16, torch.float32),
+    ],
+)
+def test_reductions_agree_on_mixed_types(features, z, wanted):
+    case = made_case(100, 32, 20, PropagationConfig(), 0.3)
+    case.features, case.z = case.features.to(features), case.z.to(z)
+    values = [form(case, case.z) for form in (fused, without_reduction)]
+    assert values[0].dtype == values[1].dtype == wanted
+    torch.testing.assert_close(*values, atol=1e-5, rtol=1e-5)
+
+
+def test_no_patches_and_no_channels():
+    rel = propagate(torch.zeros(0, 8), None, PropagationConfig())
+    assert rel.proxies.shape == (0, 8) and rel.num_positives.shape == (0,)
+    assert ppap_loss(torch.zeros(0, 8), torch.zeros(0, 4), None, PropagationConfig(), temperature=0.3) == 0
+    with pytest.raises(ValueError, match="no channels"):
+        propagate(torch.zeros(3, 0), None, PropagationConfig())
+
+
 def test_autocast_decides_the_precision_and_spoils_nothing():
     case = made_case(100, 32, 20, PropagationConfig(), 0.3).to(torch.float32)
     wanted = loss_and_gradient(fused, case, precision="bf16")
@@ -295,7 +319,9 @@ def test_bad_numbers_never_look_like_zero_where_the_host_does_not_wait(bad, monk
         ({"temperature": 0.3, "reduction": "sum"}, "reduction is 'sum'"),
         ({"temperature": 0.3, "group_size": 0}, "group_size is 0"),
         ({"temperature": 0.3, "group_size": 2, "reduction": "none"}, "group_size goes with"),
+        ({"temperature": 0.3, "group_size": 2.5}, "group_size is 2.5"),
         ({"temperature": 0.3, "memory_budget": 1}, "memory_budget is 1 bytes"),
+        ({"temperature": 0.3, "memory_budget": 1.5}, "memory_budget is 1.5"),
         ({"temperature": 0.3, "base_temperature": 0}, "base_temperature is 0"),
         ({"temperature": 0.3, "precision": "fp16"}, "float64 tensors"),
     ],

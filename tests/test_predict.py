@@ -16,6 +16,12 @@ from ppap.report import predict_crop
 from tests.runs import TINY, make_folder, tiny_run
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """What `auto` takes here: results are compared exactly with those of training on the CPU."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return tiny_run(tmp_path_factory.mktemp("finished") / "run", "--train.steps=3")
@@ -23,7 +29,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predictor(finished):
-    return ppap.load(finished)
+    return ppap.load(finished, device="cpu")
 
 
 def picture(width, height, seed=0):
@@ -120,6 +126,8 @@ def test_clusters_without_labels_are_numbered(tmp_path):
     train(["folder", *TINY[5:], *vit, *options])
     predictor = ppap.load(tmp_path / "run")
     assert predictor.names() == ("cluster 0", "cluster 1", "cluster 2", "cluster 3")
+    with pytest.raises(UsageError, match="could not train without labels"):
+        predictor.predict(picture(40, 40), probe="linear")
 
 
 def test_bad_input(finished, tmp_path, capsys):
@@ -136,6 +144,72 @@ def test_bad_input(finished, tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
         main([str(finished), "x.jpg"])
     assert error.value.code == 2, "--out is required"
+
+
+def test_a_legend_never_names_other_masks(finished, tmp_path):
+    picture(40, 40).save(tmp_path / "a.png")
+    picture(40, 40).save(tmp_path / "b.png")
+    picture(40, 40).save(tmp_path / "legend.png")
+    out = tmp_path / "masks"
+    main([str(finished), str(tmp_path / "a.png"), f"--out={out}", "--resolution=32"])
+    main([str(finished), str(tmp_path / "b.png"), f"--out={out}", "--resolution=32"])
+    picture(40, 40).save(tmp_path / "c.png")
+    with pytest.raises(UsageError, match="names the ids of other masks"):
+        main([str(finished), str(tmp_path / "c.png"), f"--out={out}", "--resolution=32", "--probe=linear"])
+    with pytest.raises(DataError, match="named like the legend"):
+        main([str(finished), str(tmp_path / "legend.png"), f"--out={out}"])
+
+
+def test_every_image_is_looked_at_before_the_first_mask(finished, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    picture(40, 40).save(folder / "a.png")
+    picture(9000, 20).save(folder / "z.png")
+    with pytest.raises(UsageError, match="z.png: an image of 9000 x 20 pixels"):
+        main(
+            [str(finished), str(folder), f"--out={tmp_path / 'masks'}", "--resolution=32", "--max-tokens=200"]
+        )
+    (folder / "z.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="z.png"):
+        main([str(finished), str(folder), f"--out={tmp_path / 'masks'}"])
+    assert not (tmp_path / "masks").exists()
+
+
+def test_existing_legends_and_hidden_files_stay(finished, tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "masks"
+    photos.mkdir()
+    out.mkdir()
+    picture(40, 40).save(photos / "a.png")
+    (photos / "._a.png").write_bytes(b"not an image")
+    (out / "legend.png").write_bytes(b"precious")
+    with pytest.raises(UsageError, match="legend.png exists already"):
+        main([str(finished), str(photos), f"--out={out}", "--resolution=32"])
+    assert (out / "legend.png").read_bytes() == b"precious"
+    main([str(finished), str(photos), f"--out={tmp_path / 'other'}", "--resolution=32"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises((DataError, UsageError), match="file"):
+        main([str(finished), str(photos), f"--out={tmp_path / 'file' / 'x'}", "--resolution=32"])
+
+
+def test_a_network_trained_in_fp16_predicts_on_a_cpu(finished, tmp_path, capsys):
+    from tests.runs import edit_info
+
+    folder = tmp_path / "last"
+    shutil.copytree(finished / "checkpoints/last", folder)
+
+    def fp16(info):
+        info["config"]["optim"]["amp"] = "fp16"
+
+    edit_info(folder, fp16)
+    labels = ppap.load(folder, device="cpu").predict(picture(40, 40), resolution=32)
+    assert "evaluated in fp32" in capsys.readouterr().out
+    last = ppap.load(finished / "checkpoints/last", device="cpu")
+    assert torch.equal(labels, last.predict(picture(40, 40), resolution=32))
+
+
+def test_no_images_is_an_error(finished, tmp_path):
+    with pytest.raises(UsageError, match="no images are given"):
+        main([str(finished), f"--out={tmp_path / 'masks'}"])
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):

@@ -62,6 +62,7 @@ def test_rows_of_a_dense_set_may_be_chosen():
     rel = propagate(case.features, case.anchors, case.cfg)
     everything = rel.positives(torch.arange(9))
     assert torch.equal(rel.positives(torch.tensor([4, 1])), everything[[4, 1]])
+    assert rel.positives([]).shape == (0, 60)
 
 
 def test_no_gradient_reaches_the_features():
@@ -74,6 +75,7 @@ def test_no_gradient_reaches_the_features():
     [
         ({"steps": -1}, "steps is -1"),
         ({"steps": 1.5}, "steps is 1.5"),
+        ({"steps": math.inf}, "steps is inf"),
         ({"sigma_pos": 0.0}, "sigma_pos is 0.0"),
         ({"phi0": math.nan}, "phi0 is nan"),
     ],

@@ -125,10 +125,63 @@ def test_signal_handlers_are_restored(finished, tmp_path):
 def test_resume_refuses_other_settings_and_other_folders(finished, tmp_path):
     with pytest.raises(UsageError, match="cannot change --loss.steps"):
         main(["--resume", str(finished), "--loss.steps=1"])
-    with pytest.raises(UsageError, match="cannot change --train.batch_size"):
+    with pytest.raises(UsageError, match="cannot change --train.batch-size;.*--train.val-every"):
         main(["--resume", str(finished), "--train.batch-size=2"])
     with pytest.raises(DataError, match="is no run directory"):
         main(["--resume", str(tmp_path)])
+
+
+def test_a_checkpoint_is_no_run_to_resume(finished):
+    last = finished / "checkpoints" / "last"
+    before = (last / "config.json").read_bytes()
+    with pytest.raises(
+        DataError, match=f"is a checkpoint, not a run directory; give the run, such as {finished}"
+    ):
+        main(["--resume", str(last)])
+    assert (last / "config.json").read_bytes() == before
+
+
+def test_a_finished_run_may_be_resumed_and_keeps_its_records(tmp_path):
+    run_dir = tiny_run(tmp_path / "run", "--train.steps=3")
+    before = (run_dir / "metrics.jsonl").read_text()
+    assignment = json.loads((run_dir / "checkpoints/last/config.json").read_text())["assignment"]
+    main(["--resume", str(run_dir)])
+    assert (run_dir / "metrics.jsonl").read_text() == before
+    main(["--resume", str(run_dir), "--train.steps=4", "--train.val-every=0"])
+    info = json.loads((run_dir / "checkpoints/last/config.json").read_text())
+    assert info["step"] == 4 and assignment is not None and info["assignment"] is not None
+
+
+def test_the_state_of_a_gpu_run_resumes_on_a_cpu_and_back(finished):
+    from ppap.checkpoint import load_checkpoint
+    from ppap.engine import load_engine
+
+    checkpoint = load_checkpoint(finished, "last")
+    engine = load_engine(checkpoint, torch.device("cpu"))
+    state = checkpoint.state()["engine"]
+    engine.load_training_state({**state, "scaler": {"scale": 1024.0}, "rng": {**state["rng"], "cuda": None}})
+    # A scaler that is on takes an empty state, as a CPU saves it, for a fresh start.
+    engine.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    engine.load_training_state(state)
+
+
+def test_a_sigterm_to_the_process_group_saves(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "ppap.train", *TINY, f"--train.out={out}", "--train.steps=100000"]
+    process = subprocess.Popen(
+        [*command, "--data.workers=2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            break
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75 and "Traceback" not in errors, errors
+    assert torch.load(out / "checkpoints/last/state.pt", weights_only=True)["step"] >= 4
 
 
 def test_resume_without_the_last_checkpoint(finished, tmp_path):
@@ -163,6 +216,7 @@ def test_a_folder_of_unlabelled_images(tmp_path):
     assert "No labels, hence no scores." in (out / "report.md").read_text()
     assert (out / "pictures/strip.png").exists()
     assert not (out / "checkpoints/best").exists(), "without labels nothing can be best"
+    assert "ppap.eval" not in (out / "report.md").read_text(), "there is nothing to measure"
 
 
 def random_vit():
@@ -200,9 +254,14 @@ def stray_label(tmp_path):
 
 BAD = [
     pytest.param(lambda t: ["fodler"], 2, ["fodler", "did you mean 'folder'"], id="preset"),
+    pytest.param(lambda t: ["--preset", "folder"], 2, ["--preset"], id="preset as an option"),
     pytest.param(lambda t: ["demo", "--train.sead", "3"], 2, ["--train.sead", "--train.seed"], id="field"),
     pytest.param(lambda t: ["demo", "--train.seed", "x"], 2, ["--train.seed", "'x'"], id="type"),
     pytest.param(lambda t: ["demo", "--loss.temperature", "0"], 2, ["temperature is 0"], id="value"),
+    pytest.param(lambda t: ["demo", "--loss.temperature", "inf"], 2, ["temperature is inf"], id="infinite"),
+    pytest.param(lambda t: ["demo", "--train.seed", "-1"], 2, ["seed is -1"], id="seed"),
+    pytest.param(lambda t: ["demo", "--data.classes", "5"], 2, ["8 classes", "--data.classes"], id="classes"),
+    pytest.param(lambda t: ["demo", "--train.device", "meta"], 2, ["meta", "give auto"], id="meta device"),
     pytest.param(lambda t: ["demo", "--train.device", "tpu9"], 2, ["tpu9", "give auto"], id="device"),
     pytest.param(
         lambda t: ["demo", "--optim.amp", "fp16", "--train.device=cpu"], 2, ["bf16"], id="fp16 on CPU"

@@ -18,8 +18,7 @@ def masked_log_softmax(
     memory_budget: int = DEFAULT_BUDGET,
     impl: str | None = None,
 ) -> torch.Tensor:
-    """Loss of every anchor: minus the mean over its positives of the log-softmax over its kept patches (Eq.
-    8).
+    """Loss of every anchor: minus the mean over its positives of the log-softmax over kept patches (Eq. 8).
 
     Differentiable once in both embeddings; the backward pass recomputes the logits.
 

@@ -1,6 +1,4 @@
-"""The definition of ``masked_log_softmax``, materialised and written for the reader; gradients by
-autograd.
-"""
+"""The definition of ``masked_log_softmax``, materialised, written for the reader; gradients by autograd."""
 
 import torch
 
@@ -12,10 +10,10 @@ def masked_log_softmax(
     kept_AN: torch.Tensor,
     temperature: float,
 ) -> torch.Tensor:
-    """Eq. 8 with boolean masks: L_i = -1/|P_i| sum over p in P_i of (l_ip - log sum over q in Q_i of exp
-    l_iq).
+    """Eq. 8 with boolean masks (A, N).
 
-    Q_i is the kept set. An anchor without positives has loss 0.
+    L_i = -1/|P_i| sum over p in P_i of (l_ip - log sum over q in Q_i of exp l_iq), where l are the logits
+    and Q_i is the kept set. An anchor without positives has loss 0.
     """
     logits_AN = z_AE @ z_NE.T / temperature
     lse_A1 = logits_AN.masked_fill(~kept_AN, -torch.inf).logsumexp(dim=1, keepdim=True)

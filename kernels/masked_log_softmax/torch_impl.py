@@ -67,9 +67,7 @@ def _rows(memory_budget: int, z_NE: torch.Tensor) -> int:
 
 
 def bytes_per_anchor(num_patches: int, width: int, element_size: int) -> int:
-    """Bytes of temporaries that one anchor needs: logits, weights, their operand, and the masks while
-    unpacked.
-    """
+    """Bytes of temporaries that one anchor needs: logits, weights, their operand, unpacked masks."""
     return (3 * element_size + 8) * num_patches + 4 * element_size * width
 
 
@@ -82,8 +80,7 @@ def loss_rows(
     """Loss, log-sum-exp and shift, each (C,), of a chunk of logits, which are shifted in place.
 
     The shift is the largest kept logit: embeddings of any norm are safe, and the loss is a difference of
-        small
-    numbers. The log-sum-exp is that of the shifted logits.
+    small numbers. The log-sum-exp is that of the shifted logits.
     """
     masked_CN = logits_CN.masked_fill(~kept_CN, -torch.inf)
     top_C = masked_CN.amax(dim=1) if masked_CN.shape[1] else masked_CN.new_zeros(masked_CN.shape[0])
@@ -114,8 +111,6 @@ def gradient_rows(
 def add_transposed(
     dz_NE: torch.Tensor, weights_op: torch.Tensor, rows_CE: torch.Tensor, weight_scale: float, precision: str
 ) -> None:
-    """dz += weights^T rows / weight_scale, in place; `weights_op` is the :func:`weight_operand` of (C, N)
-    weights.
-    """
+    """dz += weights^T rows / weight_scale, in place, for the :func:`weight_operand` of (C, N) weights."""
     rows_op, rows_scale = scaled_operand(rows_CE, precision)
     dz_NE += product(weights_op.T, rows_op) * (rows_scale / weight_scale)

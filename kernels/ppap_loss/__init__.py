@@ -34,8 +34,7 @@ def ppap_loss(
     impl: str | None = None,
     return_counts: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """PPAP loss of a batch of patches: propagate (Eq. 1-7), then contrast (Eq. 8), chunk by chunk over the
-    anchors.
+    """PPAP loss of a batch of patches: propagate (Eq. 1-7), contrast (Eq. 8), chunk by chunk.
 
     With ``mean`` the gradient is formed in the forward pass, where the masks and logits are at hand, and only
     scaled in the backward pass; ``none`` recomputes them. Every reduction is multiplied by temperature /
@@ -69,12 +68,14 @@ def ppap_loss(
     """
     op = "ppap_loss"
     check_rows(op, "features", features)
+    require(features.shape[1] >= 1, f"{op}: features have no channels; give (N, D) with D >= 1")
     check_rows(op, "z", z, rows=features.shape[0])
     anchors = all_rows(features) if anchors is None else anchors
     check_anchors(op, anchors)
     require(reduction in ("mean", "none"), f"{op}: reduction is {reduction!r}; valid: 'mean', 'none'")
     grouped = group_size is not None
-    require(not grouped or group_size >= 1, f"{op}: group_size is {group_size!r}; give 1 or more, or None")
+    whole = not grouped or (isinstance(group_size, int) and group_size >= 1)
+    require(whole, f"{op}: group_size is {group_size!r}; give a whole number, 1 or more, or None")
     require(
         not grouped or reduction == "mean", f"{op}: group_size goes with reduction='mean', not {reduction!r}"
     )
@@ -85,6 +86,12 @@ def ppap_loss(
     budget = check_budget(op, memory_budget)
     backend = dispatch.choose(impl, features, z, anchors)
     if reduction == "none":
+        # One precision for both parts, decided by both inputs.
+        resolved = resolve_precision(precision, features, z)
+        if resolved == "fp64":
+            features, z = features.double(), z.double()
+        else:
+            precision = resolved
         rel = propagate(features, anchors, cfg, precision=precision, memory_budget=budget, impl=backend)
         loss = contrastive_loss(
             z, rel, temperature=tau, precision=precision, memory_budget=budget, impl=backend
@@ -155,8 +162,7 @@ def _(
 
 
 def group_mean(values_A: torch.Tensor, valid_A: torch.Tensor, group: int) -> torch.Tensor:
-    """Mean over groups of `group` consecutive values of the mean of the valid ones; an empty group counts as
-    0.
+    """Mean over groups of consecutive values of the mean of the valid ones; an empty group counts as 0.
 
     Args:
         values_A: (A,) values, 0 where not valid.
@@ -178,9 +184,7 @@ def group_mean(values_A: torch.Tensor, valid_A: torch.Tensor, group: int) -> tor
 
 @torch.library.custom_op("ppap::ppap_loss_backward", mutates_args=())
 def _ppap_loss_backward(dloss: torch.Tensor, dz: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """The stored gradient times the incoming one, in z's dtype; z itself only marks what this is the gradient
-    of.
-    """
+    """The stored gradient times the incoming one, in z's dtype; z only marks whose gradient this is."""
     return (dz * dloss).to(z.dtype)
 
 

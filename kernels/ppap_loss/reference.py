@@ -1,7 +1,7 @@
 """The definition of the whole loss, materialised and written for the reader; gradients by autograd.
 
 Symbols as in the paper: v proxies, f features, phi and psi thresholds, m the cosine between successive
-    proxies.
+proxies.
 """
 
 from typing import NamedTuple

@@ -1,5 +1,4 @@
-"""``ppap_loss`` in plain torch: every chunk of anchors is propagated, contrasted and differentiated in one
-go.
+"""``ppap_loss`` in plain torch: a chunk of anchors is propagated, contrasted, differentiated in one go.
 
 Anchors are averaged in groups, and the weight of an anchor is 1 / (groups x anchors of its group that have
 positives). A chunk either covers whole groups, whose weights are then known, or lies inside one group, whose
@@ -29,9 +28,7 @@ def ppap_loss(
     precision: str,
     memory_budget: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Unscaled losses (A,), gradient of their group mean (N, E) or (0, E), positives and negatives (A,)
-    int64.
-    """
+    """Unscaled losses (A,), gradient of their group mean (N, E) or (0, E), set sizes (A,) int64 twice."""
     count = anchors_A.shape[0]
     work = _Work(unit_ND, z_NE, cfg, temperature, precision)
     loss_A = z_NE.new_zeros(count)
@@ -56,17 +53,13 @@ def ppap_loss(
 
 
 def bytes_per_anchor(unit_ND: torch.Tensor, z_NE: torch.Tensor) -> int:
-    """Bytes of temporaries that one anchor needs: logits, weights, their operand, masks, and rows of D and
-    E.
-    """
+    """Bytes of temporaries that one anchor needs: logits, weights, their operand, masks, rows."""
     size = unit_ND.element_size()
     return (3 * size + 4) * unit_ND.shape[0] + 6 * size * (unit_ND.shape[1] + z_NE.shape[1])
 
 
 def _plan(count: int, group: int, rows: int) -> Iterator[tuple[slice, int | None]]:
-    """Chunks of at most `rows` anchors: whole groups with None, or parts of one group with the group's first
-    anchor.
-    """
+    """Chunks of at most `rows` anchors: whole groups and None, or a part and its group's first anchor."""
     if group <= rows:
         step = rows // group * group
         for start in range(0, count, step):

@@ -23,8 +23,7 @@ def relation_masks(
     """Positives (similarity above phi) and kept patches (positive, or similarity below psi) of every anchor.
 
     Both comparisons are strict: a patch on a threshold is ambiguous and in neither set (Eq. 6, 7 as
-        published). The
-    anchor itself is in neither. Not differentiable.
+    published). The anchor itself is in neither. Not differentiable.
 
     Args:
         pos_queries: (A, D) floating, rows of unit norm or zero; decide the positives.

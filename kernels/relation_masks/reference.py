@@ -11,8 +11,7 @@ def relation_masks(
     self_index_A: torch.Tensor,
     neg_queries_AD: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boolean masks (A, N): positives P, and kept = P united with the negatives, both without the anchor
-    itself.
+    """Boolean masks (A, N): positives P, and kept = P and negatives; both without the anchor itself.
 
     Eq. 1: P = {j : sim > phi}. Eq. 6: ambiguous = {j : psi <= sim <= phi}. Eq. 7: negatives = everything
     else. Written as in the published code, negatives are {j : sim < psi}; where psi exceeds phi nothing is

@@ -1,5 +1,7 @@
-"""The contract of a dataset. A new dataset is one file with a subclass and a ``build`` function, and one row
-in the table of ``ppap/data/__init__.py``.
+"""The contract of a dataset.
+
+A new dataset is one file with a subclass and a ``build`` function, and one row in the table of
+``ppap/data/__init__.py``.
 """
 
 import hashlib

@@ -382,10 +382,10 @@ def _describe(layout: Layout, built: dict[str, SegmentationDataset], known: int,
             labels = "labelled" if built[split].labelled else "no labels"
             parts.append(f"{len(built[split])} {word} images ({labels})")
     labelled = any(files.labels is not None for files in layout.splits.values())
-    source = "as given" if known else "from the labels" if labelled else "by default, there being no labels"
-    parts.append(f"{classes} classes {source}")
+    source = "" if known else " from the labels" if labelled else " by default, there being no labels"
+    parts.append(f"{classes} classes{source}")
     if "val" in built and "val" not in layout.splits:
-        parts.append(f"no validation images: pictures of {len(built['val'])} training images, no metrics")
+        parts.append("no validation images: pictures of training images, no metrics")
     elif "val" in built and not built["val"].labelled:
         parts.append("no validation labels: pictures, no metrics")
     if layout.unused:

@@ -4,6 +4,7 @@ Which images stand in batch k of epoch e depends on seed, e and k alone: not on 
 not on whether the run was restarted in between.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -150,3 +151,7 @@ def _loader(
 def _quiet_worker(worker: int) -> None:
     # Ctrl-C reaches every process of the terminal; only the main one decides what to save and when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The same for a SIGTERM to the whole group, as schedulers send it; it cannot be ignored as well, since
+    # the main process ends a worker by it.
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)

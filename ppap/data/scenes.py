@@ -17,6 +17,7 @@ from scipy import ndimage
 from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets, SegmentationDataset
 from ppap.data.transforms import Geometry
+from ppap.errors import UsageError
 
 CLASS_NAMES = ("sky", "water", "grass", "tree", "road", "building", "vehicle", "sand")
 SKY, WATER, GRASS, TREE, ROAD, BUILDING, VEHICLE, SAND = range(len(CLASS_NAMES))
@@ -51,6 +52,11 @@ class ScenesDataset(SegmentationDataset):
 
 def build(config: DataConfig, splits: tuple[str, ...] = SPLITS) -> Datasets:
     """The splits asked for; called through ``ppap.data.build_datasets``."""
+    if config.classes not in (None, len(CLASS_NAMES)) or config.class_names not in ((), CLASS_NAMES):
+        raise UsageError(
+            f"the scenes have the {len(CLASS_NAMES)} classes {', '.join(CLASS_NAMES)}; "
+            "leave out --data.classes and --data.class-names"
+        )
     size, built = config.scenes_size, {}
     for split in splits:
         train = split == "train"

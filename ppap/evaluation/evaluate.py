@@ -1,9 +1,7 @@
-"""Both probes over a labelled set: scores per pixel, labels without and with CRF, counts, one matching at the
-end.
+"""Both probes over a labelled set: scores per pixel, labels without and with CRF, one matching at the end.
 
 Legend: B images, D channels, h w patch grid, H W pixels, C classes, K clusters. Order of operations as
-    published: the code
-is resized to the image, then probed; metrics are computed at the validation crop's size.
+published: the code is resized to the image, then probed; metrics are computed at the validation crop's size.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +16,7 @@ from tqdm import tqdm
 
 from ppap.config import EvalConfig
 from ppap.data import SegmentationDataset, val_loader
+from ppap.data.transforms import denormalise, to_uint8
 from ppap.errors import DataError, NumberError
 from ppap.evaluation.crf import CRFPool, CRFTask, crf_available
 from ppap.evaluation.metrics import ConfusionMatrix, Scores
@@ -101,7 +100,8 @@ def evaluate(
     batches = _batches(code_of, dataset, config.batch_size, device, workers, should_stop)
     pool = CRFPool(config.crf_workers, config.crf_timeout, config.crf) if with_crf else None
     with pool or nullcontext():
-        tasks = _plain_then_crf_tasks(batches, probes, patch_size, counts, dataset if with_crf else None)
+        picture = _picture_source(dataset, config.crf_image) if with_crf else None
+        tasks = _plain_then_crf_tasks(batches, probes, patch_size, counts, dataset, picture)
         if pool is None:
             for _ in tasks:
                 pass
@@ -139,22 +139,29 @@ def _batches(code_of, dataset, batch_size, device, workers, should_stop) -> Iter
             raise InterruptedError
 
 
-def _plain_then_crf_tasks(batches, probes, patch_size, counts, crf_dataset) -> Iterator[CRFTask]:
-    """Counts labels without CRF on the way; yields the CRF's work where `crf_dataset` is given."""
+def _plain_then_crf_tasks(batches, probes, patch_size, counts, dataset, picture) -> Iterator[CRFTask]:
+    """Counts labels without CRF on the way; yields the CRF's work where `picture` gives its image."""
     for batch, code in batches:
         size = tuple(batch["label"].shape[1:])
         for i, index in enumerate(batch["index"].tolist()):
             truth, one = batch["label"][i], code[i : i + 1]
-            scores = pixel_scores(one, probes, patch_size, size, with_length=crf_dataset is not None)
+            scores = pixel_scores(one, probes, patch_size, size, with_length=picture is not None)
             for probe, score in zip(PROBES, scores, strict=True):
                 counts[probe].update(score.argmax(dim=0).cpu(), truth)
-            if crf_dataset is not None:
+            if picture is not None:
                 log_probabilities = (
                     (CLUSTER_SHARPNESS * scores[0]).log_softmax(dim=0).cpu(),
                     scores[1].log_softmax(dim=0).cpu(),
                 )
-                name, picture = crf_dataset.name(index), crf_dataset.pixels(index)
-                yield CRFTask(name, picture, log_probabilities, payload=truth)
+                image = picture(index, batch["image"][i])
+                yield CRFTask(dataset.name(index), image, log_probabilities, payload=truth)
+
+
+def _picture_source(dataset: SegmentationDataset, choice: str) -> Callable[[int, Tensor], Any]:
+    """(index, normalised image (3, H, W)) -> the (H, W, 3) uint8 picture that the CRF sees."""
+    if choice == "published":
+        return lambda index, image: to_uint8(denormalise(image), truncate=True)
+    return lambda index, image: dataset.pixels(index)
 
 
 @torch.no_grad()
