@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train on generated scenes, or on a folder of images",
     "eval": "measure a checkpoint: cluster and linear probe, without and with CRF",
     "predict": "write segmentation masks of images",
+    "pretrain": "train a backbone without labels, on images of your own or on generated scenes",
     "doctor": "show versions, devices and which kernel backend is used",
 }
 

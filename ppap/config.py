@@ -92,7 +92,9 @@ class ModelConfig:
     backbone: str = "auto"
     """timm architecture, such as vit_small_patch16_224; auto = what --model.weights names or holds."""
     weights: str = "vit_small_patch16_224.dino"
-    """timm pretrained name, .pth or .safetensors file, directory, or the word random."""
+    """timm pretrained name, .pth or .safetensors file, directory, or a word: embedded (comes with the
+    package, pretrained on generated scenes) or random.
+    """
     patch_size: int | None = None
     """Patch side [pixels]; None = the architecture's own."""
     width: int | None = None

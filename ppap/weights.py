@@ -3,6 +3,8 @@
 Nothing here computes features; ``ppap.backbone`` builds the network that the tensors go into. What
 ``--model.weights`` may be, besides the word ``random``:
 
+- the word ``embedded``: a small ViT that comes with the package, pretrained on generated scenes alone
+  (``docs/embedded-backbone.md``);
 - a ``.pth`` file (or any other file of ``torch.save``): a flat state dict, or a full DINO checkpoint, of
   which the teacher's backbone is taken; read with ``weights_only=True``;
 - a ``.safetensors`` file;
@@ -29,6 +31,9 @@ import torch
 from torch import Tensor
 
 from ppap.errors import DataError, UsageError
+
+EMBEDDED = "embedded"
+_EMBEDDED_FOLDER = Path(__file__).parent / "assets" / "scenes-vit"
 
 RANDOM_ORIGIN = "random weights; results are meaningless"
 
@@ -65,13 +70,15 @@ def open_source(weights: str) -> Source:
     """Find out what ``weights`` names, and read it unless it must be downloaded.
 
     Args:
-        weights: a file, a directory or a timm pretrained name; the module's docstring lists the forms. A path
-            that exists wins over a timm name.
+        weights: the word embedded, a file, a directory or a timm pretrained name; the module's docstring
+            lists the forms. A path that exists wins over a timm name.
 
     Raises:
         DataError: a missing, damaged or refused file, or a file without backbone tensors.
         UsageError: neither a path nor a timm pretrained name.
     """
+    if weights == EMBEDDED:
+        return _open_directory(_EMBEDDED_FOLDER)._replace(origin=_embedded_origin())
     path = Path(weights).expanduser()
     if path.is_dir():
         return _open_directory(path)
@@ -83,7 +90,7 @@ def open_source(weights: str) -> Source:
         raise DataError(
             f"--model.weights: {path} does not exist; give a .pth or .safetensors file, or a directory"
         )
-    known = ["random", *timm.list_pretrained(["vit_*", "deit_*"])]
+    known = ["random", EMBEDDED, *timm.list_pretrained(["vit_*", "deit_*"])]
     raise UsageError(
         f"--model.weights {weights!r} is neither a file or directory nor a pretrained model of timm"
         f"{nearest(weights, known)}"
@@ -230,6 +237,11 @@ def infer_spec(tensors: dict[str, Tensor], heads: int | None, where: str) -> dic
         name = name if timm.is_model(name) else "vit_small_patch16_224"
     sizes = {"patch_size": patch, "width": width, "depth": len(blocks), "heads": heads or width // 64}
     return {"name": name, **sizes, "image_size": side * patch}
+
+
+def _embedded_origin() -> str:
+    """Without the folder's place on this machine, which says nothing."""
+    return f"embedded backbone ({_read_json(_EMBEDDED_FOLDER / 'config.json')['origin']})"
 
 
 def _open_directory(path: Path) -> Source:
