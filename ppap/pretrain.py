@@ -26,8 +26,9 @@ from ppap.engine import amp_type, check_finite, pick_device
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.pretraining.config import PRESETS, PretrainConfig, PretrainOptimConfig, preset
 from ppap.pretraining.data import build_draws, draws_loader
-from ppap.pretraining.export import draw_features, export_backbone
+from ppap.pretraining.export import centred, draw_features, export_backbone
 from ppap.pretraining.objective import Distillation
+from ppap.pretraining.start import whiten_patches
 from ppap.report import device_name
 from ppap.rundir import RunDir, new_run_path
 from ppap.train import StopRequest
@@ -43,6 +44,7 @@ RESUMABLE = (
     "data.workers",
 )
 _PICTURED = 8  # images in the picture of the features
+_CENTRED = 32  # images that the exported features are centred on
 
 
 class Pretrainer:
@@ -71,6 +73,8 @@ class Pretrainer:
             backbone = backbone_from_spec(checkpoint.info["backbone"], checkpoint.info["origin"])
         self.start = "random weights" if backbone.is_random else backbone.origin
         _check_crops(config, backbone.patch_size)
+        if checkpoint is None and config.train.whiten:
+            whiten_patches(backbone, self.draws, config)
         self.model = Distillation(backbone, config).to(self.device)
         self.optimiser = _optimiser(self.model.student, config.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
@@ -169,18 +173,20 @@ class Pretrainer:
         check_finite({**values, "sum of losses": self.health}, self.step, self.scaler.is_enabled())
         row = {"step": self.step, **{name: value.item() for name, value in values.items()}}
         self.run_dir.append({**row, "lr": self.optimiser.param_groups[0]["lr"], "images_per_s": speed})
-        text = (
-            f"loss {row['loss']:.3f} image {row['image_loss']:.3f} mask {row['mask_loss']:.3f} "
-            f"dense {row['dense_loss']:.3f} prototypes {row['used_prototypes']:.0f} {speed:.1f} images/s"
-        )
+        parts = [f"{k.removesuffix('_loss')} {v:.3f}" for k, v in row.items() if k.endswith("_loss")]
+        text = f"loss {row['loss']:.3f} {' '.join(parts)} {speed:.1f} images/s"
         if not sys.stderr.isatty():
             print(f"step {self.step}/{self.config.train.steps} {text}", flush=True)
         return text
 
     def _draw(self) -> None:
-        images = torch.stack([normalise(self.draws[n].permute(1, 2, 0).numpy()) for n in range(_PICTURED)])
         path = self.run_dir.pictures / f"features_{self.step:06d}.png"
-        draw_features(self.model.teacher.backbone, images.to(self.device), path, f"step {self.step}")
+        draw_features(self.model.teacher.backbone, self._images(_PICTURED), path, f"step {self.step}")
+
+    def _images(self, count: int) -> Tensor:
+        """The first images, whole and unchanged: (count, 3, S, S) normalised, on the device."""
+        images = [normalise(self.draws[n].permute(1, 2, 0).numpy()) for n in range(count)]
+        return torch.stack(images).to(self.device)
 
     def _save(self) -> None:
         check_finite({"sum of losses": self.health}, self.step)
@@ -200,7 +206,7 @@ class Pretrainer:
             "scaler": self.scaler.state_dict(),
         }
         save_checkpoint(self.run_dir.checkpoints / "last", self.model.state_dict(), info, state)
-        export_backbone(backbone, self.run_dir.path / "backbone", origin)
+        export_backbone(centred(backbone, self._images(_CENTRED)), self.run_dir.path / "backbone", origin)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         wrong = [

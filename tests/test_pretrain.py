@@ -21,10 +21,18 @@ from ppap.pretraining.config import ObjectiveConfig, SourceConfig, ViewsConfig, 
 from ppap.pretraining.data import build_draws
 from ppap.pretraining.export import export_backbone, principal_colours
 from ppap.pretraining.measure import patch_features
-from ppap.pretraining.objective import Distillation, dense_loss, masked_loss, spread_evenly
+from ppap.pretraining.objective import (
+    Distillation,
+    Head,
+    contrast_loss,
+    dense_loss,
+    masked_loss,
+    spread_evenly,
+)
 from ppap.pretraining.views import (
     change_colours,
     draw_masks,
+    flattened,
     hide_patches,
     make_crops,
     match_patches,
@@ -38,6 +46,10 @@ SMALL = [
     *["--objective.prototypes", "8", "--objective.hidden", "16", "--objective.bottleneck", "8"],
     *["--train.batch-size", "2", "--train.steps", "4", "--train.log-every", "1", "--train.save-every", "2"],
     *["--train.device", "cpu"],
+]
+ALL_LOSSES = [
+    *["--objective.image-weight", "1", "--objective.mask-weight", "1", "--objective.dense-weight", "1"],
+    *["--views.mask-odds", "1"],
 ]
 STILL = ViewsConfig(jitter=0, hue=0, grey=0)
 
@@ -70,7 +82,7 @@ def test_a_run_on_scenes_leaves_all_its_files(tmp_path, capsys):
     folder = tmp_path / "run"
     rows = rows_of(folder)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert all(math.isfinite(row["loss"]) and row["used_prototypes"] >= 1 for row in rows)
+    assert all(math.isfinite(row["loss"]) and 0 < row["found"] <= 1 for row in rows)
     assert Image.open(folder / "pictures" / "features_000002.png").size[0] > 400
     assert (folder / "pictures" / "features_000004.png").exists()
     assert (folder / "checkpoints" / "last" / "manifest.json").exists()
@@ -83,7 +95,10 @@ def test_the_exported_backbone_is_the_teacher(tmp_path):
     trainer.run()
     loaded = build_backbone(ModelConfig(weights=str(tmp_path / "run" / "backbone")))
     images = torch.randn(2, 3, 24, 40)
-    assert torch.equal(loaded(images), trainer.model.teacher.backbone(images))
+    shift = trainer.model.teacher.backbone(images) - loaded(images)
+    assert torch.allclose(shift, shift[:1, :, :1, :1].expand_as(shift), atol=1e-5)
+    mean = loaded(trainer._images(32)).mean(dim=(0, 2, 3))
+    assert mean.abs().max() < 1e-4 < shift.abs().max()
     assert "synthetic scenes (easy), 8 images read" in loaded.origin and not loaded.is_random
     assert (loaded.width, loaded.depth, loaded.patch_size, loaded.spec["heads"]) == (16, 2, 8, 2)
     student = trainer.model.student.backbone
@@ -123,7 +138,7 @@ def test_pretraining_goes_on_from_given_weights(tmp_path):
 
 
 def test_every_weight_of_the_student_learns(tmp_path):
-    model = start(tmp_path).model
+    model = start(tmp_path, *ALL_LOSSES).model
     losses = model.losses(torch.rand(2, 3, 32, 32), torch.Generator().manual_seed(3))
     losses["loss"].backward()
     still = [name for name, value in model.student.named_parameters() if value.grad is None]
@@ -131,18 +146,18 @@ def test_every_weight_of_the_student_learns(tmp_path):
     assert all(value.grad is None for value in model.teacher.parameters())
 
 
-@pytest.mark.parametrize("weights", [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
-def test_each_loss_can_stand_alone(tmp_path, weights):
+@pytest.mark.parametrize("name", ["image", "mask", "dense", "contrast"])
+def test_each_loss_can_stand_alone(tmp_path, name):
     config = start(tmp_path).config
-    image, mask, dense = weights
-    aim = replace(config.objective, image_weight=image, mask_weight=mask, dense_weight=dense)
+    weights = {f"{other}_weight": float(other == name) for other in ("image", "mask", "dense", "contrast")}
+    aim = replace(config.objective, **weights)
     config = replace(config, objective=aim, views=replace(config.views, mask_odds=1))
     torch.manual_seed(0)
     model = Distillation(build_backbone(config.model), config)
     losses = model.losses(torch.rand(2, 3, 32, 32), torch.Generator().manual_seed(0))
-    names = ("image_loss", "mask_loss", "dense_loss")
-    expected = sum(w * losses[name] for w, name in zip(weights, names, strict=True))
-    assert torch.allclose(losses["loss"], torch.as_tensor(expected)) and losses["loss"] > 0
+    assert {key for key in losses if key.endswith("_loss")} == {f"{name}_loss"}
+    assert torch.equal(losses["loss"].detach(), losses[f"{name}_loss"]) and losses["loss"] > 0
+    assert ("used_prototypes" in losses) == (name != "contrast")
 
 
 def test_the_teacher_follows_by_the_schedule(tmp_path):
@@ -217,6 +232,13 @@ def test_colours_change_only_when_asked(generator):
     assert (changed - images).abs().mean() > 0.02 and changed.min() >= 0 and changed.max() <= 1
 
 
+def test_flattened_images_have_textures_but_no_places():
+    slow = coordinates(1, 32)
+    assert flattened(slow)[..., 4:-4, 4:-4].sub(0.5).abs().max() < 0.01
+    fine = (torch.arange(32) % 2).float().expand(1, 3, 32, 32)
+    assert flattened(fine).std() > 0.4
+
+
 def test_masks_hide_whole_patches(generator):
     config = ViewsConfig(mask_odds=1, mask_share=(0.25, 0.25))
     masks = draw_masks(5, 16, config, generator)
@@ -235,6 +257,45 @@ def test_losses_by_hand():
     index, found = torch.tensor([[1, 0, 0]]), torch.tensor([[True, True, False]])
     assert dense_loss(logp, target, index, found).item() == pytest.approx((math.log(2) + math.log(4)) / 2)
     assert dense_loss(logp, target, index, found & False).item() == 0
+
+
+def test_contrast_finds_the_right_patch_among_all_images():
+    own = torch.eye(4).view(2, 2, 4)  # four patches of two images, all different
+    index, found = torch.tensor([[0, 1], [1, 0]]), torch.tensor([[True, True], [True, False]])
+    right, wrong = math.log(1 + 3 * math.exp(-2)), math.log(1 + 3 * math.exp(-2)) + 2
+    loss = contrast_loss(own, own, index, found, 0.5)
+    assert loss.item() == pytest.approx((2 * right + wrong) / 3)
+    assert contrast_loss(own, own, index, found & False, 0.5).item() == 0
+
+
+def test_embeddings_do_not_tell_the_image(generator):
+    head = Head(6, ObjectiveConfig(hidden=8, bottleneck=4, prototypes=5))
+    tokens = torch.randn(2, 3, 10, 6, generator=generator)
+    embedded = head.embed(tokens)
+    assert torch.allclose(embedded.norm(dim=-1), torch.ones(2, 3, 10), atol=1e-5)
+    outputs = head.layers(tokens)
+    centred = outputs - outputs.mean(dim=(0, 2), keepdim=True)
+    assert torch.allclose(
+        F.cosine_similarity(embedded * centred.std(dim=(0, 1, 2)), centred, dim=-1).mean(),
+        torch.tensor(1.0),
+        atol=0.02,
+    )
+
+
+def test_a_whitened_start_evens_out_the_patches(tmp_path):
+    options = ["--model.width", "192", "--train.whiten", "0.5", "--data.resolution", "64"]
+    trainer = start(tmp_path, *options)
+    pixels = torch.stack([trainer.draws[n] for n in range(60, 80)]).float() / 255
+    crops = make_crops(pixels, 2, 16, (0.2, 0.7), trainer.config.views, torch.Generator().manual_seed(1))
+    tokens = trainer.model.teacher.backbone.vit.patch_embed.proj(crops.images)
+    patches = F.unfold(crops.images, 8, stride=8)
+    before, after = (
+        torch.linalg.eigvalsh(torch.cov(rows.flatten(2).movedim(1, 2).flatten(0, 1).T))
+        for rows in (patches, tokens)
+    )
+    assert after[-1] / after.median() < 0.02 * before[-1] / before.median()
+    plain = start(tmp_path, "--train.whiten", "0", name="plain").model.teacher.backbone
+    assert plain.vit.patch_embed.proj.weight.abs().max() < 0.5
 
 
 def test_assignments_are_spread_over_all_prototypes(generator):

@@ -1,6 +1,7 @@
 """Weights: every form they come in reaches the network, and every bad one is refused with a reason."""
 
 import json
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -8,6 +9,7 @@ import timm
 import torch
 from torch import nn
 
+from ppap import weights as weights_module
 from ppap.backbone import build_backbone
 from ppap.config import ModelConfig
 from ppap.errors import DataError, NumberError, UsageError
@@ -319,3 +321,14 @@ def test_architecture_that_cannot_be_inferred(tmp_path, change, message):
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(UsageError, match=message):
         build_backbone(ModelConfig(weights=str(tmp_path / "w.pth"), heads=3))
+
+
+def test_the_embedded_backbone_comes_with_the_package():
+    backbone = build_backbone(ModelConfig(weights="embedded"))
+    assert "synthetic scenes" in backbone.origin and not backbone.is_random
+    assert (backbone.patch_size, backbone.width, backbone.depth) == (8, 128, 6)
+    assert {value.dtype for value in backbone.parameters()} == {torch.float32}
+    folder = Path(weights_module.__file__).parent / "assets" / "scenes-vit"
+    assert (folder / "model.safetensors").stat().st_size < 4 * 2**20
+    with pytest.raises(UsageError, match="did you mean embedded"):
+        build_backbone(ModelConfig(weights="embeded"))

@@ -64,6 +64,9 @@ class ViewsConfig:
     """Largest rotation of the hue, as a fraction of the circle."""
     grey: float = 0.2
     """Share of crops without colour."""
+    flatten: float = 0.0
+    """Share of crops that lose slow changes of brightness and colour, so that textures and edges must tell
+    what a patch shows."""
     mask_odds: float = 0.5
     """Share of the student's global crops that lose patches."""
     mask_share: tuple[float, float] = (0.1, 0.5)
@@ -78,7 +81,7 @@ class ViewsConfig:
             remedy = "give two fractions, the smaller one first"
             _check(0 < low <= high <= 1, f"views.{name.replace('_', '-')}", (low, high), remedy)
         _check(self.locals >= 0, "views.locals", self.locals, "give 0 or more")
-        for name in ("jitter", "hue", "grey", "mask_odds"):
+        for name in ("jitter", "hue", "grey", "flatten", "mask_odds"):
             _check(0 <= getattr(self, name) <= 1, f"views.{name}", getattr(self, name), "give 0 to 1")
 
 
@@ -92,7 +95,11 @@ class ObjectiveConfig:
     """Of the assignments of masked patches in the same crop (iBOT, arXiv 2111.07832)."""
     dense_weight: float = 1.0
     """Of the assignments of patches at the same place of the image in another crop."""
-    prototypes: int = 512
+    contrast_weight: float = 0.0
+    """Of finding a patch's counterpart in another crop among all patches of the batch (InfoNCE)."""
+    contrast_temperature: float = 0.2
+    """Of that search."""
+    prototypes: int = 256
     """Outputs of both heads."""
     hidden: int = 256
     """Channels of the heads' hidden layers."""
@@ -106,11 +113,11 @@ class ObjectiveConfig:
     """Of the teacher's moving average of the student, at the first and at the last step."""
 
     def __post_init__(self) -> None:
-        weights = (self.image_weight, self.mask_weight, self.dense_weight)
+        weights = (self.image_weight, self.mask_weight, self.dense_weight, self.contrast_weight)
         ok = all(math.isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0
         _check(ok, "objective weights", weights, "give 0 or more, and at least one above 0")
         _positive(self, "objective", "prototypes", "hidden", "bottleneck")
-        _positive(self, "objective", "student_temperature", "teacher_temperature")
+        _positive(self, "objective", "student_temperature", "teacher_temperature", "contrast_temperature")
         ok = all(0 <= m <= 1 for m in self.momentum)
         _check(ok, "objective.momentum", self.momentum, "give two numbers from 0 to 1")
 
@@ -150,6 +157,10 @@ class LoopConfig:
     """Steps between saves of the state and of the backbone; 0 = only when stopped and at the end."""
     picture_every: int = 500
     """Steps between pictures of the features; 0 = only at the end."""
+    whiten: float = 0.0
+    """Exponent by which the first patch kernel evens out the variances of its inputs: 0 = drawn at random,
+    0.5 = whitened. Brightness alone has most of the variance, so training sees textures much later without.
+    """
     seed: int = 0
     """Seed of initial weights, order, crops and masks."""
     device: str = "auto"
@@ -160,6 +171,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "train", "batch_size", "steps", "log_every")
+        _check(0 <= self.whiten <= 0.5, "train.whiten", self.whiten, "give 0 to 0.5")
         for name in ("save_every", "picture_every"):
             value = getattr(self, name)
             _check(value >= 0, f"train.{name.replace('_', '-')}", value, "give 0 or more")
@@ -198,10 +210,14 @@ def scenes() -> PretrainConfig:
     return PretrainConfig(
         preset="scenes",
         data=SourceConfig(kind="scenes", resolution=128, difficulty="easy", workers=1),
-        views=ViewsConfig(global_size=64, global_scale=(0.2, 0.7), local_size=32, local_scale=(0.05, 0.2)),
+        views=ViewsConfig(
+            global_size=64, global_scale=(0.2, 0.7), locals=0, jitter=0.5, hue=0.5, grey=0.3, mask_odds=0
+        ),
         # A short run: a slower teacher would still hold weights of its beginning at the end.
-        objective=ObjectiveConfig(momentum=(0.98, 0.995)),
-        train=LoopConfig(batch_size=16, steps=1500),
+        objective=ObjectiveConfig(
+            image_weight=0, mask_weight=0, dense_weight=0, contrast_weight=1, momentum=(0.98, 0.995)
+        ),
+        train=LoopConfig(batch_size=8, steps=2000, whiten=0.35),
     )
 
 

@@ -1,5 +1,6 @@
 """What a pretraining run hands out: a folder that ``--model.weights`` takes, and pictures of the features."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -43,12 +44,30 @@ def export_backbone(backbone: Backbone, folder: Path, origin: str, *, half: bool
         save_file(tensors, aside / "model.safetensors")
         text = json.dumps({"backbone": spec, "origin": origin}, indent=2) + "\n"
         (aside / "config.json").write_text(text, encoding="utf-8")
+        # safetensors makes files that their owner alone can read; others may install or copy this one.
+        (aside / "model.safetensors").chmod((aside / "config.json").stat().st_mode)
         replace_folder(aside, folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise DataError(
             f"cannot write {folder}: {error.strerror or error}; free space or change --train.out"
         ) from None
+
+
+@torch.no_grad()
+def centred(backbone: Backbone, images: Tensor) -> Backbone:
+    """A copy whose patch features have mean zero on `images`; only the final norm's bias differs.
+
+    No loss of pretraining sees a constant that all features share, and so it can outweigh what tells them
+    apart: every cosine would be near 1.
+
+    Args:
+        backbone: its final norm must have a bias.
+        images: (B, 3, H, W) normalised, on the backbone's device.
+    """
+    copied = copy.deepcopy(backbone)
+    copied.norm.bias -= backbone(images).mean(dim=(0, 2, 3))
+    return copied
 
 
 def principal_colours(features: Tensor) -> np.ndarray:

@@ -68,6 +68,9 @@ def make_crops(
     images = F.grid_sample(pixels.repeat(count, 1, 1, 1), grid, padding_mode="border", align_corners=False)
     images = F.avg_pool2d(images, fine) if fine > 1 else images
     images = change_colours(images, config, generator)
+    if config.flatten:
+        flat = torch.rand(len(images), 1, 1, 1, generator=generator, device=device) < config.flatten
+        images = torch.where(flat, flattened(images), images)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
     return Crops((images - mean) / std, boxes)
 
@@ -92,6 +95,12 @@ def change_colours(images: Tensor, config: ViewsConfig, generator: torch.Generat
     mean = (flat.mean(dim=2) * torch.tensor(_YIQ[0], device=device)).sum(dim=1)
     offset = bright * (1 - contrast) * mean
     return (matrix @ flat + offset[:, None, None]).clamp(0, 1).view_as(images)
+
+
+def flattened(images: Tensor) -> Tensor:
+    """(M, 3, s, s) images, 0..1, without slow changes of brightness and colour: only textures and edges."""
+    slow = F.avg_pool2d(F.pad(images, (4, 4, 4, 4), mode="reflect"), 9, stride=1)
+    return ((images - slow) * 1.5 + 0.5).clamp(0, 1)
 
 
 def draw_masks(count: int, patches: int, config: ViewsConfig, generator: torch.Generator) -> Tensor:
