@@ -20,6 +20,7 @@ from ppap.pretrain import Pretrainer, main, parse_arguments, rate
 from ppap.pretraining.config import ObjectiveConfig, SourceConfig, ViewsConfig, preset
 from ppap.pretraining.data import build_draws
 from ppap.pretraining.export import export_backbone, principal_colours
+from ppap.pretraining.export import main as export_main
 from ppap.pretraining.measure import patch_features
 from ppap.pretraining.objective import (
     Distillation,
@@ -342,6 +343,11 @@ def test_half_precision_exports_load_as_fp32(tmp_path):
     assert {value.dtype for value in loaded.parameters()} == {torch.float32}
     pixels = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
     assert torch.allclose(patch_features(loaded, pixels), patch_features(backbone, pixels), atol=5e-3)
+    export_backbone(backbone, tmp_path / "full", "a test")
+    assert run(export_main, [str(tmp_path / "full"), str(tmp_path / "again")]) == 0
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("half", "again")]
+    assert files[0] == files[1]
+    assert "a test" in build_backbone(ModelConfig(weights=str(tmp_path / "again"))).origin
     with torch.no_grad():
         backbone.vit.pos_embed[0, 0, 0] = math.nan
     with pytest.raises(NumberError, match="pos_embed"):

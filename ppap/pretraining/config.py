@@ -211,13 +211,20 @@ def scenes() -> PretrainConfig:
         preset="scenes",
         data=SourceConfig(kind="scenes", resolution=128, difficulty="easy", workers=1),
         views=ViewsConfig(
-            global_size=64, global_scale=(0.2, 0.7), locals=0, jitter=0.5, hue=0.5, grey=0.3, mask_odds=0
+            global_size=64,
+            global_scale=(0.2, 0.7),
+            locals=0,
+            jitter=0.5,
+            hue=0.5,
+            grey=0.3,
+            flatten=0.6,
+            mask_odds=0,
         ),
         # A short run: a slower teacher would still hold weights of its beginning at the end.
         objective=ObjectiveConfig(
             image_weight=0, mask_weight=0, dense_weight=0, contrast_weight=1, momentum=(0.98, 0.995)
         ),
-        train=LoopConfig(batch_size=8, steps=2000, whiten=0.35),
+        train=LoopConfig(batch_size=8, steps=2000, whiten=0.5),
     )
 
 

@@ -1,8 +1,15 @@
-"""What a pretraining run hands out: a folder that ``--model.weights`` takes, and pictures of the features."""
+"""What a pretraining run hands out: a folder that ``--model.weights`` takes, and pictures of the features.
 
+``python -m ppap.pretraining.export FROM TO`` stores such a folder again in half precision; so the embedded
+backbone is made.
+"""
+
+import argparse
 import copy
 import json
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +18,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ppap.backbone import Backbone
+from ppap.backbone import Backbone, build_backbone
 from ppap.checkpoint import replace_folder
+from ppap.cli import run
+from ppap.config import ModelConfig
 from ppap.data.transforms import denormalise, to_uint8
 from ppap.errors import DataError, NumberError
 from ppap.pictures import strip
@@ -110,3 +119,21 @@ def draw_features(backbone: Backbone, images: Tensor, path: Path, title: str) ->
     rows = [left + right for left, right in zip(cells[:half], cells[half:], strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     strip(rows, ["image", title] * 2, path)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Store an exported backbone in half precision."""
+    parser = argparse.ArgumentParser(prog="python -m ppap.pretraining.export", description=main.__doc__)
+    parser.add_argument("source", type=Path, help="folder that pretraining wrote, such as RUN/backbone")
+    parser.add_argument("target", type=Path, help="folder to write")
+    options = parser.parse_args(argv)
+    backbone = build_backbone(ModelConfig(weights=str(options.source)))
+    try:
+        origin = json.loads((options.source / "config.json").read_text(encoding="utf-8"))["origin"]
+    except (OSError, ValueError, KeyError):
+        raise DataError(f"{options.source} is no folder that pretraining wrote; give RUN/backbone") from None
+    export_backbone(backbone, options.target, origin, half=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
