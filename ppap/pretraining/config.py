@@ -206,7 +206,7 @@ class PretrainConfig:
 
 
 def scenes() -> PretrainConfig:
-    """Generated scenes and the embedded backbone's architecture: under an hour on one CPU core."""
+    """Generated scenes and the embedded backbone's architecture: about ten minutes on two idle CPU cores."""
     return PretrainConfig(
         preset="scenes",
         data=SourceConfig(kind="scenes", resolution=128, difficulty="easy", workers=1),
