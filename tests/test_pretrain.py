@@ -17,7 +17,7 @@ from ppap.cli import run
 from ppap.config import ModelConfig
 from ppap.errors import DataError, NumberError, UsageError
 from ppap.pretrain import Pretrainer, main, parse_arguments, rate
-from ppap.pretraining.config import ObjectiveConfig, SourceConfig, ViewsConfig, preset
+from ppap.pretraining.config import ObjectiveConfig, ViewsConfig
 from ppap.pretraining.data import build_draws
 from ppap.pretraining.export import export_backbone, principal_colours
 from ppap.pretraining.export import main as export_main
@@ -387,24 +387,3 @@ def test_resuming_refuses_another_run(tmp_path, capsys):
     assert parse_arguments(["--resume", folder, "--train.steps", "6"])[0].train.steps == 6
     with pytest.raises(DataError, match="no run directory"):
         parse_arguments(["--resume", str(tmp_path)])
-
-
-@pytest.mark.parametrize(
-    ("kind", "values"),
-    [
-        (ViewsConfig, {"global_scale": (0.5, 0.2)}),
-        (ViewsConfig, {"mask_share": (0.0, 0.5)}),
-        (ViewsConfig, {"grey": 2.0}),
-        (ObjectiveConfig, {"image_weight": 0.0, "mask_weight": 0.0, "dense_weight": 0.0}),
-        (ObjectiveConfig, {"student_temperature": 0.0}),
-        (SourceConfig, {"resolution": 4}),
-    ],
-)
-def test_impossible_values_are_refused(kind, values):
-    with pytest.raises(ValueError, match="give"):
-        kind(**values)
-
-
-def test_presets_are_valid_and_named():
-    for name in ("scenes", "folder"):
-        assert preset(name).preset == name
