@@ -75,7 +75,7 @@ def save_checkpoint(
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         for name in (*FILES, "manifest.json"):
             _flush(aside / name)
-        _replace(aside, folder)
+        replace_folder(aside, folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         reason = error.strerror or error
@@ -87,7 +87,8 @@ def save_checkpoint(
         ) from None
 
 
-def _replace(aside: Path, folder: Path) -> None:
+def replace_folder(aside: Path, folder: Path) -> None:
+    """Put the complete folder `aside` into the place of `folder`, which may exist."""
     # A folder cannot be renamed over another: between the two renames only `.NAME.old` is complete, which
     # find_checkpoint looks for.
     old = folder.with_name(f".{folder.name}.old")

@@ -65,6 +65,8 @@ class DataConfig:
     """Side of a generated scene [pixels] (kind scenes)."""
     scenes_seed: int = 0
     """Seed of the generated scenes; training and validation never share a scene."""
+    scenes_difficulty: Literal["easy", "hard"] = "easy"
+    """hard = more objects and occlusion, stronger changes of scale, wider palettes, fog, dusk and rain."""
 
     def __post_init__(self) -> None:
         _check(

@@ -19,7 +19,7 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
 
-    def create(self, config: Config) -> None:
+    def create(self, config: Any) -> None:
         """Make the folders and write the settings.
 
         Raises:
@@ -34,15 +34,15 @@ class RunDir:
                 "give another --train.out"
             ) from None
 
-    def write_config(self, config: Config) -> None:
+    def write_config(self, config: Any) -> None:
         """Write the resolved settings and their hash."""
         record = {"config": to_dict(config), "hash": config_hash(config)}
         aside = self.path / "config.json.new"
         aside.write_text(json.dumps(record, indent=2) + "\n")
         aside.replace(self.path / "config.json")
 
-    def read_config(self) -> Config:
-        """Settings of an existing run.
+    def read_config(self, kind: type = Config) -> Any:
+        """Settings of an existing run, of the dataclass `kind`.
 
         Raises:
             DataError: this is no run directory.
@@ -60,7 +60,7 @@ class RunDir:
             raise DataError(
                 f"{self.path} is no run directory: it has no readable config.json; give the folder a run made"
             ) from None
-        return from_dict(values)
+        return from_dict(values, kind)
 
     def reopen(self, config: Config, step: int) -> None:
         """Continue an existing run at `step`: write the settings, forget what came later."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ppap.data.base import SegmentationDataset
 from ppap.errors import DataError
@@ -117,6 +117,21 @@ def val_loader(
     return _loader(dataset, workers, pin_memory, seed=0, batch_size=batch_size, shuffle=False)
 
 
+def steps_loader(
+    dataset: Dataset, batch_size: int, steps: range, workers: int = 0, *, pin_memory: bool = False
+) -> DataLoader:
+    """Loader of a data set without epochs: batch k holds items k * batch_size to (k + 1) * batch_size - 1.
+
+    Args:
+        dataset: its items are taken by number; it need not have a length.
+        batch_size: items per batch.
+        steps: the batches wanted.
+        workers, pin_memory: as for :func:`train_loader`.
+    """
+    batches = [range(k * batch_size, (k + 1) * batch_size) for k in steps]
+    return _loader(dataset, min(workers, len(batches)), pin_memory, seed=0, batch_sampler=batches)
+
+
 def stream(loader: DataLoader) -> Iterator[tuple[int, int, dict[str, torch.Tensor]]]:
     """Batches without end, epoch after epoch, from where the loader of :func:`train_loader` stands.
 
@@ -133,9 +148,7 @@ def stream(loader: DataLoader) -> Iterator[tuple[int, int, dict[str, torch.Tenso
         epoch, step = epoch + 1, 0
 
 
-def _loader(
-    dataset: SegmentationDataset, workers: int, pin_memory: bool, seed: int, **options: Any
-) -> DataLoader:
+def _loader(dataset: Dataset, workers: int, pin_memory: bool, seed: int, **options: Any) -> DataLoader:
     return DataLoader(
         dataset,
         num_workers=workers,
