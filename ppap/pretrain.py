@@ -127,8 +127,7 @@ class Pretrainer:
 
     def _begin(self) -> None:
         if self.resumed:
-            self.run_dir.forget_after(self.step)
-            self.run_dir.write_config(self.config)
+            self.run_dir.reopen(self.config, self.step)
         else:
             self.run_dir.create(self.config)
         config, spec = self.config, self.model.teacher.backbone.spec

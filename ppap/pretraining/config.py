@@ -4,7 +4,9 @@ import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from ppap.config import ModelConfig
 from ppap.errors import UsageError
@@ -194,7 +196,7 @@ def small_vit() -> ModelConfig:
 class PretrainConfig:
     """All settings of a pretraining run."""
 
-    preset: str = "folder"
+    preset: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "folder"
     """Name of the preset these settings started from."""
     data: SourceConfig = field(default_factory=SourceConfig)
     model: ModelConfig = field(default_factory=small_vit)
@@ -206,7 +208,7 @@ class PretrainConfig:
 
 
 def scenes() -> PretrainConfig:
-    """Generated scenes and a small ViT; a trial of the machinery: 2000 steps beat random weights only narrowly."""
+    """Generated scenes and a small ViT, to try the machinery: 2000 steps hardly beat random weights."""
     return PretrainConfig(
         preset="scenes",
         data=SourceConfig(kind="scenes", resolution=128, difficulty="easy", workers=1),
