@@ -1,6 +1,5 @@
 """Analyses: ``python -m ppap.analyze thresholds [PRESET] [--section.field value ...]``."""
 
-import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from ppap.cli import first_positional, parse, run
 from ppap.config import Config, DataConfig, LossConfig, ModelConfig
 from ppap.data import build_datasets, train_loader
 from ppap.engine import pick_device
-from ppap.errors import UsageError
+from ppap.errors import UsageError, unknown_name
 from ppap.loss import PPAPLoss
 from ppap.model import build_net, patch_rows
 from ppap.presets import describe, preset
@@ -52,9 +51,7 @@ def main(argv: Sequence[str]) -> None:
             sys.exit(0)
         raise UsageError(f"name an analysis: {', '.join(ANALYSES)}")
     if name not in ANALYSES:
-        near = difflib.get_close_matches(name, ANALYSES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"no analysis is called {name!r}; {hint}valid: {', '.join(ANALYSES)}")
+        raise unknown_name("analysis", name, ANALYSES)
     ANALYSES[name](list(argv[1:]))
 
 

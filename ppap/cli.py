@@ -4,7 +4,6 @@ Errors that a user can act on are printed as one short message; the exit code sa
 usage, 3 data, 4 numbers, 75 stopped after saving.
 """
 
-import difflib
 import importlib
 import logging
 import sys
@@ -12,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ppap.errors import PpapError, UsageError
+from ppap.errors import PpapError, UsageError, unknown_name
 
 COMMANDS = {
     "train": "train on generated scenes, or on a folder of images",
@@ -37,9 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = argv
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        print(f"error: no command is called {name!r}; {hint}valid: {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"error: {unknown_name('command', name, COMMANDS)}", file=sys.stderr)
         return UsageError.exit_code
     return run(importlib.import_module(f"ppap.{name}").main, rest)
 

@@ -4,6 +4,9 @@ A message names the value that was wrong and what to do about it; the command li
 traceback.
 """
 
+import difflib
+from collections.abc import Collection
+
 
 class PpapError(Exception):
     """Base of every error that the command line turns into one short message and an exit code."""
@@ -33,3 +36,10 @@ class Stopped(PpapError):
     """The run was interrupted and its state has been saved."""
 
     exit_code = 75
+
+
+def unknown_name(kind: str, name: str, valid: Collection[str]) -> UsageError:
+    """The error for a `name` that no `kind` (preset, command, ...) has; it tells the nearest of `valid`."""
+    near = difflib.get_close_matches(name, valid, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UsageError(f"no {kind} is called {name!r}; {hint}valid: {', '.join(valid)}")

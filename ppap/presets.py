@@ -3,11 +3,10 @@
 Values of the published code carry the table they come from (arXiv 2407.12463 and its code).
 """
 
-import difflib
 from collections.abc import Callable
 
 from ppap.config import Config, DataConfig, EvalConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
-from ppap.errors import UsageError
+from ppap.errors import unknown_name
 
 
 def demo() -> Config:
@@ -55,9 +54,7 @@ def preset(name: str) -> Config:
         UsageError: there is none; the message names the nearest.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"no preset is called {name!r}; {hint}valid: {', '.join(PRESETS)}")
+        raise unknown_name("preset", name, PRESETS)
     return PRESETS[name]()
 
 

@@ -1,6 +1,5 @@
 """Settings of a pretraining run and its presets, in the manner of ``ppap.config``."""
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ppap.config import ModelConfig
-from ppap.errors import UsageError
+from ppap.errors import unknown_name
 
 
 def _check(ok: bool, name: str, value: Any, remedy: str) -> None:
@@ -254,7 +253,5 @@ def preset(name: str) -> PretrainConfig:
         UsageError: there is none; the message names the nearest.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"no preset is called {name!r}; {hint}valid: {', '.join(PRESETS)}")
+        raise unknown_name("preset", name, PRESETS)
     return PRESETS[name]()
