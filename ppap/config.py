@@ -100,7 +100,8 @@ class ModelConfig:
     backbone: str = "auto"
     """timm architecture, such as vit_small_patch16_224; auto = what --model.weights names or holds."""
     weights: str = "vit_small_patch16_224.dino"
-    """timm pretrained name, .pth or .safetensors file, directory, or the word random."""
+    """timm pretrained name, .pth or .safetensors file, directory, or one of the words embedded (a small ViT
+    pretrained on generated scenes, in the package) and random."""
     patch_size: int | None = None
     """Patch side [pixels]; None = the architecture's own."""
     width: int | None = None
@@ -151,6 +152,8 @@ class LossConfig:
     """Leave ambiguous patches out of the denominator (ANS, Table 5); off = every non-positive is a
     negative.
     """
+    shuffle_guidance: bool = False
+    """Control: every anchor gets the sets of a random other patch. Nothing can be learned from them."""
     chunk: int = 784
     """Anchors are drawn and averaged per chunk of this many consecutive patches."""
     anchor_divisor: int = 4
@@ -240,6 +243,42 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """A table at the end of training: several codes under the same probes, whose initial weights and batches
+    follow --train.seed."""
+
+    rows: tuple[Literal["colour", "frozen", "fixed", "random", "ppap"], ...] = ()
+    """colour = colours of the patches; frozen = the backbone's features; fixed = trained with positives above
+    a fixed threshold (Table 5, first row); random = trained with random positives; ppap = this run. Empty =
+    no table."""
+    fixed_phi0: float | None = None
+    """Threshold of the row fixed [cosine]; None = --loss.phi0."""
+    images: int = 1024
+    """Training images at most, spread over the set, that the probes learn from."""
+    steps: int = 300
+    """Steps of the probes."""
+    batch_size: int = 16
+    """Images per step."""
+    lr: float = 5e-3
+    """Adam's rate."""
+    starts: int = 5
+    """Cluster probes from different initial weights; the one with the least probe loss counts."""
+
+    def __post_init__(self) -> None:
+        _check(len(set(self.rows)) == len(self.rows), "compare.rows", self.rows, "name each row once")
+        for name in ("images", "steps", "batch_size", "starts"):
+            value = getattr(self, name)
+            _check(value >= 1, f"compare.{name.replace('_', '-')}", value, "give at least 1")
+        _check(self.lr > 0 and math.isfinite(self.lr), "compare.lr", self.lr, "give a positive number")
+        _check(
+            self.fixed_phi0 is None or math.isfinite(self.fixed_phi0),
+            "compare.fixed-phi0",
+            self.fixed_phi0,
+            "give a finite cosine",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop."""
 
@@ -285,6 +324,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 

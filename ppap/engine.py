@@ -164,11 +164,27 @@ class Engine(nn.Module):
             return self.net(image, code_only=True).code.float()
 
     @torch.no_grad()
+    def code_of(self, batch: dict[str, Tensor]) -> Tensor:
+        """As :meth:`code`, of a batch of images or of cached frozen tokens."""
+        if "before" not in batch:
+            return self.code(batch["image"].to(self.device, non_blocking=True))
+        self.eval()
+        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
+            return self.net.forward_tokens(frozen_of(batch, self.device)).code.float()
+
+    @torch.no_grad()
     def frozen_code(self, image: Tensor) -> Tensor:
         """Frozen features (B, D, h, w) of images on the device: the code of an untrained network."""
         self.eval()
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
             return self.net.features(image)
+
+    @torch.no_grad()
+    def frozen_code_of(self, batch: dict[str, Tensor]) -> Tensor:
+        """As :meth:`frozen_code`, of a batch of images or of cached frozen tokens."""
+        if "before" not in batch:
+            return self.frozen_code(batch["image"].to(self.device, non_blocking=True))
+        return frozen_of(batch, self.device).guidance.float()
 
     def weights(self) -> dict[str, Tensor]:
         """Every weight by its name in a checkpoint."""

@@ -85,6 +85,8 @@ class PPAPLoss:
             step: number of the training step, which decides the anchors.
         """
         config = self.config
+        if config.shuffle_guidance:
+            guidance = guidance[_shuffled(len(guidance), self.seed, step).to(guidance.device)]
         anchors, per_chunk = draw_anchors(z.shape[0], config.chunk, config.anchor_divisor, self.seed, step)
         loss, positives, negatives = ppap_loss(
             guidance,
@@ -99,3 +101,10 @@ class PPAPLoss:
             return_counts=True,
         )
         return ContrastResult(loss, positives.float().mean(), negatives.float().mean())
+
+
+def _shuffled(patches: int, seed: int, step: int) -> Tensor:
+    """A permutation of the patches, a pure function of its arguments."""
+    # Counter words keep it apart from the anchors, which share the key.
+    bits = np.random.Philox(counter=[0, 0, 0, 1], key=np.array([seed, 2**63 | step], dtype=np.uint64))
+    return torch.from_numpy(bits.random_raw(patches).argsort())

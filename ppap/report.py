@@ -1,20 +1,24 @@
 """``report.md`` of a run: what was run, how it went, the last scores, curves and a strip of images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ppap.config import Config, config_hash
+from ppap import __version__
+from ppap.analysis.positives import draw_positives
+from ppap.config import Config, config_hash, to_dict
 from ppap.data import SegmentationDataset
 from ppap.engine import Engine
+from ppap.evaluation.comparison import TITLES, Row, table
 from ppap.evaluation.evaluate import Evaluation, pixel_scores
 from ppap.evaluation.metrics import Scores, apply_assignment
 from ppap.pictures import curves, palette, strip
 from ppap.rundir import RunDir
 
+_POSITIVE_IMAGES = 6  # in the picture of positives
 RANDOM_WARNING = "backbone: random weights; results are meaningless"
 
 
@@ -25,6 +29,7 @@ def write_report(
     dataset: SegmentationDataset,
     evaluation: Evaluation | None,
     facts: Sequence[str] = (),
+    comparison: Mapping[str, Row] | None = None,
 ) -> None:
     """Draw the pictures and write ``report.md``.
 
@@ -35,6 +40,7 @@ def write_report(
         dataset: images for the strip (validation images, or training images where there are none).
         evaluation: scores on them; None for images without labels.
         facts: further lines for the top of the report.
+        comparison: rows of ``--compare.rows``, for a table and a strip of their own.
     """
     rows = run.rows()
     curves(rows, run.pictures / "curves.png")
@@ -54,11 +60,19 @@ def write_report(
     if losses:
         first, last = losses[0], losses[-1]
         lines += [f"- loss {row['loss']:.3f} at step {row['step']}" for row in (first, last)]
+    if comparison:
+        lines += ["", "## Comparison", "", *comparison_lines(config, [summaries(comparison)])]
+        if has_strip:
+            path = run.pictures / "comparison.png"
+            draw_comparison(engine, dataset, comparison, config.eval.pictures, path)
+            lines += ["", "![images, truth and clusters of every row](pictures/comparison.png)"]
     lines += ["", "## Scores", "", *score_lines(evaluation, dataset.class_names)]
     lines += ["", "## Curves", "", "![curves](pictures/curves.png)"]
     if has_strip:
         lines += ["", "## Images", "", "![images](pictures/strip.png)"]
-    lines += ["", "## Next", "", *_next_steps(run, evaluation is not None)]
+    if has_strip and _draw_positives(engine, dataset, config, run.pictures / "positives.png"):
+        lines += ["", "## Positives", "", *_POSITIVES_TEXT, "", "![positives](pictures/positives.png)"]
+    lines += ["", "## Next", "", *_next_steps(run, evaluation is not None, config)]
     (run.path / "report.md").write_text("\n".join(lines) + "\n")
 
 
@@ -77,11 +91,90 @@ def score_lines(evaluation: Evaluation | None, names: Sequence[str]) -> list[str
     return lines + [f"\n{note}" for note in evaluation.notes]
 
 
-def _next_steps(run: RunDir, labelled: bool) -> list[str]:
+def _next_steps(run: RunDir, labelled: bool, config: Config) -> list[str]:
     commands = [f"python -m ppap.predict {run.path} IMAGES --out masks"]
     if labelled:
         commands.append(f"python -m ppap.eval {run.path} --eval.crf pydensecrf")
-    return ["```", *commands, "```"]
+    lines = ["```", *commands, "```"]
+    if config.data.kind == "scenes":
+        lines += ["", *_OWN_IMAGES]
+    return lines
+
+
+_OWN_IMAGES = (
+    "With your own images, `DIR` being any folder of them; with `images/{train,val}` and",
+    "`labels/{train,val}` it is scored too. The backbone is DINO's, downloaded by timm; the second command",
+    "makes one of your images instead, the third finds thresholds for it without labels.",
+    "",
+    "```",
+    "python -m ppap.train folder --data.root DIR",
+    "python -m ppap.pretrain folder --data.root DIR",
+    "python -m ppap.analyze thresholds folder --data.root DIR --out thresholds",
+    "```",
+)
+_POSITIVES_TEXT = (
+    "Anchors (framed) and their positives among the frozen features, by propagation step. Lit patches are in",
+    "the set: green where they have the anchor's class, red where not (yellow without labels).",
+)
+
+
+def comparison_record(config: Config, engine: Engine, rows: Mapping[str, Row]) -> dict[str, Any]:
+    """All of a comparison, as plain containers for JSON."""
+    return {
+        "preset": config.preset,
+        "settings": config_hash(config),
+        "seed": config.train.seed,
+        "backbone": engine.net.backbone.origin,
+        "warning": RANDOM_WARNING if engine.net.backbone.is_random else None,
+        "device": device_name(engine.device),
+        "versions": {"ppap": __version__, "torch": torch.__version__},
+        "config": to_dict(config),
+        "summary": summaries(rows),
+        "scores": {name: row.scores.to_dict() for name, row in rows.items()},
+    }
+
+
+def summaries(rows: Mapping[str, Row]) -> dict[str, dict[str, float]]:
+    """Row name -> its four scores [%]."""
+    return {name: row.scores.summary() for name, row in rows.items()}
+
+
+def comparison_lines(config: Config, results: Sequence[Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """The table of one or more seeds, and how it was made."""
+    compare, lines = config.compare, table(results)
+    if len(results) > 1:
+        lines += ["", f"Mean ± standard deviation of {len(results)} seeds."]
+    lines += [
+        "",
+        f"Every row's probes: {compare.steps} steps of {compare.batch_size} images, Adam at {compare.lr:g}, "
+        f"the same initial weights; of {compare.starts} cluster probes the one with the least loss, which no "
+        "label enters. Clusters are matched to classes once, for the score.",
+    ]
+    return lines
+
+
+def draw_comparison(
+    engine: Engine, dataset: SegmentationDataset, comparison: Mapping[str, Row], count: int, path: Path
+) -> None:
+    """Image | truth | clusters of every row, of `count` images over the set."""
+    patch, rows = engine.net.backbone.patch_size, []
+    for index in spread(len(dataset), count):
+        sample, cells = dataset[index], [dataset.pixels(index)]
+        size = tuple(sample["label"].shape)
+        cells.append(sample["label"])
+        for row in comparison.values():
+            code = row.code_of(sample["image"][None].to(engine.device))
+            clusters = pixel_scores(code, row.probes, patch, size, with_length=False)[0].argmax(dim=0).cpu()
+            cells.append(apply_assignment(clusters, row.scores.plain["cluster"].assignment))
+        rows.append(cells)
+    titles = ["image", "truth", *(TITLES[name] for name in comparison)]
+    strip(rows, titles, path, colours=palette(dataset.classes), names=dataset.class_names)
+
+
+def _draw_positives(engine: Engine, dataset: SegmentationDataset, config: Config, path: Path) -> bool:
+    """Draw the propagation's positives on a few images; False where no patch has any."""
+    indices = spread(len(dataset), _POSITIVE_IMAGES)
+    return bool(draw_positives(engine.net.eval(), dataset, indices, engine.contrast.propagation, path))
 
 
 def device_name(device: torch.device) -> str:

@@ -36,10 +36,13 @@ class RunDir:
 
     def write_config(self, config: Any) -> None:
         """Write the resolved settings and their hash."""
-        record = {"config": to_dict(config), "hash": config_hash(config)}
-        aside = self.path / "config.json.new"
-        aside.write_text(json.dumps(record, indent=2) + "\n")
-        aside.replace(self.path / "config.json")
+        self.write_json("config.json", {"config": to_dict(config), "hash": config_hash(config)})
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Write a file of results, whole or not at all."""
+        aside = self.path / f"{name}.new"
+        aside.write_text(json.dumps(values, indent=2) + "\n")
+        aside.replace(self.path / name)
 
     def read_config(self, kind: type = Config) -> Any:
         """Settings of an existing run, of the dataclass `kind`.

@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ppap import seeds
 from ppap.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ppap.cli import parse, run
 from ppap.config import Config, config_hash, to_dict
@@ -24,12 +25,13 @@ from ppap.data import Datasets, SegmentationDataset, build_datasets, train_loade
 from ppap.data.loading import stream
 from ppap.engine import build_engine, check_finite, load_engine, pick_device
 from ppap.errors import DataError, Stopped, UsageError
+from ppap.evaluation.comparison import Row, compare
 from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.feature_cache import CachedFeatures, cache_features, cache_root
 from ppap.kernels import dispatch
 from ppap.loss import chunk_anchors
 from ppap.presets import describe, preset
-from ppap.report import RANDOM_WARNING, device_name, write_report
+from ppap.report import RANDOM_WARNING, comparison_record, device_name, write_report
 from ppap.rundir import RunDir, new_run_path
 
 # Settings that a resumed run may change without becoming another run.
@@ -86,6 +88,8 @@ class Trainer:
         device = pick_device(config.train.device)
         self.backend = _backend(device)
         self.data: Datasets = build_datasets(config.data)
+        if config.compare.rows and (self.data.val is None or not self.data.val.labelled):
+            raise UsageError("--compare.rows needs validation labels; give labels/val, or leave it out")
         classes = self.data.train.classes
         self.step, self.best, self.validated = 0, float("-inf"), -1
         self.evaluation: Evaluation | None = None
@@ -103,8 +107,9 @@ class Trainer:
             self.step, self.best, self.validated = state["step"], state["best"], state["validated"]
             self.engine.load_training_state(state["engine"])
             self.assignment = checkpoint.info["assignment"]
+        self.training_set = self._training_set(device)
         self.loader = train_loader(
-            self._training_set(device),
+            self.training_set,
             config.train.batch_size,
             config.train.seed,
             config.data.workers,
@@ -168,7 +173,8 @@ class Trainer:
             if self.validated != self.step or self.evaluation is None:
                 self._validate(stop)
             self._save("last")
-        self._report()
+            rows = self._compare(stop)
+        self._report(rows)
         return self.run_dir
 
     def _next_batch(self, batches: Iterator, stop: StopRequest) -> tuple[int, dict[str, Tensor]]:
@@ -249,6 +255,18 @@ class Trainer:
             self.best = total
             self._save("best")
 
+    def _compare(self, stop: StopRequest) -> dict[str, Row]:
+        """The table of ``--compare.rows``; it starts anew where it was interrupted."""
+        if not self.config.compare.rows:
+            return {}
+        print("comparison: the same probes for every row", flush=True)
+        try:
+            rows = compare(self.config, self.data, self.training_set, self.engine, lambda: stop.asked)
+        except InterruptedError:
+            self._stop()
+        self.run_dir.write_json("comparison.json", comparison_record(self.config, self.engine, rows))
+        return rows
+
     def _save(self, name: str) -> None:
         check_finite({"sum of losses": self.health}, self.step)
         backbone = self.engine.net.backbone
@@ -278,18 +296,29 @@ class Trainer:
             f"continue with: python -m ppap.train --resume {self.run_dir.path}"
         )
 
-    def _report(self) -> None:
+    def _report(self, rows: dict[str, Row]) -> None:
         dataset = self.data.val or self.data.train
         minutes = (time.perf_counter() - self.started) / 60
         facts = [f"data: {self.data.description}", f"{minutes:.1f} minutes since the last start"]
-        write_report(self.run_dir, self.config, self.engine, dataset, self.evaluation, facts)
+        write_report(self.run_dir, self.config, self.engine, dataset, self.evaluation, facts, rows)
         print(f"report: {self.run_dir.path / 'report.md'}")
         if self.engine.net.backbone.is_random:
             print(RANDOM_WARNING)
 
 
-def parse_arguments(argv: Sequence[str]) -> tuple[Config, Path, Checkpoint | None]:
-    """Settings, run directory, and the checkpoint to continue from (None = a new run).
+class Request(NamedTuple):
+    """What the command line asks for."""
+
+    config: Config
+    path: Path
+    checkpoint: Checkpoint | None
+    """Where to continue; None = a new run."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of a set of runs; empty = one run with the config's seed."""
+
+
+def parse_arguments(argv: Sequence[str]) -> Request:
+    """Settings, run directory, and the checkpoint to continue from.
 
     Raises:
         UsageError: unknown preset, or a setting that a resumed run cannot change.
@@ -299,31 +328,34 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Config, Path, Checkpoint | Non
         prog="ppap train", usage="ppap train --resume RUN [options]", add_help=False, allow_abbrev=False
     )
     pre.add_argument("--resume", metavar="RUN")
+    pre.add_argument("--seeds", metavar="SEED", type=int, nargs="+", default=())
     known, rest = pre.parse_known_args(list(argv))
     description = (
         "Train PPAP on generated scenes or on a folder of images.\n\n"
         f"Presets (default: demo):\n{describe()}\n\n"
         "The defaults below are those of the preset: ppap train folder --help shows the others.\n"
-        "--resume RUN continues a run directory from its last checkpoint."
+        "--seeds 0 1 2 makes one run per seed and a table of means and standard deviations.\n"
+        "--resume RUN continues a run directory, or a set of seeds, from its last checkpoint."
     )
+    command = "train [PRESET | --resume RUN] [--seeds SEED ...]"
     if known.resume is None:
         named = rest and not rest[0].startswith("-")
         start = preset(rest[0] if named else "demo")
         config = parse(
-            Config,
-            rest[1:] if named else rest,
-            command="train [PRESET | --resume RUN]",
-            description=description,
-            default=start,
+            Config, rest[1:] if named else rest, command=command, description=description, default=start
         )
-        return config, new_run_path(config.train.out, config.preset), None
+        return Request(config, new_run_path(config.train.out, config.preset), None, tuple(known.seeds))
     path = Path(known.resume)
+    if seeds.is_set(path):
+        if rest or known.seeds:
+            raise UsageError(f"{path} holds the runs of several seeds: --resume takes no other option there")
+        return Request(Config(), path, None)
+    if known.seeds:
+        raise UsageError(f"{path} is one run: --seeds starts a new set")
     stored = RunDir(path).read_config()
-    config = parse(
-        Config, rest, command="train [PRESET | --resume RUN]", description=description, default=stored
-    )
+    config = parse(Config, rest, command=command, description=description, default=stored)
     _check_changes(stored, config)
-    return config, path, load_checkpoint(path, "last")
+    return Request(config, path, load_checkpoint(path, "last"))
 
 
 def _check_changes(stored: Config, config: Config) -> None:
@@ -349,7 +381,17 @@ def _options(names: Sequence[str]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Command ``train``."""
-    Trainer(*parse_arguments(argv)).run()
+    request = parse_arguments(argv)
+    if request.seeds:
+        seeds.start(request.config, request.seeds, request.path, _train_seed)
+    elif request.checkpoint is None and seeds.is_set(request.path):
+        seeds.resume(request.path, _train_seed)
+    else:
+        Trainer(*request[:3]).run()
+
+
+def _train_seed(config: Config, path: Path, started: bool) -> None:
+    Trainer(config, path, load_checkpoint(path, "last") if started else None).run()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Nothing here computes features; ``ppap.backbone`` builds the network that the te
   if the architecture is not to be inferred from the tensors, ``config.json`` with either ``{"backbone":
   {"name", "patch_size", "width", "depth", "heads", "image_size"}}`` (ours, and that of our checkpoints) or
   ``{"architecture": ...}`` (timm's);
+- the word ``embedded``: the small ViT that comes with the package, pretrained on generated scenes;
 - a timm pretrained name, such as ``vit_small_patch16_224.dino``.
 
 Keys may carry the prefix of a surrounding network, such as ``module.backbone.``; heads are left out.
@@ -31,6 +32,8 @@ from torch import Tensor
 
 from ppap.errors import DataError, UsageError
 
+EMBEDDED = Path(__file__).parent / "assets" / "scenes-vit"
+"""Folder of the weights that come with the package."""
 RANDOM_ORIGIN = "random weights; results are meaningless"
 
 # Our name of a size -> the argument of timm.create_model that sets it.
@@ -66,13 +69,16 @@ def open_source(weights: str) -> Source:
     """Find out what ``weights`` names, and read it unless it must be downloaded.
 
     Args:
-        weights: a file, a directory or a timm pretrained name; the module's docstring lists the forms. A path
-            that exists wins over a timm name.
+        weights: a file, a directory, the word embedded or a timm pretrained name; the module's docstring
+            lists the forms. A path that exists wins over a timm name.
 
     Raises:
         DataError: a missing, damaged or refused file, or a file without backbone tensors.
         UsageError: neither a path nor a timm pretrained name.
     """
+    if weights == "embedded":
+        found = _open_directory(EMBEDDED)
+        return found._replace(origin="embedded weights" + found.origin.removeprefix(f"directory {EMBEDDED}"))
     path = Path(weights).expanduser()
     if path.is_dir():
         return _open_directory(path)
@@ -84,7 +90,7 @@ def open_source(weights: str) -> Source:
         raise DataError(
             f"--model.weights: {path} does not exist; give a .pth or .safetensors file, or a directory"
         )
-    known = ["random", *timm.list_pretrained(["vit_*", "deit_*"])]
+    known = ["random", "embedded", *timm.list_pretrained(["vit_*", "deit_*"])]
     raise UsageError(
         f"--model.weights {weights!r} is neither a file or directory nor a pretrained model of timm"
         f"{nearest(weights, known)}"

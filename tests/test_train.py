@@ -306,7 +306,7 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    trainer = Trainer(*parse_arguments([*TINY, f"--train.out={tmp_path / 'run'}", "--train.steps=6"]))
+    trainer = Trainer(*parse_arguments([*TINY, f"--train.out={tmp_path / 'run'}", "--train.steps=6"])[:3])
     step = trainer.engine.train_step
 
     def poisoned(batch, number):

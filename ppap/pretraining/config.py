@@ -37,11 +37,15 @@ class SourceConfig:
     """Of generated scenes; both = in turn."""
     seed: int = 0
     """Of generated scenes; they never occur in training or validation, whatever the seeds."""
+    scenes: int = 0
+    """Number of generated scenes, kept in memory once made and cropped anew every time; 0 = a new scene for
+    every draw, which takes longer than a training step."""
     workers: int = 2
     """Loader processes; 0 = load in the main process."""
 
     def __post_init__(self) -> None:
         _check(self.resolution >= 16, "data.resolution", self.resolution, "give at least 16 pixels")
+        _check(self.scenes >= 0, "data.scenes", self.scenes, "give 0 or more")
         _check(self.workers >= 0, "data.workers", self.workers, "give 0 or more")
 
 
@@ -96,10 +100,13 @@ class ObjectiveConfig:
     """Of the assignments of masked patches in the same crop (iBOT, arXiv 2111.07832)."""
     dense_weight: float = 1.0
     """Of the assignments of patches at the same place of the image in another crop."""
-    contrast_weight: float = 0.0
-    """Of finding a patch's counterpart in another crop among all patches of the batch (InfoNCE)."""
-    contrast_temperature: float = 0.2
-    """Of that search."""
+    vicreg_weight: float = 0.0
+    """Of embeddings that agree between crops, patch by patch, and are spread and independent over the batch
+    (VICReg, arXiv 2105.04906)."""
+    vicreg_agreement: float = 5.0
+    """Weight of agreement and spread there; independence of the channels has 1."""
+    embedding: int = 64
+    """Channels of those embeddings; fewer keep only what is most alike in different crops."""
     prototypes: int = 256
     """Outputs of both heads."""
     hidden: int = 256
@@ -114,11 +121,11 @@ class ObjectiveConfig:
     """Of the teacher's moving average of the student, at the first and at the last step."""
 
     def __post_init__(self) -> None:
-        weights = (self.image_weight, self.mask_weight, self.dense_weight, self.contrast_weight)
+        weights = (self.image_weight, self.mask_weight, self.dense_weight, self.vicreg_weight)
         ok = all(math.isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0
         _check(ok, "objective weights", weights, "give 0 or more, and at least one above 0")
-        _positive(self, "objective", "prototypes", "hidden", "bottleneck")
-        _positive(self, "objective", "student_temperature", "teacher_temperature", "contrast_temperature")
+        _positive(self, "objective", "prototypes", "hidden", "bottleneck", "embedding", "vicreg_agreement")
+        _positive(self, "objective", "student_temperature", "teacher_temperature")
         ok = all(0 <= m <= 1 for m in self.momentum)
         _check(ok, "objective.momentum", self.momentum, "give two numbers from 0 to 1")
 
@@ -207,10 +214,10 @@ class PretrainConfig:
 
 
 def scenes() -> PretrainConfig:
-    """Generated scenes and a small ViT, to try the machinery: 2000 steps hardly beat random weights."""
+    """Generated scenes and a small ViT for CPUs: the recipe of the weights that come with the package."""
     return PretrainConfig(
         preset="scenes",
-        data=SourceConfig(kind="scenes", resolution=128, difficulty="easy", workers=1),
+        data=SourceConfig(kind="scenes", resolution=128, scenes=6144, workers=1),
         views=ViewsConfig(
             global_size=64,
             global_scale=(0.2, 0.7),
@@ -222,14 +229,33 @@ def scenes() -> PretrainConfig:
             mask_odds=0,
         ),
         # A short run: a slower teacher would still hold weights of its beginning at the end.
-        objective=ObjectiveConfig(
-            image_weight=0, mask_weight=0, dense_weight=0, contrast_weight=1, momentum=(0.98, 0.995)
-        ),
-        train=LoopConfig(batch_size=8, steps=2000, whiten=0.5),
+        objective=_vicreg(),
+        optim=PretrainOptimConfig(lr=2e-3),
+        train=LoopConfig(batch_size=16, steps=6000, whiten=0.5),
+    )
+
+
+def _vicreg() -> ObjectiveConfig:
+    return ObjectiveConfig(
+        image_weight=0, mask_weight=0, dense_weight=0, vicreg_weight=1, embedding=128, momentum=(0.98, 0.998)
     )
 
 
 def folder() -> PretrainConfig:
+    """A folder of images and a small ViT for CPUs."""
+    return PretrainConfig(
+        preset="folder",
+        data=SourceConfig(kind="folder", resolution=256, workers=1),
+        views=ViewsConfig(
+            global_size=96, global_scale=(0.1, 0.6), locals=0, jitter=0.5, hue=0.1, flatten=0.2, mask_odds=0
+        ),
+        objective=_vicreg(),
+        optim=PretrainOptimConfig(lr=2e-3),
+        train=LoopConfig(batch_size=8, steps=6000, whiten=0.5),
+    )
+
+
+def folder_gpu() -> PretrainConfig:
     """A folder of images and a ViT of width 192 and depth 12, patch 8; meant for one GPU."""
     model = ModelConfig(
         backbone="vit_tiny_patch16_224",
@@ -240,10 +266,14 @@ def folder() -> PretrainConfig:
         heads=3,
         image_size=96,
     )
-    return PretrainConfig(preset="folder", model=model, train=LoopConfig(batch_size=64))
+    return PretrainConfig(preset="folder-gpu", model=model, train=LoopConfig(batch_size=64))
 
 
-PRESETS: dict[str, Callable[[], PretrainConfig]] = {"scenes": scenes, "folder": folder}
+PRESETS: dict[str, Callable[[], PretrainConfig]] = {
+    "scenes": scenes,
+    "folder": folder,
+    "folder-gpu": folder_gpu,
+}
 
 
 def preset(name: str) -> PretrainConfig:

@@ -12,22 +12,50 @@ from ppap.data.loading import EpochSampler, steps_loader
 from ppap.data.scenes import make_scene
 from ppap.data.transforms import resized_size
 from ppap.errors import UsageError
-from ppap.pretraining.config import PretrainConfig, SourceConfig
+from ppap.pretraining.config import PretrainConfig
+
+
+class _Order:
+    """Which of `count` images a draw shows: all of them, in a new order every epoch."""
+
+    def __init__(self, count: int, config: PretrainConfig) -> None:
+        self.sampler = EpochSampler(count, config.train.batch_size, config.train.seed)
+        self.per_epoch = self.sampler.steps_per_epoch * config.train.batch_size
+        self._known: tuple[int, np.ndarray] = (0, self.sampler.order(0))
+
+    def image(self, n: int) -> int:
+        epoch, place = divmod(n, self.per_epoch)
+        if self._known[0] != epoch:
+            self._known = (epoch, self.sampler.order(epoch))
+        return int(self._known[1][place])
 
 
 class SceneDraws(Dataset):
-    """A new generated scene for every draw, of a stream that nothing else reads."""
+    """Generated scenes of a stream that nothing else reads: a new one per draw, or some over and over."""
 
-    def __init__(self, config: SourceConfig):
-        self.config = config
-        self.description = f"synthetic scenes ({config.difficulty}) of {config.resolution} pixels, all new"
-        self.origin = f"synthetic scenes ({config.difficulty})"
+    def __init__(self, config: PretrainConfig):
+        """Raises: DataError where there are fewer scenes than one batch."""
+        self.config = data = config.data
+        self.order = _Order(data.scenes, config) if data.scenes else None
+        # Every process keeps the scenes that it has made: they take ten times longer to make than to crop.
+        self._made: dict[int, torch.Tensor] = {}
+        count = f"{data.scenes} " if data.scenes else ""
+        self.origin = f"{count}synthetic scenes ({data.difficulty})"
+        self.description = f"{self.origin} of {data.resolution} pixels" + ("" if count else ", all new")
 
     def __getitem__(self, n: int) -> torch.Tensor:
         """(3, S, S) uint8 RGB."""
-        config, level = self.config, self.config.difficulty
-        level = ("easy", "hard")[n % 2] if level == "both" else level
-        pixels, _ = make_scene(config.seed, "pretrain", n, config.resolution, level)
+        if self.order is None:
+            return self._make(n)
+        scene = self.order.image(n)
+        if scene not in self._made:
+            self._made[scene] = self._make(scene)
+        return self._made[scene]
+
+    def _make(self, scene: int) -> torch.Tensor:
+        data, level = self.config, self.config.difficulty
+        level = ("easy", "hard")[scene % 2] if level == "both" else level
+        pixels, _ = make_scene(data.seed, "pretrain", scene, data.resolution, level)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -51,18 +79,13 @@ class FolderDraws(Dataset):
         check(bare, DataConfig(kind="folder", root=data.root), ("train",))
         self.paths = [paths[0] for paths in images.values()]
         self.side, self.seed = data.resolution, config.train.seed
-        self.sampler = EpochSampler(len(self.paths), config.train.batch_size, config.train.seed)
-        self.per_epoch = self.sampler.steps_per_epoch * config.train.batch_size
-        self._order: tuple[int, np.ndarray] = (0, self.sampler.order(0))
+        self.order = _Order(len(self.paths), config)
         self.description = f"{layout.root}: {layout.form}; {len(self.paths)} images, labels not read"
         self.origin = f"{len(self.paths)} images of a folder"
 
     def __getitem__(self, n: int) -> torch.Tensor:
         """(3, S, S) uint8 RGB."""
-        epoch, place = divmod(n, self.per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, self.sampler.order(epoch))
-        picture = read_image(self.paths[self._order[1][place]])
+        picture = read_image(self.paths[self.order.image(n)])
         picture = picture.resize(resized_size(*picture.size, self.side), Image.Resampling.BILINEAR)
         left, top = (
             np.random.default_rng((self.seed % 2**63, n)).random(2) * (np.array(picture.size) - self.side + 1)
@@ -77,7 +100,7 @@ def build_draws(config: PretrainConfig) -> SceneDraws | FolderDraws:
     Raises:
         UsageError, DataError: see :class:`FolderDraws`.
     """
-    return SceneDraws(config.data) if config.data.kind == "scenes" else FolderDraws(config)
+    return SceneDraws(config) if config.data.kind == "scenes" else FolderDraws(config)
 
 
 def draws_loader(draws: Dataset, config: PretrainConfig, start_step: int, pin_memory: bool) -> DataLoader:

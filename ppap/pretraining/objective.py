@@ -1,22 +1,22 @@
-"""What is learned: a student ViT predicts how a teacher, its moving average, assigns crops and patches.
+"""What is learned from crops of an image: a student ViT, and a teacher that is its moving average.
 
-Every assignment is to prototypes of a small head that is thrown away at the end. Three losses are
-cross-entropies between the teacher's assignment and the student's, the fourth needs the student alone:
+Three losses are cross-entropies between the teacher's assignments to the prototypes of a small head, thrown
+away at the end, and the student's; the fourth needs the student alone:
 
-- image: the class token of one crop from that of another crop (DINO);
-- mask: patches that the student does not see, from the same crop (iBOT);
+- image: the class token of one crop from that of another crop (DINO, arXiv 2104.14294);
+- mask: patches that the student does not see, from the same crop (iBOT, arXiv 2111.07832);
 - dense: patches from the patch of another crop that shows the same place. Crops differ in scale and colour,
   so the features of a patch come to tell what is there, not how it is coloured or where it lies;
-- contrast: finding that same patch among all patches of the batch (InfoNCE, arXiv 1807.03748). Embeddings
-  are centred per image first: knowing the image by its light and colours would else be the easy half of the
-  answer, and features would describe images instead of what is in them. Without teacher's assignments it
-  learns most per second where computing is scarce.
+- vicreg: embeddings of that same patch in both crops agree, while every channel keeps its spread over the
+  batch and no two channels tell the same (VICReg, arXiv 2105.04906, for patches). With few channels only
+  what survives other colours, scales and surroundings fits in. It has a gradient from the first step, where
+  assignments start uniform, so it learns most per second where computing is scarce.
 
 The teacher's class tokens are centred by a moving average and sharpened; its patches, of which a batch has
 thousands, are spread evenly over the prototypes by Sinkhorn's iteration. Either keeps the network from
 giving every input the same answer.
 
-Legend: B images, V crops, M = V B, h w patch grid, N = h w, D channels, K prototypes.
+Legend: B images, V crops, M = V B, h w patch grid, N = h w, D channels, K prototypes, E embedding channels.
 """
 
 import copy
@@ -32,6 +32,7 @@ from ppap.pretraining.views import Crops, draw_masks, hide_patches, make_crops, 
 
 _CENTRE_MOMENTUM = 0.9
 _SINKHORN_STEPS = 3
+_VARIANCE_FLOOR = 1e-4  # under the root of a channel's deviation (VICReg, Eq. 1)
 
 
 class Head(nn.Module):
@@ -43,26 +44,13 @@ class Head(nn.Module):
 
     def __init__(self, width: int, config: ObjectiveConfig) -> None:
         super().__init__()
-        hidden = config.hidden
-        self.layers = nn.Sequential(
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, config.bottleneck),
-        )
+        self.layers = _small_network(width, config.hidden, config.bottleneck)
         self.prototypes = nn.Parameter(torch.randn(config.prototypes, config.bottleneck))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., D) tokens -> (..., K) fp32 cosines."""
         with torch.autocast(tokens.device.type, enabled=False):
             return _standardised(self.layers(tokens.float())) @ F.normalize(self.prototypes, dim=-1).T
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """(V, B, N, D) tokens of V crops of B images -> unit embeddings, fp32, centred per image."""
-        with torch.autocast(tokens.device.type, enabled=False):
-            outputs = self.layers(tokens.float())
-            return _standardised(outputs - outputs.mean(dim=(0, 2), keepdim=True))
 
 
 def _standardised(outputs: Tensor) -> Tensor:
@@ -72,14 +60,25 @@ def _standardised(outputs: Tensor) -> Tensor:
     return F.normalize((outputs - flat.mean(dim=0)) / spread, dim=-1)
 
 
+def _small_network(width: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, hidden),
+        nn.GELU(),
+        nn.Linear(hidden, hidden),
+        nn.GELU(),
+        nn.Linear(hidden, outputs),
+    )
+
+
 class Network(nn.Module):
-    """A backbone with a head for images and one for patches; student and teacher alike."""
+    """A backbone with its heads: for images, for patches, and the patches' embedding."""
 
     def __init__(self, backbone: Backbone, config: ObjectiveConfig) -> None:
         super().__init__()
         self.backbone = backbone
         self.image_head = Head(backbone.width, config)
         self.patch_head = Head(backbone.width, config)
+        self.embedding = _small_network(backbone.width, config.hidden, config.embedding)
 
     def tokens(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Normalised tokens of (M, 3, s, s) images: image (M, D), patches (M, N, D), and the grid."""
@@ -110,7 +109,7 @@ class Distillation(nn.Module):
 
         Returns:
             Scalars: loss (with a gradient), and detached: the losses that have a weight, unweighted, as
-            image_loss, mask_loss, dense_loss, contrast_loss; found, the share of patches with a counterpart
+            image_loss, mask_loss, dense_loss, vicreg_loss; found, the share of patches with a counterpart
             in the other crop; used_prototypes, where there is a teacher's assignment, the effective number
             of prototypes of its patches (exp of the entropy of their mean): 1 = collapsed.
         """
@@ -121,8 +120,8 @@ class Distillation(nn.Module):
         hidden = hide_patches(whole.images, masks, self.student.backbone.patch_size)
         image_tokens, patch_tokens, grid = self.student.tokens(hidden)
         parts = {}
-        if aim.contrast_weight:
-            parts["contrast_loss"] = self._contrast(patch_tokens, whole.boxes, grid)
+        if aim.vicreg_weight:
+            parts["vicreg_loss"] = self._vicreg(patch_tokens, whole.boxes, grid)
         if aim.image_weight or aim.mask_weight or aim.dense_weight:
             seen = [(image_tokens, patch_tokens, grid, whole.boxes)]
             if views.locals:
@@ -137,14 +136,13 @@ class Distillation(nn.Module):
         found = match_patches(whole.boxes[0], grid, whole.boxes[1], grid)[1].float().mean()
         return {"loss": loss, **parts, "found": found, **used}
 
-    def _contrast(self, patch_tokens: Tensor, boxes: Tensor, grid: tuple[int, int]) -> Tensor:
-        """InfoNCE between the two global crops, both ways."""
-        embedded = self.student.patch_head.embed(patch_tokens.unflatten(0, (2, -1)))
-        temperature, total = self.config.objective.contrast_temperature, 0
-        for s, t in ((0, 1), (1, 0)):
-            index, found = match_patches(boxes[s], grid, boxes[t], grid)
-            total = total + contrast_loss(embedded[s], embedded[t], index, found, temperature) / 2
-        return total
+    def _vicreg(self, patch_tokens: Tensor, boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """VICReg between the patches of the two global crops that show the same place."""
+        with torch.autocast(patch_tokens.device.type, enabled=False):
+            own, other = self.student.embedding(patch_tokens.float()).unflatten(0, (2, -1))
+            index, found = match_patches(boxes[0], grid, boxes[1], grid)
+            other = other.gather(1, index[..., None].expand_as(own))
+            return vicreg_loss(own[found], other[found], self.config.objective.vicreg_agreement)
 
     def _distil(self, whole: Crops, seen: list[tuple], masks: Tensor) -> dict[str, Tensor]:
         """The losses against the teacher's assignments: image, mask, dense, and used_prototypes."""
@@ -217,18 +215,28 @@ def dense_loss(logp: Tensor, target: Tensor, index: Tensor, found: Tensor) -> Te
     return (cost * found).sum() / found.sum().clamp(min=1)
 
 
-def contrast_loss(own: Tensor, other: Tensor, index: Tensor, found: Tensor, temperature: float) -> Tensor:
-    """Mean cross-entropy of finding a patch's counterpart among all patches of the batch; 0 if none has one.
+def vicreg_loss(own: Tensor, other: Tensor, agreement: float) -> Tensor:
+    """Agreement of two embeddings, spread of each channel, and independence of the channels.
+
+    mu (mean squared difference + hinge(1 - deviation), mean over channels and both crops)
+    + sum of squared covariances of different channels / E, for either crop (VICReg, Eq. 1-6).
 
     Args:
-        own, other: (B, N, E) and (B, N', E) unit embeddings of two crops of each image.
-        index, found: (B, N) of ``ppap.pretraining.views.match_patches``.
-        temperature: divides the cosines.
+        own, other: (R, E) embeddings of R patches in two crops.
+        agreement: mu, weight of the first two terms; the covariances have weight 1.
+
+    Returns:
+        Scalar; 0, with a zero gradient, for fewer than two patches.
     """
-    logits = own.flatten(0, 1) @ other.flatten(0, 1).T / temperature
-    first = torch.arange(len(own), device=own.device) * other.shape[1]
-    cost = F.cross_entropy(logits, (index + first[:, None]).flatten(), reduction="none")
-    return (cost * found.flatten()).sum() / found.sum().clamp(min=1)
+    if len(own) < 2:
+        return (own.sum() + other.sum()) * 0
+    spread, covariance = 0.0, 0.0
+    for rows in (own, other):
+        rows = rows - rows.mean(dim=0)
+        spread = spread + F.relu(1 - (rows.var(dim=0) + _VARIANCE_FLOOR).sqrt()).mean() / 2
+        products = rows.T @ rows / (len(rows) - 1)
+        covariance = covariance + (products.square().sum() - products.diagonal().square().sum())
+    return agreement * (F.mse_loss(own, other) + spread) + covariance / own.shape[1]
 
 
 def spread_evenly(scores: Tensor) -> Tensor:

@@ -1,0 +1,163 @@
+"""Which patches become positives of an anchor, step by step of the propagation (the paper's Fig. 5)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ppap.data import SegmentationDataset
+from ppap.evaluation.patches import patch_labels
+from ppap.kernels import PropagationConfig, propagate
+from ppap.model import PPAPNet, patch_rows
+from ppap.pictures import strip
+
+_RIGHT, _WRONG, _PLAIN = (40, 200, 90), (235, 70, 60), (250, 200, 40)
+_MARK = (255, 0, 255)
+_DIM = 0.35  # share of its brightness that a patch outside the set keeps
+_TRIES = 256  # random patches among which anchors with positives are looked for
+
+
+class Example(NamedTuple):
+    """One anchor and its positives."""
+
+    anchor: int
+    """Row of the features."""
+    positives: Tensor
+    """(T + 1, N) bool: after 0, 1, ... T steps."""
+
+
+@torch.no_grad()
+def examples(features: Tensor, cfg: PropagationConfig, count: int, seed: int = 0) -> list[Example]:
+    """Random anchors that have positives after the last step, and their sets after every step.
+
+    Args:
+        features: (N, D) guidance of some images, any norm.
+        cfg: thresholds, steps and sigmas.
+        count: number of anchors wanted.
+        seed: of the draw.
+
+    Returns:
+        At most `count`; fewer where few patches have positives.
+    """
+    order = np.random.Philox(key=[seed, 1]).random_raw(len(features)).argsort()
+    tried = torch.from_numpy(np.sort(order[:_TRIES])).to(features.device)
+    last = propagate(features, tried, cfg, precision="fp32")
+    found = torch.nonzero(last.num_positives > 0)[:, 0]
+    chosen = tried[found[torch.linspace(0, len(found) - 1, min(count, len(found))).long()]]
+    if not len(chosen):
+        return []
+    rows = torch.arange(len(chosen), device=features.device)
+    sets = [
+        propagate(features, chosen, replace(cfg, steps=t), precision="fp32").positives(rows).cpu()
+        for t in range(cfg.steps + 1)
+    ]
+    return [Example(int(anchor), torch.stack([s[i] for s in sets])) for i, anchor in enumerate(chosen)]
+
+
+@torch.no_grad()
+def draw_positives(
+    net: PPAPNet,
+    dataset: SegmentationDataset,
+    indices: Sequence[int],
+    cfg: PropagationConfig,
+    path: Path,
+    *,
+    anchors: int = 4,
+    seed: int = 0,
+) -> list[Example]:
+    """A picture with a row per anchor and a column per step; patches outside the set are dark.
+
+    Positives of the anchor's class are green and others red; without labels all are yellow. The anchor is
+    marked; the number in a corner counts the positives, with the share of the anchor's class.
+
+    Args:
+        net: network; its frozen features, without dropout, are compared.
+        dataset: images.
+        indices: of the images that are compared; anchors come from any of them.
+        cfg: thresholds, steps and sigmas.
+        path: PNG to write; nothing is written where no patch has positives.
+        anchors: rows.
+        seed: of the anchors.
+
+    Returns:
+        What was drawn.
+    """
+    device, patch = next(net.parameters()).device, net.backbone.patch_size
+    samples = [dataset[i] for i in indices]
+    features = net.features(torch.stack([sample["image"] for sample in samples]).to(device))
+    grid = (features.shape[2], features.shape[3])
+    found = examples(patch_rows(features), cfg, anchors, seed)
+    if not found:
+        return []
+    classes = None
+    if dataset.labelled:
+        label = torch.stack([sample["label"] for sample in samples])
+        padding = (0, grid[1] * patch - label.shape[2], 0, grid[0] * patch - label.shape[1])
+        classes = patch_labels(torch.nn.functional.pad(label, padding, value=-1), patch)
+    images = [dataset.pixels(i) for i in indices]
+    rows = []
+    for example in found:
+        cells = [_cell(images, grid, patch, example.anchor, None, classes)]
+        cells += [_cell(images, grid, patch, example.anchor, p, classes) for p in example.positives]
+        rows.append(cells)
+    titles = ["anchor", *(f"positives after {t} steps" for t in range(cfg.steps + 1))]
+    strip(rows, titles, path, cell=max(rows[0][0].shape[:2]))
+    return found
+
+
+def _cell(
+    images: Sequence[np.ndarray],
+    grid: tuple[int, int],
+    patch: int,
+    anchor: int,
+    positives: Tensor | None,
+    classes: Tensor | None,
+) -> np.ndarray:
+    """All images in a block, positives in colour, the anchor in a frame; (H, W, 3) uint8."""
+    per_image = grid[0] * grid[1]
+    known = classes is not None and classes[anchor] >= 0
+    same = classes == classes[anchor] if known else None
+    pictures = []
+    for i, image in enumerate(images):
+        picture = Image.fromarray(image)
+        if positives is not None:
+            part = slice(i * per_image, (i + 1) * per_image)
+            picture = _lit(picture, positives[part], same[part] if known else None, grid, patch)
+        if anchor // per_image == i:
+            y, x = (patch * value for value in divmod(anchor % per_image, grid[1]))
+            box = (x - 2, y - 2, x + patch + 1, y + patch + 1)
+            ImageDraw.Draw(picture).rectangle(box, outline=_MARK, width=2)
+        pictures.append(np.asarray(picture))
+    columns = -(-len(pictures) // 2)
+    pictures += [np.full_like(pictures[0], 255)] * (2 * columns - len(pictures))
+    block = np.concatenate(
+        [np.concatenate(pictures[:columns], axis=1), np.concatenate(pictures[columns:], axis=1)]
+    )
+    if positives is None:
+        return block
+    text = f"{int(positives.sum())}"
+    if known and positives.any():
+        text += f", {100 * same[positives].float().mean():.0f} % right"
+    sheet = Image.fromarray(block)
+    draw = ImageDraw.Draw(sheet)
+    draw.rectangle((0, 0, draw.textlength(text) + 7, 15), fill=(255, 255, 255))
+    draw.text((4, 2), text, fill=(0, 0, 0))
+    return np.asarray(sheet)
+
+
+def _lit(
+    picture: Image.Image, positives: Tensor, same: Tensor | None, grid: tuple[int, int], patch: int
+) -> Image.Image:
+    def pixels(mask: Tensor) -> np.ndarray:
+        big = mask.view(grid).repeat_interleave(patch, 0).repeat_interleave(patch, 1)
+        return big[: picture.height, : picture.width].numpy()[..., None]
+
+    image = np.asarray(picture, dtype=np.float32)
+    colour = np.where(pixels(same), np.float32(_RIGHT), np.float32(_WRONG)) if same is not None else _PLAIN
+    lit = np.where(pixels(positives), 0.45 * image + 0.55 * np.float32(colour), _DIM * image)
+    return Image.fromarray(lit.round().astype(np.uint8))

@@ -1,0 +1,283 @@
+"""The same probes on several codes: what a method is worth, apart from the noise of its probes.
+
+Every row (plain colours, frozen features, a fixed threshold, PPAP) gets the same treatment: the codes of the
+training images are computed once, a linear probe and several cluster probes are trained on them with the same
+steps, rate, batches and initial weights, and of the cluster probes the one with the least probe loss is kept.
+Labels choose nothing; they train the linear probe, match clusters to classes, and score.
+
+Legend: n training images, B images, D channels, h w patch grid, H W pixels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+from tqdm import tqdm
+
+from ppap.config import CompareConfig, Config, LossConfig
+from ppap.data import Datasets, EpochSampler, train_loader, val_loader
+from ppap.data.loading import stream
+from ppap.engine import Engine, build_engine, check_finite
+from ppap.evaluation.evaluate import CodeOf, Evaluation, evaluate
+from ppap.probes import ClusterProbe, LinearProbe
+
+TITLES = {
+    "colour": "colour k-means",
+    "frozen": "frozen features",
+    "fixed": "fixed threshold",
+    "random": "random positives",
+    "ppap": "PPAP",
+}
+"""Row -> its name for people, in the order of the table."""
+
+BatchCode = Callable[[dict[str, Tensor]], Tensor]
+"""Batch of images or of cached tokens -> code (B, D, h, w)."""
+
+
+class Row(NamedTuple):
+    """One method of a comparison."""
+
+    code_of: CodeOf
+    """Images (B, 3, H, W) on the device -> code (B, D, h, w)."""
+    probes: tuple[ClusterProbe, LinearProbe]
+    scores: Evaluation
+    """Of both probes on the validation images."""
+
+
+def compare(
+    config: Config,
+    data: Datasets,
+    training_set: Dataset[dict[str, Any]],
+    engine: Engine,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Row]:
+    """Measure the rows that ``config.compare.rows`` names.
+
+    Args:
+        config: of the run; rows that need training (fixed, random) repeat it with another loss.
+        data: the datasets; the validation images need labels.
+        training_set: what the run was trained on: ``data.train`` or its cached features.
+        engine: the run's trained network, for the rows ppap and frozen.
+        should_stop: asked between batches; True ends the comparison with InterruptedError.
+
+    Returns:
+        Row name -> result, in the order of :data:`TITLES`.
+
+    Raises:
+        NumberError: a loss is not finite.
+        InterruptedError: see `should_stop`.
+    """
+    settings = config.compare
+    rows = {}
+    for name in (name for name in TITLES if name in settings.rows):
+        code_of, batch_code, source = _row(name, config, data, training_set, engine, should_stop)
+        probes = _probes(batch_code, source, data.train.classes, engine, settings, should_stop)
+        scores = evaluate(
+            code_of,
+            probes,
+            data.val,
+            replace(config.eval, crf="none"),
+            patch_size=engine.net.backbone.patch_size,
+            device=engine.device,
+            workers=config.data.workers,
+            should_stop=should_stop,
+        )
+        rows[name] = Row(code_of, probes, scores)
+        summary = " ".join(f"{key} {value:.2f}" for key, value in scores.summary().items())
+        tqdm.write(f"{TITLES[name]:<17} {summary}")
+    return rows
+
+
+def _row(
+    name: str,
+    config: Config,
+    data: Datasets,
+    training_set: Dataset[dict[str, Any]],
+    engine: Engine,
+    should_stop: Callable[[], bool],
+) -> tuple[CodeOf, BatchCode, Dataset[dict[str, Any]]]:
+    """Code of images, code of batches, and the dataset that gives these batches."""
+    if name == "colour":
+        code_of = colour_code(engine.net.backbone.patch_size)
+        return code_of, lambda batch: code_of(batch["image"].to(engine.device)), data.train
+    if name == "frozen":
+        return engine.frozen_code, engine.frozen_code_of, training_set
+    if name != "ppap":
+        loss = {"fixed": fixed_threshold, "random": random_positives}[name](config)
+        engine = train_variant(replace(config, loss=loss), training_set, engine, should_stop)
+    return engine.code, engine.code_of, training_set
+
+
+def fixed_threshold(config: Config) -> LossConfig:
+    """The loss of Table 5's first row: positives above a threshold, all other patches negatives."""
+    phi0 = config.loss.phi0 if config.compare.fixed_phi0 is None else config.compare.fixed_phi0
+    return replace(config.loss, phi0=phi0, trustworthy_positives=False, ambiguity_excluded=False)
+
+
+def random_positives(config: Config) -> LossConfig:
+    """The run's loss with the sets of a random other patch: as large as PPAP's, and meaningless."""
+    return replace(config.loss, shuffle_guidance=True)
+
+
+def train_variant(
+    config: Config, training_set: Dataset[dict[str, Any]], engine: Engine, should_stop: Callable[[], bool]
+) -> Engine:
+    """A network trained as `config` says, with the initial weights, batches and steps of `engine`'s run."""
+    with own_randomness():
+        variant = build_engine(config, engine.classes, engine.device)
+        train = config.train
+        loader = train_loader(training_set, train.batch_size, train.seed, config.data.workers)
+        total = train.steps or train.epochs * loader.batch_sampler.steps_per_epoch
+        batches = stream(loader)
+        for step in tqdm(range(total), desc="baseline", unit="step", leave=False, disable=None):
+            _, _, batch = next(batches)
+            values = variant.train_step(batch, step)
+            if step % train.log_every == 0 or step == total - 1:
+                check_finite(values, step, variant.scaler.is_enabled())
+            if should_stop():
+                raise InterruptedError
+    return variant
+
+
+def _probes(
+    batch_code: BatchCode,
+    source: Dataset[dict[str, Any]],
+    classes: int,
+    engine: Engine,
+    settings: CompareConfig,
+    should_stop: Callable[[], bool],
+) -> tuple[ClusterProbe, LinearProbe]:
+    with own_randomness():
+        codes, labels = codes_of(batch_code, source, settings.images, engine.config, should_stop)
+        return fit_probes(
+            codes,
+            labels,
+            classes,
+            settings,
+            seed=engine.config.train.seed,
+            patch_size=engine.net.backbone.patch_size,
+            device=engine.device,
+            should_stop=should_stop,
+        )
+
+
+@torch.no_grad()
+def codes_of(
+    batch_code: BatchCode,
+    source: Dataset[dict[str, Any]],
+    limit: int,
+    config: Config,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[Tensor, Tensor]:
+    """Codes (n, D, h, w) fp32 and labels (n, H, W) int64 on the CPU of at most `limit` images of `source`.
+
+    The images are spread evenly over the dataset and come in its order.
+    """
+    count = min(limit, len(source))
+    part = Subset(source, [i * len(source) // count for i in range(count)])
+    codes, labels = [], []
+    loader = val_loader(part, config.eval.batch_size, config.data.workers)
+    for batch in tqdm(loader, desc="codes", unit="batch", leave=False, disable=None):
+        codes.append(batch_code(batch).float().cpu())
+        labels.append(batch["label"])
+        if should_stop():
+            raise InterruptedError
+    return torch.cat(codes), torch.cat(labels)
+
+
+def fit_probes(
+    codes: Tensor,
+    labels: Tensor,
+    classes: int,
+    settings: CompareConfig,
+    *,
+    seed: int,
+    patch_size: int,
+    device: torch.device,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[ClusterProbe, LinearProbe]:
+    """Train both probes on fixed codes.
+
+    Args:
+        codes: (n, D, h, w) float32.
+        labels: (n, H, W) int64, -1 = ignored; for the linear probe alone.
+        classes: number of classes and of clusters.
+        settings: steps, rate, batch size and starts.
+        seed: of initial weights and batches.
+        patch_size: side of a patch [pixels].
+        device: where they are trained.
+        should_stop: asked after each step; True raises InterruptedError.
+
+    Returns:
+        The cluster probe with the least loss over all codes among ``settings.starts``, and the linear probe.
+    """
+    torch.manual_seed(seed)
+    linear = LinearProbe(codes.shape[1], classes).to(device)
+    starts = [ClusterProbe(codes.shape[1], classes).to(device) for _ in range(settings.starts)]
+    parameters = [p for probe in (linear, *starts) for p in probe.parameters()]
+    optimiser = torch.optim.Adam(parameters, lr=settings.lr)
+    sampler = EpochSampler(len(codes), min(settings.batch_size, len(codes)), seed)
+    for step in tqdm(range(settings.steps), desc="probes", unit="step", leave=False, disable=None):
+        epoch, place = divmod(step, sampler.steps_per_epoch)
+        index = torch.from_numpy(sampler.order(epoch)[place * sampler.batch_size :][: sampler.batch_size])
+        code, label = codes[index].to(device), labels[index].to(device)
+        loss = linear.loss(code, label, patch_size) + sum(start.loss(code) for start in starts)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        if should_stop():
+            raise InterruptedError
+    with torch.no_grad():
+        losses = [
+            np.mean([start.loss(part.to(device)).item() for part in codes.split(settings.batch_size)])
+            for start in starts
+        ]
+    return starts[int(np.argmin(losses))], linear
+
+
+def colour_code(patch_size: int) -> CodeOf:
+    """Mean and standard deviation of the colours of each patch, (B, 6, h, w): what needs no network.
+
+    Sides that are no multiple of the patch are padded like the network's input, with the mean colour.
+    """
+
+    def code_of(image: Tensor) -> Tensor:
+        image = F.pad(image, (0, -image.shape[3] % patch_size, 0, -image.shape[2] % patch_size))
+        mean = F.avg_pool2d(image, patch_size)
+        square = F.avg_pool2d(image.square(), patch_size)
+        return torch.cat([mean, (square - mean.square()).clamp(min=0).sqrt()], dim=1)
+
+    return code_of
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Leave torch's global generators as they were before."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def table(results: Sequence[dict[str, dict[str, float]]]) -> list[str]:
+    """Markdown table of the rows' scores, with mean and standard deviation over several seeds.
+
+    Args:
+        results: one per seed: row name -> :meth:`Evaluation.summary`.
+    """
+    cells = ("cluster_accuracy", "cluster_miou", "linear_accuracy", "linear_miou")
+    heads = ("cluster accuracy", "cluster mIoU", "linear accuracy", "linear mIoU")
+    lines = ["| [%] | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    for name in (name for name in TITLES if name in results[0]):
+        values = np.array([[result[name][cell] for cell in cells] for result in results])
+        texts = [f"{value:.1f}" for value in values.mean(axis=0)]
+        if len(results) > 1:
+            spread = values.std(axis=0, ddof=1)
+            texts = [f"{text} ± {value:.1f}" for text, value in zip(texts, spread, strict=True)]
+        lines.append(f"| {TITLES[name]} | " + " | ".join(texts) + " |")
+    return lines
