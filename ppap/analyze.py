@@ -1,13 +1,16 @@
-"""Analyses: ``python -m ppap.analyze thresholds [PRESET] [--section.field value ...]``."""
+"""Analyses: ``python -m ppap.analyze {thresholds,positives} [PRESET] [--section.field value ...]``."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ppap.analysis import thresholds
+from ppap.analysis.positives import draw_positives
 from ppap.cli import first_positional, parse, run
 from ppap.config import Config, DataConfig, LossConfig, ModelConfig
 from ppap.data import build_datasets, train_loader
@@ -16,7 +19,7 @@ from ppap.errors import UsageError, unknown_name
 from ppap.loss import PPAPLoss
 from ppap.model import build_net, patch_rows
 from ppap.presets import describe, preset
-from ppap.report import RANDOM_WARNING
+from ppap.report import RANDOM_WARNING, spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,30 @@ class ThresholdArguments:
     loss: LossConfig = field(default_factory=LossConfig)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PositiveArguments:
+    """Options of ``ppap analyze positives``; data, model and loss default to those of the preset."""
+
+    out: str = ""
+    """New folder for positives.png and positives.json; must be given."""
+    images: int = 6
+    """Training images, spread over the set, whose patches are compared."""
+    anchors: int = 4
+    """Patches, drawn at random among those with positives, that are drawn."""
+    seed: int = 0
+    """Seed of the anchors."""
+    device: str = "auto"
+    """auto = cuda if there is one, else cpu; or a torch device such as cuda:1."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("images", "anchors"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; give at least 1")
+
+
 def main(argv: Sequence[str]) -> None:
     """Command ``analyze``."""
     name = first_positional(argv)
@@ -56,25 +83,30 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _overview() -> str:
-    return "analyses:\n  thresholds  which phi0 and psi0 suit a backbone and a data set, without labels"
+    lines = [f"  {name:<11} {analysis.__doc__.strip()}" for name, analysis in ANALYSES.items()]
+    return "analyses:\n" + "\n".join(lines)
+
+
+def _arguments(argv: Sequence[str], kind: type, name: str, text: str) -> Any:
+    """Options of an analysis, with the data, model and loss of the preset it names."""
+    named = first_positional(argv)
+    start: Config = preset(named or "demo")
+    return parse(
+        kind,
+        argv[1:] if named else argv,
+        command=f"analyze {name} [PRESET]",
+        description=f"{text}\n\nPresets (default: demo):\n{describe()}",
+        default=kind(data=start.data, model=start.model, loss=start.loss),
+    )
 
 
 def analyze_thresholds(argv: Sequence[str]) -> None:
-    """Draw similarities and set sizes over a grid of thresholds, and suggest values."""
-    named = first_positional(argv)
-    start: Config = preset(named or "demo")
-    defaults = ThresholdArguments(data=start.data, model=start.model, loss=start.loss)
-    description = (
+    """Which phi0 and psi0 suit a backbone and a data set, without labels."""
+    text = (
         "Draw the similarities of patch pairs and the sizes of the sets over a grid of phi0 and psi0, and "
-        f"suggest values without labels.\n\nPresets (default: demo):\n{describe()}"
+        "suggest values without labels."
     )
-    arguments = parse(
-        ThresholdArguments,
-        argv[1:] if named else argv,
-        command="analyze thresholds",
-        description=description,
-        default=defaults,
-    )
+    arguments = _arguments(argv, ThresholdArguments, "thresholds", text)
     out = _new_folder(arguments.out)
     device = pick_device(arguments.device)
     dataset = build_datasets(arguments.data, ("train",)).train
@@ -104,6 +136,38 @@ def analyze_thresholds(argv: Sequence[str]) -> None:
         print(RANDOM_WARNING)
 
 
+def analyze_positives(argv: Sequence[str]) -> None:
+    """Which patches become positives of an anchor, step by step (the paper's Fig. 5)."""
+    text = "Draw the positives of a few anchors after every step of the propagation (the paper's Fig. 5)."
+    arguments = _arguments(argv, PositiveArguments, "positives", text)
+    out = _new_folder(arguments.out)
+    device = pick_device(arguments.device)
+    dataset = build_datasets(arguments.data, ("train",)).train
+    torch.manual_seed(arguments.seed)
+    net = build_net(arguments.model).to(device).eval()
+    out.mkdir(parents=True, exist_ok=True)
+    found = draw_positives(
+        net,
+        dataset,
+        spread(len(dataset), arguments.images),
+        PPAPLoss(arguments.loss, 0).propagation,
+        out / "positives.png",
+        anchors=arguments.anchors,
+        seed=arguments.seed,
+    )
+    record = {"backbone": net.backbone.origin, "anchors": [example.to_dict() for example in found]}
+    (out / "positives.json").write_text(json.dumps(record, indent=2) + "\n")
+    if not found:
+        print(
+            f"no patch has positives at phi0 = {arguments.loss.phi0:g}; nothing is drawn; lower --loss.phi0"
+        )
+    for example in found:
+        print(f"patch {example.anchor}: positives by step " + " | ".join(example.describe()))
+    print(f"written: {out}")
+    if net.backbone.is_random:
+        print(RANDOM_WARNING)
+
+
 def _new_folder(path: str) -> Path:
     if not path:
         raise UsageError("--out is not given; name a new folder")
@@ -113,7 +177,7 @@ def _new_folder(path: str) -> Path:
     return out
 
 
-ANALYSES = {"thresholds": analyze_thresholds}
+ANALYSES = {"thresholds": analyze_thresholds, "positives": analyze_positives}
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ TINY = [
     "--train.device=cpu",
     "--eval.batch-size=3",
     "--eval.pictures=2",
+    "--compare.rows",  # none
 ]
 
 

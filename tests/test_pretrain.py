@@ -15,20 +15,20 @@ from ppap.backbone import build_backbone
 from ppap.checkpoint import load_checkpoint
 from ppap.cli import run
 from ppap.config import ModelConfig
+from ppap.data.scenes import make_scene
 from ppap.errors import DataError, NumberError, UsageError
 from ppap.pretrain import Pretrainer, main, parse_arguments, rate
-from ppap.pretraining.config import ObjectiveConfig, ViewsConfig
+from ppap.pretraining.config import ViewsConfig
 from ppap.pretraining.data import build_draws
 from ppap.pretraining.export import export_backbone, principal_colours
 from ppap.pretraining.export import main as export_main
 from ppap.pretraining.measure import patch_features
 from ppap.pretraining.objective import (
     Distillation,
-    Head,
-    contrast_loss,
     dense_loss,
     masked_loss,
     spread_evenly,
+    vicreg_loss,
 )
 from ppap.pretraining.views import (
     change_colours,
@@ -147,10 +147,10 @@ def test_every_weight_of_the_student_learns(tmp_path):
     assert all(value.grad is None for value in model.teacher.parameters())
 
 
-@pytest.mark.parametrize("name", ["image", "mask", "dense", "contrast"])
+@pytest.mark.parametrize("name", ["image", "mask", "dense", "vicreg"])
 def test_each_loss_can_stand_alone(tmp_path, name):
     config = start(tmp_path).config
-    weights = {f"{other}_weight": float(other == name) for other in ("image", "mask", "dense", "contrast")}
+    weights = {f"{other}_weight": float(other == name) for other in ("image", "mask", "dense", "vicreg")}
     aim = replace(config.objective, **weights)
     config = replace(config, objective=aim, views=replace(config.views, mask_odds=1))
     torch.manual_seed(0)
@@ -158,7 +158,7 @@ def test_each_loss_can_stand_alone(tmp_path, name):
     losses = model.losses(torch.rand(2, 3, 32, 32), torch.Generator().manual_seed(0))
     assert {key for key in losses if key.endswith("_loss")} == {f"{name}_loss"}
     assert torch.equal(losses["loss"].detach(), losses[f"{name}_loss"]) and losses["loss"] > 0
-    assert ("used_prototypes" in losses) == (name != "contrast")
+    assert ("used_prototypes" in losses) == (name != "vicreg")
 
 
 def test_the_teacher_follows_by_the_schedule(tmp_path):
@@ -260,27 +260,52 @@ def test_losses_by_hand():
     assert dense_loss(logp, target, index, found & False).item() == 0
 
 
-def test_contrast_finds_the_right_patch_among_all_images():
-    own = torch.eye(4).view(2, 2, 4)  # four patches of two images, all different
-    index, found = torch.tensor([[0, 1], [1, 0]]), torch.tensor([[True, True], [True, False]])
-    right, wrong = math.log(1 + 3 * math.exp(-2)), math.log(1 + 3 * math.exp(-2)) + 2
-    loss = contrast_loss(own, own, index, found, 0.5)
-    assert loss.item() == pytest.approx((2 * right + wrong) / 3)
-    assert contrast_loss(own, own, index, found & False, 0.5).item() == 0
-
-
-def test_embeddings_do_not_tell_the_image(generator):
-    head = Head(6, ObjectiveConfig(hidden=8, bottleneck=4, prototypes=5))
-    tokens = torch.randn(2, 3, 10, 6, generator=generator)
-    embedded = head.embed(tokens)
-    assert torch.allclose(embedded.norm(dim=-1), torch.ones(2, 3, 10), atol=1e-5)
-    outputs = head.layers(tokens)
-    centred = outputs - outputs.mean(dim=(0, 2), keepdim=True)
-    assert torch.allclose(
-        F.cosine_similarity(embedded * centred.std(dim=(0, 1, 2)), centred, dim=-1).mean(),
-        torch.tensor(1.0),
-        atol=0.02,
+def test_vicreg_by_hand():
+    # Channels of deviation 2 and 1 over three rows, covariance 1: nothing is missing but independence.
+    own = torch.tensor([[2.0, 0.0], [-2.0, -1.0], [0.0, 1.0]], dtype=torch.float64)
+    assert torch.cov(own.T).tolist() == [[4.0, 1.0], [1.0, 1.0]]
+    assert vicreg_loss(own, own, 5.0).item() == pytest.approx(2.0)  # 2 crops * 2 entries * 1 ** 2 / 2
+    assert vicreg_loss(own, own + 1, 5.0).item() == pytest.approx(5 + 2)
+    assert vicreg_loss(own[:, :1], own[:, :1] / 4, 1.0).item() == pytest.approx(
+        (own[:, 0] * 0.75).square().mean().item() + 0.5 * (1 - 0.5), abs=1e-3
     )
+    flat = torch.ones(4, 2, requires_grad=True)  # collapsed: agreement is perfect, all spread is missing
+    assert vicreg_loss(flat, flat, 5.0).item() == pytest.approx(5 * 0.99)
+    assert vicreg_loss(flat[:1], flat[:1], 5.0).item() == 0
+    vicreg_loss(flat[:1], flat[:1], 5.0).backward()
+    assert not flat.grad.any()
+
+
+def test_vicreg_compares_the_same_places(generator):
+    config = replace(
+        parse_arguments(["scenes", *SMALL, "--train.out", "unused"])[0],
+        views=replace(STILL, global_size=16, global_scale=(1.0, 1.0), mask_odds=0, flatten=0, locals=0),
+    )
+    model = Distillation(build_backbone(config.model), config)
+    seen = {}
+    pixels = torch.rand(2, 3, 16, 16, generator=generator)
+    model.student.embedding.register_forward_hook(lambda _, args, out: seen.update(rows=out))
+    losses = model.losses(pixels, generator)
+    # Whole images, mirrored or not: every patch has a counterpart, and only pairs of the same place agree.
+    assert losses["found"] == 1
+    own, other = seen["rows"].detach().unflatten(0, (2, -1))
+    assert losses["vicreg_loss"] <= vicreg_loss(
+        own.flatten(0, 1), other.roll(1, 1).flatten(0, 1), config.objective.vicreg_agreement
+    )
+
+
+def test_scenes_are_made_once_and_shown_in_turn(tmp_path):
+    options = ["--data.scenes", "5", "--data.difficulty", "easy"]
+    draws = start(tmp_path, *options).draws
+    shown = [draws.order.image(n) for n in range(12)]
+    assert [len(set(shown[i : i + 4])) for i in (0, 4, 8)] == [4] * 3  # epochs of two batches of two
+    assert set(shown) <= set(range(5)) and shown[:4] != shown[4:8]
+    first = next(n for n in range(4, 12) if shown[n] == shown[0])
+    assert draws[0] is draws[first]
+    pixels, _ = make_scene(0, "pretrain", shown[0], 32, "easy")
+    assert torch.equal(draws[0], torch.from_numpy(pixels).permute(2, 0, 1))
+    with pytest.raises(DataError, match="fewer than one batch"):
+        start(tmp_path, "--data.scenes", "1")
 
 
 def test_a_whitened_start_evens_out_the_patches(tmp_path):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,27 @@ class Example(NamedTuple):
     """Row of the features."""
     positives: Tensor
     """(T + 1, N) bool: after 0, 1, ... T steps."""
+    same_class: Tensor | None = None
+    """(N,) bool: patches of the anchor's class; None without labels."""
+
+    def counts(self) -> list[int]:
+        """Number of positives after every step."""
+        return self.positives.sum(dim=1).tolist()
+
+    def precision(self) -> list[float | None]:
+        """Share of the anchor's class among them [fraction]; None where unknown or empty."""
+        if self.same_class is None:
+            return [None] * len(self.positives)
+        return [self.same_class[p].float().mean().item() if p.any() else None for p in self.positives]
+
+    def describe(self) -> list[str]:
+        """After every step, in words: the number of positives and the share of the anchor's class."""
+        pairs = zip(self.counts(), self.precision(), strict=True)
+        return [str(n) if share is None else f"{n}, {100 * share:.0f} % right" for n, share in pairs]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and precision, as plain containers for JSON."""
+        return {"patch": self.anchor, "positives": self.counts(), "precision": self.precision()}
 
 
 @torch.no_grad()
@@ -94,56 +115,50 @@ def draw_positives(
     found = examples(patch_rows(features), cfg, anchors, seed)
     if not found:
         return []
-    classes = None
     if dataset.labelled:
         label = torch.stack([sample["label"] for sample in samples])
         padding = (0, grid[1] * patch - label.shape[2], 0, grid[0] * patch - label.shape[1])
         classes = patch_labels(torch.nn.functional.pad(label, padding, value=-1), patch)
+        found = [example._replace(same_class=_same_class(classes, example.anchor)) for example in found]
     images = [dataset.pixels(i) for i in indices]
     rows = []
     for example in found:
-        cells = [_cell(images, grid, patch, example.anchor, None, classes)]
-        cells += [_cell(images, grid, patch, example.anchor, p, classes) for p in example.positives]
+        cells = [_cell(images, grid, patch, example, None)]
+        cells += [_cell(images, grid, patch, example, t) for t in range(cfg.steps + 1)]
         rows.append(cells)
     titles = ["anchor", *(f"positives after {t} steps" for t in range(cfg.steps + 1))]
     strip(rows, titles, path, cell=max(rows[0][0].shape[:2]))
     return found
 
 
+def _same_class(classes: Tensor, anchor: int) -> Tensor | None:
+    return classes == classes[anchor] if classes[anchor] >= 0 else None
+
+
 def _cell(
-    images: Sequence[np.ndarray],
-    grid: tuple[int, int],
-    patch: int,
-    anchor: int,
-    positives: Tensor | None,
-    classes: Tensor | None,
+    images: Sequence[np.ndarray], grid: tuple[int, int], patch: int, example: Example, step: int | None
 ) -> np.ndarray:
-    """All images in a block, positives in colour, the anchor in a frame; (H, W, 3) uint8."""
-    per_image = grid[0] * grid[1]
-    known = classes is not None and classes[anchor] >= 0
-    same = classes == classes[anchor] if known else None
+    """All images in a block, the positives after a step (None = none drawn) lit, the anchor in a frame."""
+    per_image, same = grid[0] * grid[1], example.same_class
     pictures = []
     for i, image in enumerate(images):
         picture = Image.fromarray(image)
-        if positives is not None:
+        if step is not None:
             part = slice(i * per_image, (i + 1) * per_image)
-            picture = _lit(picture, positives[part], same[part] if known else None, grid, patch)
-        if anchor // per_image == i:
-            y, x = (patch * value for value in divmod(anchor % per_image, grid[1]))
+            own = None if same is None else same[part]
+            picture = _lit(picture, example.positives[step][part], own, grid, patch)
+        if example.anchor // per_image == i:
+            y, x = (patch * value for value in divmod(example.anchor % per_image, grid[1]))
             box = (x - 2, y - 2, x + patch + 1, y + patch + 1)
             ImageDraw.Draw(picture).rectangle(box, outline=_MARK, width=2)
         pictures.append(np.asarray(picture))
     columns = -(-len(pictures) // 2)
     pictures += [np.full_like(pictures[0], 255)] * (2 * columns - len(pictures))
-    block = np.concatenate(
-        [np.concatenate(pictures[:columns], axis=1), np.concatenate(pictures[columns:], axis=1)]
-    )
-    if positives is None:
+    halves = (np.concatenate(part, axis=1) for part in (pictures[:columns], pictures[columns:]))
+    block = np.concatenate(list(halves))
+    if step is None:
         return block
-    text = f"{int(positives.sum())}"
-    if known and positives.any():
-        text += f", {100 * same[positives].float().mean():.0f} % right"
-    sheet = Image.fromarray(block)
+    sheet, text = Image.fromarray(block), example.describe()[step]
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((0, 0, draw.textlength(text) + 7, 15), fill=(255, 255, 255))
     draw.text((4, 2), text, fill=(0, 0, 0))

@@ -217,7 +217,7 @@ def scenes() -> PretrainConfig:
     """Generated scenes and a small ViT for CPUs: the recipe of the weights that come with the package."""
     return PretrainConfig(
         preset="scenes",
-        data=SourceConfig(kind="scenes", resolution=128, scenes=6144, workers=1),
+        data=SourceConfig(kind="scenes", resolution=128, scenes=6144, difficulty="easy", workers=1),
         views=ViewsConfig(
             global_size=64,
             global_scale=(0.2, 0.7),
@@ -231,7 +231,7 @@ def scenes() -> PretrainConfig:
         # A short run: a slower teacher would still hold weights of its beginning at the end.
         objective=_vicreg(),
         optim=PretrainOptimConfig(lr=2e-3),
-        train=LoopConfig(batch_size=16, steps=6000, whiten=0.5),
+        train=LoopConfig(batch_size=16, steps=5000, whiten=0.5),
     )
 
 
