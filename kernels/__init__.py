@@ -4,7 +4,7 @@ Needs only torch (and Triton for its backend); never imports the rest of ppap. R
 backend is chosen, ``<op>/reference.py`` for what an op computes.
 """
 
-from .common import NonFiniteError
+from .common import MemoryBudgetError, NonFiniteError
 from .contrastive import contrastive_loss
 from .dense_crf import dense_crf
 from .dispatch import available_backends, use_backend
@@ -16,6 +16,7 @@ from .proxy_average import proxy_average
 from .relation_masks import relation_masks
 
 __all__ = [
+    "MemoryBudgetError",
     "NonFiniteError",
     "PackedMasks",
     "PropagationConfig",

@@ -17,6 +17,10 @@ _NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", 
 _FP16_WEIGHT_SCALE = 2.0**14
 
 
+class MemoryBudgetError(ValueError):
+    """The memory budget is too small for a single anchor."""
+
+
 class NonFiniteError(ValueError):
     """An input holds NaN or infinity."""
 
@@ -130,11 +134,11 @@ def rows_within(memory_budget: int, bytes_per_row: int) -> int:
     """How many anchor rows fit in the budget.
 
     Raises:
-        ValueError: not even one does.
+        MemoryBudgetError: not even one does.
     """
     rows = memory_budget // max(bytes_per_row, 1)
     if rows < 1:
-        raise ValueError(
+        raise MemoryBudgetError(
             f"memory_budget is {memory_budget} bytes; one anchor needs {bytes_per_row}: give more"
         )
     return rows

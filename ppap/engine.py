@@ -11,7 +11,7 @@ from ppap.checkpoint import Checkpoint
 from ppap.config import Config, OptimConfig, from_dict
 from ppap.errors import DataError, NumberError, UsageError
 from ppap.feature_cache import frozen_of
-from ppap.kernels import NonFiniteError
+from ppap.kernels import MemoryBudgetError, NonFiniteError
 from ppap.loss import PPAPLoss
 from ppap.model import PPAPNet, Streams, build_net, patch_rows
 from ppap.probes import ClusterProbe, LinearProbe
@@ -112,6 +112,8 @@ class Engine(nn.Module):
                 raise NumberError(
                     f"step {step}: {error}; lower --optim.lr or check images and weights"
                 ) from None
+            except MemoryBudgetError as error:
+                raise UsageError(f"{error}; raise --loss.memory-budget-mib") from None
             linear = self.linear.loss(out.code, label, self.net.backbone.patch_size)
             cluster = self.cluster.loss(out.code)
             loss = contrast.loss + linear + cluster

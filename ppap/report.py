@@ -142,6 +142,8 @@ def summaries(rows: Mapping[str, Row]) -> dict[str, dict[str, float]]:
 def comparison_lines(config: Config, results: Sequence[Mapping[str, Mapping[str, float]]]) -> list[str]:
     """The table of one or more seeds, and how it was made."""
     compare, lines = config.compare, table(results)
+    if all("crf/cluster_miou" in row for row in results[0].values()):
+        lines += ["", *table(results, crf=True)]
     if len(results) > 1:
         lines += ["", f"Mean ± standard deviation of {len(results)} seeds."]
     lines += [

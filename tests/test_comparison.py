@@ -39,6 +39,23 @@ def test_a_run_ends_with_the_table(run):
         assert (run / "pictures" / f"{name}.png").exists() == (f"pictures/{name}.png" in report)
 
 
+def test_scores_with_crf_get_a_table_of_their_own(tmp_path):
+    pytest.importorskip("pydensecrf")
+    options = [
+        "--compare.rows",
+        "colour",
+        "ppap",
+        *COMPARE[-3:],
+        "--eval.crf=pydensecrf",
+        "--eval.crf-workers=0",
+    ]
+    run = tiny_run(tmp_path / "run", *options, "--train.val-every=0")
+    report = (run / "report.md").read_text()
+    assert "| with CRF [%] | cluster accuracy |" in report and report.count("| PPAP |") == 2
+    summary = json.loads((run / "comparison.json").read_text())["summary"]
+    assert {"cluster_miou", "crf/cluster_miou", "crf/linear_accuracy"} <= set(summary["ppap"])
+
+
 def test_cached_features_give_the_same_rows(run, tmp_path):
     options = [*COMPARE, "--data.cache-features", f"--data.cache-dir={tmp_path / 'cache'}"]
     cached = json.loads((tiny_run(tmp_path / "run", *options) / "comparison.json").read_text())["summary"]

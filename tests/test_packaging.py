@@ -78,6 +78,7 @@ def test_wheel_outside_the_tree_and_beside_it(built, tmp_path):
         archive.extractall(tmp_path / "site")
     assert "ppap/kernels/dispatch.py" in names and "ppap/kernels/ppap_loss/torch_impl.py" in names
     assert "ppap/data/folder.py" in names and "ppap/evaluation/metrics.py" in names
+    assert {f"ppap/assets/scenes-vit/{name}" for name in ("model.safetensors", "config.json")} <= set(names)
     foreign = [n for n in names if not n.startswith(("ppap/", "ppap-"))]
     assert not foreign, f"the wheel would install {foreign}"
     site = tmp_path / "site"
@@ -100,6 +101,7 @@ def test_source_archive_has_what_a_build_needs(built):
     with tarfile.open(archive) as tar:
         names = {"/".join(name.split("/")[1:]) for name in tar.getnames()}
     assert {"setup.py", "pyproject.toml", "LICENSE", "kernels/dispatch.py", "ppap/train.py"} <= names
+    assert "ppap/assets/scenes-vit/model.safetensors" in names
 
 
 def test_import_is_light():

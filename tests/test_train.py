@@ -14,6 +14,7 @@ from PIL import Image
 from ppap.cli import run
 from ppap.errors import DataError, NumberError, Stopped, UsageError
 from ppap.evaluation.evaluate import evaluate as real_evaluate
+from ppap.kernels import ppap_loss
 from ppap.train import Trainer, main, parse_arguments
 from tests.runs import TINY, make_folder, tiny_run
 
@@ -336,3 +337,28 @@ def test_backends_of_the_loss_train_alike(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("PPAP_BACKEND", "nonsense")
     assert run(main, [*TINY, f"--train.out={tmp_path / 'other'}"]) == 2
     assert not (tmp_path / "other").exists()
+
+
+def test_a_budget_too_small_for_one_anchor_is_a_usage_error(tmp_path, monkeypatch):
+    def with_little(*args, **options):
+        return ppap_loss(*args, **{**options, "memory_budget": 100})
+
+    monkeypatch.setattr("ppap.loss.ppap_loss", with_little)
+    with pytest.raises(UsageError, match="one anchor needs .* raise --loss.memory-budget-mib"):
+        main([*TINY, f"--train.out={tmp_path / 'run'}"])
+
+
+def test_the_demo_runs_from_the_embedded_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
+    options = ["--data.scenes-train=16", "--data.scenes-val=4", "--train.steps=2", "--compare.steps=2"]
+    main([*options, f"--train.out={tmp_path / 'run'}", "--train.device=cpu"])
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "embedded weights" in report and "meaningless" not in report
+    for text in (
+        "| colour k-means |",
+        "| frozen features |",
+        "| fixed threshold |",
+        "| PPAP |",
+        "positives.png",
+    ):
+        assert text in report

@@ -6,11 +6,15 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ppap.backbone import build_backbone
 from ppap.config import ModelConfig
+from ppap.data.scenes import make_scene
+from ppap.data.transforms import normalise
 from ppap.errors import DataError, NumberError, UsageError
+from ppap.weights import EMBEDDED
 
 SMALL = {"backbone": "vit_small_patch16_224", "width": 48, "depth": 3, "heads": 3, "image_size": 64}
 
@@ -302,6 +306,17 @@ def test_contradicting_sizes(tmp_path):
         build_backbone(ModelConfig(weights=weights, heads=6))
     with pytest.raises(UsageError, match="is of vit_small_patch16_224"):
         build_backbone(ModelConfig(weights=weights, backbone="vit_base_patch16_224"))
+
+
+def test_embedded_weights_are_small_trained_and_honest():
+    backbone = build_backbone(ModelConfig(weights="embedded"))
+    assert backbone.patch_size == 8 and not backbone.is_random
+    assert backbone.origin.startswith("embedded weights (pretrained by ppap.pretrain on ")
+    assert "synthetic scenes" in backbone.origin and str(EMBEDDED) not in backbone.origin
+    assert (EMBEDDED / "model.safetensors").stat().st_size <= 4e6
+    # Features that nothing has shifted would all point the same way.
+    features = backbone(torch.stack([normalise(make_scene(5, "val", i)[0]) for i in range(8)]))
+    assert F.normalize(features, dim=1).mean(dim=(0, 2, 3)).norm() < 0.3
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """Which phi0 and psi0 suit a backbone: similarities of patch pairs, set sizes over a grid, a label-free rule.
 
-The rule: the paper's settings end, on its own backbones and data, with positive sets of 0.6 % to 3.7 % and
-negative sets of 86 % to 92 % of the patches (Table 6: 288 and 46K of 50,176 on COCO-Stuff, 1838 and 43K on
-Cityscapes). Take the grid values whose sets, after propagation, come nearest to the middles of these ranges.
-Labels play no part.
+The rule: the paper's settings end, on its own backbones and data, with positive sets of 288 and 1838 of
+50,176 patches and negative sets of 46K and 43K (Table 6, COCO-Stuff and Cityscapes, 27 clusters each). In
+units of an average cluster, N / 27 patches, the positive set is 0.15 and 0.99 of it, and 2.2 and 3.9 clusters
+are left out of the negative set. Take the grid values whose sets, after propagation, come nearest to the
+middles, 0.4 and 3 average clusters; at most half of the patches are left out. Labels play no part, only
+the number of clusters.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +21,10 @@ from tqdm import tqdm
 
 from ppap.kernels import PropagationConfig, propagate
 
-POSITIVE_SHARE = 0.015
-"""Aim for the mean share of patches in a positive set: geometric middle of 0.6 % and 3.7 %."""
-NEGATIVE_SHARE = 0.89
-"""Aim for the mean share of patches in a negative set: middle of 86 % and 92 %."""
+POSITIVE_CLUSTERS = 0.4
+"""Aim for the mean positive set [average clusters]: geometric middle of 0.15 and 0.99."""
+EXCLUDED_CLUSTERS = 3.0
+"""Aim for what is left out of the mean negative set [average clusters]: middle of 2.2 and 3.9."""
 BINS = 100
 
 
@@ -37,6 +40,18 @@ class GridPoint:
     """Share of anchors whose positive set is empty."""
 
 
+class Aims(NamedTuple):
+    """Wanted mean sizes of the sets [shares of the patches]."""
+
+    positives: float
+    negatives: float
+
+
+def aims(clusters: int) -> Aims:
+    """What the rule aims for with this number of clusters."""
+    return Aims(POSITIVE_CLUSTERS / clusters, 1 - min(EXCLUDED_CLUSTERS / clusters, 0.5))
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """Result of :func:`analyse`."""
@@ -50,10 +65,15 @@ class Thresholds:
     other_image: list[float]
     """Share of the pairs across images in each bin."""
     grid: list[GridPoint]
+    fixed: list[float]
+    """Mean share of the patches above each phi0 around the anchor itself, without propagation."""
+    aims: Aims
     phi0: float
     """Suggested."""
     psi0: float
     """Suggested."""
+    fixed_phi0: float
+    """Suggested for positives by a fixed threshold, the baseline of Table 5, by the same rule."""
 
 
 @torch.no_grad()
@@ -64,6 +84,7 @@ def analyse(
     phi_grid: Sequence[float],
     psi_grid: Sequence[float],
     *,
+    clusters: int,
     anchors: int = 512,
     seed: int = 0,
 ) -> Thresholds:
@@ -74,6 +95,7 @@ def analyse(
         images: (N,) int64, the image of each patch.
         cfg: gives steps and sigmas; its thresholds are not used.
         phi_grid, psi_grid: values to try [cosine].
+        clusters: number of clusters of the segmentation; the rule depends on it.
         anchors: number of patches, drawn at random, whose sets are measured.
         seed: of the draw.
     """
@@ -83,8 +105,10 @@ def analyse(
     unit = torch.nn.functional.normalize(features.float(), dim=1)
     edges = torch.linspace(-1, 1, BINS + 1)
     same, other = _histograms(unit, images, rows, edges)
-    grid = []
+    grid, fixed = [], []
     for phi0 in tqdm(phi_grid, desc="thresholds", disable=None):
+        still = propagate(features, rows, PropagationConfig(phi0, steps=0), precision="fp32")
+        fixed.append(still.num_positives.double().mean().item() / count)
         for psi0 in psi_grid:
             point = PropagationConfig(phi0, psi0, cfg.steps, cfg.sigma_pos, cfg.sigma_amb)
             rel = propagate(features, rows, point, precision="fp32")
@@ -93,8 +117,12 @@ def analyse(
             )
             empty = (rel.num_positives == 0).double().mean().item()
             grid.append(GridPoint(phi0, psi0, positives, negatives, empty))
-    phi0, psi0 = suggest(grid)
-    return Thresholds(count, len(rows), edges.tolist(), same, other, grid, phi0, psi0)
+    aim = aims(clusters)
+    fixed_phi0 = min(zip(phi_grid, fixed, strict=True), key=lambda p: (_distance(p[1], aim.positives), p[0]))[
+        0
+    ]
+    suggested = (*suggest(grid, aim), fixed_phi0)
+    return Thresholds(count, len(rows), edges.tolist(), same, other, grid, fixed, aim, *suggested)
 
 
 def _histograms(unit: Tensor, images: Tensor, rows: Tensor, edges: Tensor) -> tuple[list[float], list[float]]:
@@ -110,21 +138,23 @@ def _histograms(unit: Tensor, images: Tensor, rows: Tensor, edges: Tensor) -> tu
     return tuple((row / row.sum().clamp(min=1)).tolist() for row in counts)
 
 
-def suggest(grid: Sequence[GridPoint]) -> tuple[float, float]:
+def suggest(grid: Sequence[GridPoint], aim: Aims) -> tuple[float, float]:
     """The pair of the grid by the rule in the module's docstring: phi0 first, then psi0 given phi0."""
 
     def mean_positives(phi0: float) -> float:
         return float(np.mean([point.positives for point in grid if point.phi0 == phi0]))
 
-    def distance(share: float, aim: float) -> float:
-        return abs(np.log(max(share, 1e-9) / aim))
-
     phi0 = min(
-        {point.phi0 for point in grid}, key=lambda phi: (distance(mean_positives(phi), POSITIVE_SHARE), phi)
+        {point.phi0 for point in grid},
+        key=lambda phi: (_distance(mean_positives(phi), aim.positives), phi),
     )
     row = [point for point in grid if point.phi0 == phi0]
-    psi0 = min(row, key=lambda point: (abs(point.negatives - NEGATIVE_SHARE), point.psi0)).psi0
+    psi0 = min(row, key=lambda point: (abs(point.negatives - aim.negatives), point.psi0)).psi0
     return phi0, psi0
+
+
+def _distance(share: float, aim: float) -> float:
+    return abs(np.log(max(share, 1e-9) / aim))
 
 
 def write(result: Thresholds, folder: Path, title: str, used: tuple[float, float]) -> None:
@@ -133,22 +163,26 @@ def write(result: Thresholds, folder: Path, title: str, used: tuple[float, float
     phis = sorted({point.phi0 for point in result.grid})
     psis = sorted({point.psi0 for point in result.grid})
     found = {(point.phi0, point.psi0): point for point in result.grid}
+    still = dict(zip(phis, result.fixed, strict=True))
     lines = [f"# Thresholds: {title}", ""]
     lines += [
-        f"{result.patches} patches, {result.anchors} anchors. "
-        f"Suggested without labels: phi0 = {result.phi0:g}, "
-    ]
-    lines[-1] += f"psi0 = {result.psi0:g} (the settings have {used[0]:g} and {used[1]:g})."
-    lines += [
+        f"{result.patches} patches, {result.anchors} anchors. Suggested without labels: "
+        f"phi0 = {result.phi0:g}, psi0 = {result.psi0:g} (the settings have {used[0]:g} and {used[1]:g}); "
+        f"for positives by a fixed threshold phi0 = {result.fixed_phi0:g}. The rule aims for positive sets "
+        f"of {100 * result.aims.positives:.1f} % and negative sets of {100 * result.aims.negatives:.1f} % of "
+        "the patches.",
         "",
-        "Positive set after propagation, mean share of the patches [%], and anchors without one [%]:",
+        "Mean positive set [% of the patches] after propagation and by a fixed threshold, and anchors "
+        "without positives after propagation [%]:",
         "",
+        "| phi0 | positives | fixed | empty |",
+        "|---:|---:|---:|---:|",
     ]
-    lines += ["| phi0 | positives | empty |", "|---:|---:|---:|"]
     for phi in phis:
-        row = [found[phi, psi] for psi in psis]
-        lines.append(f"| {phi:g} | {100 * row[0].positives:.2f} | {100 * row[0].without_positives:.1f} |")
-    lines += ["", "Negative set after propagation, mean share of the patches [%]:", ""]
+        point, fixed = found[phi, psis[0]], still[phi]
+        cells = (point.positives, fixed, point.without_positives)
+        lines.append(f"| {phi:g} | " + " | ".join(f"{100 * cell:.2f}" for cell in cells) + " |")
+    lines += ["", "Mean negative set [% of the patches] after propagation:", ""]
     lines += [
         "| phi0 \\ psi0 | " + " | ".join(f"{psi:g}" for psi in psis) + " |",
         "|---:" * (len(psis) + 1) + "|",
@@ -182,9 +216,13 @@ def draw(result: Thresholds, path: Path, title: str) -> None:
     pairs.set(xlabel="cosine similarity of two patches", ylabel="share of the pairs [%]")
     phis, psis = (sorted({getattr(p, name) for p in result.grid}) for name in ("phi0", "psi0"))
     share = [np.mean([p.positives for p in result.grid if p.phi0 == phi]) for phi in phis]
-    positive.semilogy(phis, np.maximum(100 * np.array(share), 1e-4), marker="o")
+    for values, name in ((share, "after propagation"), (result.fixed, "fixed threshold")):
+        positive.semilogy(phis, np.maximum(100 * np.array(values), 1e-4), marker="o", label=name)
     positive.axhline(
-        100 * POSITIVE_SHARE, color="0.3", linestyle="--", label=f"aim {100 * POSITIVE_SHARE:g} %"
+        100 * result.aims.positives,
+        color="0.3",
+        linestyle="--",
+        label=f"aim {100 * result.aims.positives:.1f} %",
     )
     positive.set(xlabel="phi0", ylabel="mean positive set [% of patches]")
     row = [p for p in result.grid if p.phi0 == result.phi0]
@@ -192,7 +230,10 @@ def draw(result: Thresholds, path: Path, title: str) -> None:
         [p.psi0 for p in row], [100 * p.negatives for p in row], marker="o", label=f"phi0 = {result.phi0:g}"
     )
     negative.axhline(
-        100 * NEGATIVE_SHARE, color="0.3", linestyle="--", label=f"aim {100 * NEGATIVE_SHARE:g} %"
+        100 * result.aims.negatives,
+        color="0.3",
+        linestyle="--",
+        label=f"aim {100 * result.aims.negatives:.1f} %",
     )
     negative.set(xlabel="psi0", ylabel="mean negative set [% of patches]")
     for axis in (pairs, positive, negative):

@@ -8,7 +8,7 @@ Labels choose nothing; they train the linear probe, match clusters to classes, a
 Legend: n training images, B images, D channels, h w patch grid, H W pixels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -82,7 +82,7 @@ def compare(
             code_of,
             probes,
             data.val,
-            replace(config.eval, crf="none"),
+            config.eval,
             patch_size=engine.net.backbone.patch_size,
             device=engine.device,
             workers=config.data.workers,
@@ -264,15 +264,17 @@ def own_randomness() -> Iterator[None]:
         yield
 
 
-def table(results: Sequence[dict[str, dict[str, float]]]) -> list[str]:
+def table(results: Sequence[Mapping[str, Mapping[str, float]]], *, crf: bool = False) -> list[str]:
     """Markdown table of the rows' scores, with mean and standard deviation over several seeds.
 
     Args:
         results: one per seed: row name -> :meth:`Evaluation.summary`.
+        crf: the scores with CRF instead of those without.
     """
-    cells = ("cluster_accuracy", "cluster_miou", "linear_accuracy", "linear_miou")
     heads = ("cluster accuracy", "cluster mIoU", "linear accuracy", "linear mIoU")
-    lines = ["| [%] | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    cells = [("crf/" if crf else "") + head.lower().replace(" ", "_") for head in heads]
+    title = "with CRF [%]" if crf else "[%]"
+    lines = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for name in (name for name in TITLES if name in results[0]):
         values = np.array([[result[name][cell] for cell in cells] for result in results])
         texts = [f"{value:.1f}" for value in values.mean(axis=0)]
