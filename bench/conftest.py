@@ -28,10 +28,15 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def measure(benchmark, request):
-    """Call measure(run, shape): times `run`, puts peak memory, machine and versions into ``extra_info``."""
+    """Call measure(run, group): times `run`, puts peak memory, machine and versions into ``extra_info``.
 
-    def run_benchmark(run: Callable[[], object], shape: Shape) -> None:
-        benchmark.group = f"{shape.name}: N={shape.patches} A={shape.anchors} D={shape.width}"
+    The group is a shape of the ops, or words.
+    """
+
+    def run_benchmark(run: Callable[[], object], group: Shape | str) -> None:
+        if isinstance(group, Shape):
+            group = f"{group.name}: N={group.patches} A={group.anchors} D={group.width}"
+        benchmark.group = group
         benchmark.extra_info.update(
             peak_memory_mib=round(peak_memory(run) / _MIB, 1),
             device=device_name(),

@@ -48,7 +48,29 @@ def folder() -> Config:
     )
 
 
-PRESETS: dict[str, Callable[[], Config]] = {"demo": demo, "folder": folder}
+def camvid() -> Config:
+    """CamVid frames (11 classes) and a small ViT pretrained on them; give --data.root and --model.weights."""
+    names = "sky building pole road pavement tree sign fence car pedestrian bicyclist"
+    return Config(
+        preset="camvid",
+        data=DataConfig(
+            kind="folder",
+            classes=11,
+            class_names=tuple(names.split()),
+            ignore_ids=(11, 255),
+            resolution=224,
+            eval_resolution=224,
+            interpolation="bilinear",
+            cache_features=True,
+        ),
+        loss=LossConfig(phi0=0.8, psi0=0.1, temperature=0.3, anchor_divisor=16),
+        optim=OptimConfig(cluster_lr=5e-3, linear_lr=5e-3),
+        compare=CompareConfig(rows=("colour", "frozen", "fixed", "ppap"), fixed_phi0=0.65),
+        train=TrainConfig(batch_size=8, steps=200, val_every=0),
+    )
+
+
+PRESETS: dict[str, Callable[[], Config]] = {"demo": demo, "folder": folder, "camvid": camvid}
 
 
 def preset(name: str) -> Config:

@@ -231,7 +231,7 @@ def scenes() -> PretrainConfig:
         # A short run: a slower teacher would still hold weights of its beginning at the end.
         objective=_vicreg(),
         optim=PretrainOptimConfig(lr=2e-3),
-        train=LoopConfig(batch_size=16, steps=5000, whiten=0.5),
+        train=LoopConfig(batch_size=16, steps=4000, whiten=0.5),
     )
 
 

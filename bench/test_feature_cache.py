@@ -1,0 +1,33 @@
+"""A training step of the demo from images and from cached frozen features, reading included."""
+
+from dataclasses import replace
+
+import pytest
+
+from bench.conftest import DEVICE
+from ppap.data import build_datasets, train_loader
+from ppap.data.loading import stream
+from ppap.engine import build_engine
+from ppap.feature_cache import cache_features
+from ppap.presets import demo
+
+STEPS = 4  # timed together: one step alone would show the loader's prefetching
+
+
+@pytest.mark.parametrize("source", ["images", "cached"])
+def test_training_step(source, tmp_path, measure):
+    config = demo()
+    config = replace(config, data=replace(config.data, scenes_train=64, scenes_val=1, workers=0))
+    data = build_datasets(config.data).train
+    engine = build_engine(config, data.classes, DEVICE)
+    batch_size = config.train.batch_size
+    if source == "cached":
+        data = cache_features(engine.net, data, root=tmp_path, batch_size=batch_size, device=DEVICE)
+    batches = stream(train_loader(data, batch_size, 0, 0))
+    step = iter(range(10**9))
+
+    def run() -> None:
+        for _ in range(STEPS):
+            engine.train_step(next(batches)[2], next(step))
+
+    measure(run, f"demo: {STEPS} training steps of {batch_size} images")
