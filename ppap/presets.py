@@ -26,11 +26,11 @@ def demo() -> Config:
             kind="scenes", resolution=128, eval_resolution=128, scenes_size=128, cache_features=True
         ),
         model=ModelConfig(weights="embedded"),
-        loss=LossConfig(phi0=0.6, psi0=0.3, temperature=0.3, chunk=256),
-        optim=OptimConfig(cluster_lr=5e-3, linear_lr=5e-3),
+        loss=LossConfig(phi0=0.85, psi0=0.5, temperature=0.3, chunk=256, anchor_divisor=8),
+        optim=OptimConfig(lr=3e-3, cluster_lr=5e-3, linear_lr=5e-3),
         eval=EvalConfig(batch_size=16, pictures=4),
-        compare=CompareConfig(rows=("colour", "frozen", "fixed", "ppap")),
-        train=TrainConfig(batch_size=16, steps=150, val_every=50, save_every=50),
+        compare=CompareConfig(rows=("colour", "frozen", "fixed", "ppap"), fixed_phi0=0.75),
+        train=TrainConfig(batch_size=16, steps=150, val_every=0, save_every=50),
     )
 
 
@@ -63,9 +63,9 @@ def camvid() -> Config:
             interpolation="bilinear",
             cache_features=True,
         ),
-        loss=LossConfig(phi0=0.8, psi0=0.1, temperature=0.3, anchor_divisor=16),
-        optim=OptimConfig(cluster_lr=5e-3, linear_lr=5e-3),
-        compare=CompareConfig(rows=("colour", "frozen", "fixed", "ppap"), fixed_phi0=0.65),
+        loss=LossConfig(phi0=0.9, psi0=0.6, temperature=0.3, anchor_divisor=16),
+        optim=OptimConfig(lr=3e-3, cluster_lr=5e-3, linear_lr=5e-3),
+        compare=CompareConfig(rows=("colour", "frozen", "fixed", "ppap"), fixed_phi0=0.85),
         train=TrainConfig(batch_size=8, steps=200, val_every=0),
     )
 

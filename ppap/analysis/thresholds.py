@@ -1,18 +1,15 @@
 """Which phi0 and psi0 suit a backbone: similarities of patch pairs, set sizes over a grid, a label-free rule.
 
-The rule: the paper's settings end, on its own backbones and data, with positive sets of 288 and 1838 of
-50,176 patches and negative sets of 46K and 43K (Table 6, COCO-Stuff and Cityscapes, 27 clusters each). In
-units of an average cluster, N / 27 patches, the positive set is 0.15 and 0.99 of it, and 2.2 and 3.9 clusters
-are left out of the negative set. Take the grid values whose sets, after propagation, come nearest to the
-middles, 0.4 and 3 average clusters; at most half of the patches are left out. Labels play no part, only
-the number of clusters.
+The rule: the paper's settings end, on its own backbones and data, with positive sets of 0.6 % to 3.7 % and
+negative sets of 86 % to 92 % of the patches (Table 6: 288 and 46K of 50,176 on COCO-Stuff, 1838 and 43K on
+Cityscapes). Take the grid values whose sets, after propagation, come nearest to the middles of these ranges.
+Labels play no part.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +18,10 @@ from tqdm import tqdm
 
 from ppap.kernels import PropagationConfig, propagate
 
-POSITIVE_CLUSTERS = 0.4
-"""Aim for the mean positive set [average clusters]: geometric middle of 0.15 and 0.99."""
-EXCLUDED_CLUSTERS = 3.0
-"""Aim for what is left out of the mean negative set [average clusters]: middle of 2.2 and 3.9."""
+POSITIVE_SHARE = 0.015
+"""Aim for the mean share of patches in a positive set: geometric middle of 0.6 % and 3.7 %."""
+NEGATIVE_SHARE = 0.89
+"""Aim for the mean share of patches in a negative set: middle of 86 % and 92 %."""
 BINS = 100
 
 
@@ -38,18 +35,6 @@ class GridPoint:
     negatives: float
     without_positives: float
     """Share of anchors whose positive set is empty."""
-
-
-class Aims(NamedTuple):
-    """Wanted mean sizes of the sets [shares of the patches]."""
-
-    positives: float
-    negatives: float
-
-
-def aims(clusters: int) -> Aims:
-    """What the rule aims for with this number of clusters."""
-    return Aims(POSITIVE_CLUSTERS / clusters, 1 - min(EXCLUDED_CLUSTERS / clusters, 0.5))
 
 
 @dataclass(frozen=True)
@@ -67,7 +52,6 @@ class Thresholds:
     grid: list[GridPoint]
     fixed: list[float]
     """Mean share of the patches above each phi0 around the anchor itself, without propagation."""
-    aims: Aims
     phi0: float
     """Suggested."""
     psi0: float
@@ -84,7 +68,6 @@ def analyse(
     phi_grid: Sequence[float],
     psi_grid: Sequence[float],
     *,
-    clusters: int,
     anchors: int = 512,
     seed: int = 0,
 ) -> Thresholds:
@@ -95,7 +78,6 @@ def analyse(
         images: (N,) int64, the image of each patch.
         cfg: gives steps and sigmas; its thresholds are not used.
         phi_grid, psi_grid: values to try [cosine].
-        clusters: number of clusters of the segmentation; the rule depends on it.
         anchors: number of patches, drawn at random, whose sets are measured.
         seed: of the draw.
     """
@@ -117,12 +99,11 @@ def analyse(
             )
             empty = (rel.num_positives == 0).double().mean().item()
             grid.append(GridPoint(phi0, psi0, positives, negatives, empty))
-    aim = aims(clusters)
-    fixed_phi0 = min(zip(phi_grid, fixed, strict=True), key=lambda p: (_distance(p[1], aim.positives), p[0]))[
-        0
-    ]
-    suggested = (*suggest(grid, aim), fixed_phi0)
-    return Thresholds(count, len(rows), edges.tolist(), same, other, grid, fixed, aim, *suggested)
+    fixed_phi0 = min(
+        zip(phi_grid, fixed, strict=True), key=lambda p: (_distance(p[1], POSITIVE_SHARE), p[0])
+    )[0]
+    suggested = (*suggest(grid), fixed_phi0)
+    return Thresholds(count, len(rows), edges.tolist(), same, other, grid, fixed, *suggested)
 
 
 def _histograms(unit: Tensor, images: Tensor, rows: Tensor, edges: Tensor) -> tuple[list[float], list[float]]:
@@ -138,7 +119,7 @@ def _histograms(unit: Tensor, images: Tensor, rows: Tensor, edges: Tensor) -> tu
     return tuple((row / row.sum().clamp(min=1)).tolist() for row in counts)
 
 
-def suggest(grid: Sequence[GridPoint], aim: Aims) -> tuple[float, float]:
+def suggest(grid: Sequence[GridPoint]) -> tuple[float, float]:
     """The pair of the grid by the rule in the module's docstring: phi0 first, then psi0 given phi0."""
 
     def mean_positives(phi0: float) -> float:
@@ -146,10 +127,10 @@ def suggest(grid: Sequence[GridPoint], aim: Aims) -> tuple[float, float]:
 
     phi0 = min(
         {point.phi0 for point in grid},
-        key=lambda phi: (_distance(mean_positives(phi), aim.positives), phi),
+        key=lambda phi: (_distance(mean_positives(phi), POSITIVE_SHARE), phi),
     )
     row = [point for point in grid if point.phi0 == phi0]
-    psi0 = min(row, key=lambda point: (abs(point.negatives - aim.negatives), point.psi0)).psi0
+    psi0 = min(row, key=lambda point: (abs(point.negatives - NEGATIVE_SHARE), point.psi0)).psi0
     return phi0, psi0
 
 
@@ -169,7 +150,7 @@ def write(result: Thresholds, folder: Path, title: str, used: tuple[float, float
         f"{result.patches} patches, {result.anchors} anchors. Suggested without labels: "
         f"phi0 = {result.phi0:g}, psi0 = {result.psi0:g} (the settings have {used[0]:g} and {used[1]:g}); "
         f"for positives by a fixed threshold phi0 = {result.fixed_phi0:g}. The rule aims for positive sets "
-        f"of {100 * result.aims.positives:.1f} % and negative sets of {100 * result.aims.negatives:.1f} % of "
+        f"of {100 * POSITIVE_SHARE:.1f} % and negative sets of {100 * NEGATIVE_SHARE:.1f} % of "
         "the patches.",
         "",
         "Mean positive set [% of the patches] after propagation and by a fixed threshold, and anchors "
@@ -219,10 +200,10 @@ def draw(result: Thresholds, path: Path, title: str) -> None:
     for values, name in ((share, "after propagation"), (result.fixed, "fixed threshold")):
         positive.semilogy(phis, np.maximum(100 * np.array(values), 1e-4), marker="o", label=name)
     positive.axhline(
-        100 * result.aims.positives,
+        100 * POSITIVE_SHARE,
         color="0.3",
         linestyle="--",
-        label=f"aim {100 * result.aims.positives:.1f} %",
+        label=f"aim {100 * POSITIVE_SHARE:.1f} %",
     )
     positive.set(xlabel="phi0", ylabel="mean positive set [% of patches]")
     row = [p for p in result.grid if p.phi0 == result.phi0]
@@ -230,10 +211,10 @@ def draw(result: Thresholds, path: Path, title: str) -> None:
         [p.psi0 for p in row], [100 * p.negatives for p in row], marker="o", label=f"phi0 = {result.phi0:g}"
     )
     negative.axhline(
-        100 * result.aims.negatives,
+        100 * NEGATIVE_SHARE,
         color="0.3",
         linestyle="--",
-        label=f"aim {100 * result.aims.negatives:.1f} %",
+        label=f"aim {100 * NEGATIVE_SHARE:.1f} %",
     )
     negative.set(xlabel="psi0", ylabel="mean negative set [% of patches]")
     for axis in (pairs, positive, negative):
