@@ -32,9 +32,9 @@ class ThresholdArguments:
     """Training images whose patches are compared, as in a training batch."""
     anchors: int = 512
     """Patches, drawn at random, whose sets are measured."""
-    phi_grid: tuple[float, ...] = tuple(round(0.3 + 0.05 * i, 2) for i in range(13))
+    phi_grid: tuple[float, ...] = tuple(round(0.3 + 0.05 * i, 2) for i in range(14))
     """Values of phi0 to try [cosine]."""
-    psi_grid: tuple[float, ...] = tuple(round(0.05 * i, 2) for i in range(13))
+    psi_grid: tuple[float, ...] = tuple(round(0.05 * i, 2) for i in range(15))
     """Values of psi0 to try [cosine]."""
     seed: int = 0
     """Seed of images, anchors and dropout."""
@@ -43,6 +43,17 @@ class ThresholdArguments:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        _check_counts(self)
+
+
+def _check_counts(arguments: Any) -> None:
+    for name in ("images", "anchors"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} is {getattr(arguments, name)}; give at least 1")
+    if not 0 <= arguments.seed < 2**63:
+        raise ValueError(f"--seed is {arguments.seed}; give 0 to 2^63 - 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +75,7 @@ class PositiveArguments:
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
-        for name in ("images", "anchors"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; give at least 1")
+        _check_counts(self)
 
 
 def main(argv: Sequence[str]) -> None:

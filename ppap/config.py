@@ -254,13 +254,14 @@ class CompareConfig:
     fixed_phi0: float | None = None
     """Threshold of the row fixed [cosine]; None = --loss.phi0."""
     images: int = 1024
-    """Training images at most, spread over the set, that the probes learn from."""
-    steps: int = 300
+    """Training images at most, spread over the set, that the probes learn from; their codes and labels are
+    held in memory."""
+    steps: int = 200
     """Steps of the probes."""
     batch_size: int = 16
     """Images per step."""
-    lr: float = 5e-3
-    """Adam's rate."""
+    lr: float = 0.05
+    """Adam's first rate; it falls to 0 along a cosine, so that the probes settle."""
     starts: int = 5
     """Cluster probes from different initial weights; the one with the least probe loss counts."""
 

@@ -49,7 +49,7 @@ def folder() -> Config:
 
 
 def camvid() -> Config:
-    """CamVid frames (11 classes) and a small ViT pretrained on them; give --data.root and --model.weights."""
+    """CamVid frames (11 classes) with a small ViT that ppap pretrain made of them; give --data.root."""
     names = "sky building pole road pavement tree sign fence car pedestrian bicyclist"
     return Config(
         preset="camvid",
@@ -63,6 +63,7 @@ def camvid() -> Config:
             interpolation="bilinear",
             cache_features=True,
         ),
+        model=ModelConfig(weights="runs/camvid-vit/backbone"),
         loss=LossConfig(phi0=0.9, psi0=0.6, temperature=0.3, anchor_divisor=16),
         optim=OptimConfig(lr=3e-3, cluster_lr=5e-3, linear_lr=5e-3),
         compare=CompareConfig(rows=("colour", "frozen", "fixed", "ppap"), fixed_phi0=0.85),

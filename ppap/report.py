@@ -70,7 +70,7 @@ def write_report(
     lines += ["", "## Curves", "", "![curves](pictures/curves.png)"]
     if has_strip:
         lines += ["", "## Images", "", "![images](pictures/strip.png)"]
-    if has_strip and _draw_positives(engine, dataset, config, run.pictures / "positives.png"):
+    if has_strip and _draw_positives(engine, dataset, run.pictures / "positives.png"):
         lines += ["", "## Positives", "", *_POSITIVES_TEXT, "", "![positives](pictures/positives.png)"]
     lines += ["", "## Next", "", *_next_steps(run, evaluation is not None, config)]
     (run.path / "report.md").write_text("\n".join(lines) + "\n")
@@ -103,18 +103,22 @@ def _next_steps(run: RunDir, labelled: bool, config: Config) -> list[str]:
 
 _OWN_IMAGES = (
     "With your own images, `DIR` being any folder of them; with `images/{train,val}` and",
-    "`labels/{train,val}` it is scored too. The backbone is DINO's, downloaded by timm; the second command",
-    "makes one of your images instead, the third finds thresholds for it without labels.",
+    "`labels/{train,val}` it is scored too. The backbone is DINO's, downloaded by timm:",
     "",
     "```",
     "python -m ppap.train folder --data.root DIR",
-    "python -m ppap.pretrain folder --data.root DIR",
-    "python -m ppap.analyze thresholds folder --data.root DIR --out thresholds",
+    "```",
+    "",
+    "Or pretrain a backbone on them, and find its thresholds without labels:",
+    "",
+    "```",
+    "python -m ppap.pretrain folder --data.root DIR --train.out vit",
+    "python -m ppap.analyze thresholds folder --data.root DIR --model.weights vit/backbone --out thresholds",
     "```",
 )
 _POSITIVES_TEXT = (
     "Anchors (framed) and their positives among the frozen features, by propagation step. Lit patches are in",
-    "the set: green where they have the anchor's class, red where not (yellow without labels).",
+    "the set: green where they have the anchor's class, red where not (yellow where the class is not known).",
 )
 
 
@@ -148,8 +152,8 @@ def comparison_lines(config: Config, results: Sequence[Mapping[str, Mapping[str,
         lines += ["", f"Mean ± standard deviation of {len(results)} seeds."]
     lines += [
         "",
-        f"Every row's probes: {compare.steps} steps of {compare.batch_size} images, Adam at {compare.lr:g}, "
-        f"the same initial weights; of {compare.starts} cluster probes the one with the least loss, which no "
+        f"Every row's probes: {compare.steps} steps of {compare.batch_size} images, Adam from {compare.lr:g} "
+        f"to 0, the same seed; of {compare.starts} cluster probes the one with the least loss, which no "
         "label enters. Clusters are matched to classes once, for the score.",
     ]
     return lines
@@ -173,7 +177,7 @@ def draw_comparison(
     strip(rows, titles, path, colours=palette(dataset.classes), names=dataset.class_names)
 
 
-def _draw_positives(engine: Engine, dataset: SegmentationDataset, config: Config, path: Path) -> bool:
+def _draw_positives(engine: Engine, dataset: SegmentationDataset, path: Path) -> bool:
     """Draw the propagation's positives on a few images; False where no patch has any."""
     indices = spread(len(dataset), _POSITIVE_IMAGES)
     return bool(draw_positives(engine.net.eval(), dataset, indices, engine.contrast.propagation, path))

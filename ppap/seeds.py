@@ -34,17 +34,20 @@ def start(config: Config, seeds: Sequence[int], path: Path, run_one: RunOne) -> 
     Args:
         config: settings of all runs; its seed is replaced.
         seeds: different, 0 or more.
-        path: folder that does not exist yet.
+        path: folder that does not exist yet, or an empty one.
         run_one: trains one seed.
 
     Raises:
-        UsageError: no comparison is configured, or seeds are repeated or negative.
+        UsageError: no comparison is configured, seeds are repeated or impossible, or what a run raises.
+        DataError: the folder cannot be written, or what a run raises.
         Stopped: interrupted; the message names the command that continues.
     """
-    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise UsageError(f"--seeds {' '.join(map(str, seeds))}: give different numbers, 0 or more")
+    if len(set(seeds)) != len(seeds):
+        raise UsageError(f"--seeds {' '.join(map(str, seeds))}: give different numbers")
     if not config.compare.rows:
         raise UsageError("--seeds needs a comparison; add --compare.rows colour frozen fixed ppap")
+    for seed in seeds:
+        _of_seed(config, seed)
     try:
         path.mkdir(parents=True, exist_ok=True)
         RunDir(path).write_json("seeds.json", {"seeds": list(seeds), "config": to_dict(config)})
@@ -52,30 +55,56 @@ def start(config: Config, seeds: Sequence[int], path: Path, run_one: RunOne) -> 
         raise DataError(
             f"cannot write {path} ({error.strerror or error}); give another --train.out"
         ) from None
-    resume(path, run_one)
+    try:
+        resume(path, run_one)
+    except (UsageError, DataError):
+        if not any(path.glob("seed-*")):  # refused before any work: leave nothing that blocks a second try
+            (path / "seeds.json").unlink()
+        raise
 
 
 def resume(path: Path, run_one: RunOne) -> None:
     """Run the seeds of a folder that are not finished, and write the table; see :func:`start`."""
-    record = json.loads((path / "seeds.json").read_text())
-    config = from_dict(record["config"])
-    for number, seed in enumerate(record["seeds"]):
-        folder = path / f"seed-{seed}"
-        if (folder / "comparison.json").exists():
+    try:
+        record = json.loads((path / "seeds.json").read_text())
+        config, seeds = from_dict(record["config"]), record["seeds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{path / 'seeds.json'} is damaged; start a new set in another folder") from None
+    for number, seed in enumerate(seeds):
+        folder, one = path / f"seed-{seed}", _of_seed(config, seed)
+        if _finished(folder, one):
             print(f"seed {seed}: finished before")
             continue
-        print(f"seed {seed} ({number + 1} of {len(record['seeds'])})", flush=True)
-        one = replace(config, train=replace(config.train, seed=seed, out=str(folder)))
+        print(f"seed {seed} ({number + 1} of {len(seeds)})", flush=True)
         started = (folder / "checkpoints" / "last").exists()
-        if not started:
-            shutil.rmtree(folder, ignore_errors=True)  # ended before its first save: nothing to go on from
+        if folder.exists() and not started:
+            print(f"seed {seed}: it ended before its first save and starts anew")
+            shutil.rmtree(folder)
         try:
             run_one(one, folder, started)
         except Stopped:
             raise Stopped(
                 f"stopped at seed {seed}; continue with: python -m ppap.train --resume {path}"
             ) from None
-    _write(path, config, record["seeds"])
+    _write(path, config, seeds)
+
+
+def _of_seed(config: Config, seed: int) -> Config:
+    """Settings of one run; no folder's name is among them, so that a set may be moved."""
+    try:
+        return replace(config, train=replace(config.train, seed=seed, out=None))
+    except ValueError as error:
+        raise UsageError(f"--seeds: {error}") from None
+
+
+def _finished(folder: Path, config: Config) -> bool:
+    if not ((folder / "comparison.json").exists() and (folder / "report.md").exists()):
+        return False
+    if json.loads((folder / "comparison.json").read_text())["settings"] != config_hash(config):
+        raise UsageError(
+            f"{folder} was trained with other settings than its set; move it away, or start a new set"
+        )
+    return True
 
 
 def _write(path: Path, config: Config, seeds: Sequence[int]) -> None:

@@ -1,17 +1,16 @@
 """Training: ``python -m ppap.train [PRESET] [--section.field value ...]``, or ``--resume RUN``.
 
-Read :meth:`Trainer.run` for the loop, ``ppap.engine`` for a step, ``ppap.config`` for the settings.
+Read :meth:`Trainer.run` for the loop, ``ppap.engine`` for a step, ``ppap.config`` for the settings,
+``ppap.train_request`` for the command line.
 """
 
-import argparse
-import dataclasses
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from ppap import seeds
 from ppap.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ppap.cli import parse, run
+from ppap.cli import run
 from ppap.config import Config, config_hash, to_dict
 from ppap.data import Datasets, SegmentationDataset, build_datasets, train_loader
 from ppap.data.loading import stream
@@ -30,13 +29,9 @@ from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.feature_cache import CachedFeatures, cache_features, cache_root
 from ppap.kernels import dispatch
 from ppap.loss import chunk_anchors
-from ppap.presets import describe, preset
 from ppap.report import RANDOM_WARNING, comparison_record, device_name, write_report
-from ppap.rundir import RunDir, new_run_path
-
-# Settings that a resumed run may change without becoming another run.
-_LOOP = ("steps", "epochs", "val_every", "log_every", "save_every", "device")
-RESUMABLE = (*(f"train.{name}" for name in _LOOP), "data.root", "data.workers", "data.cache_dir")
+from ppap.rundir import RunDir
+from ppap.train_request import parse_arguments
 
 
 class StopRequest:
@@ -90,6 +85,8 @@ class Trainer:
         self.data: Datasets = build_datasets(config.data)
         if config.compare.rows and (self.data.val is None or not self.data.val.labelled):
             raise UsageError("--compare.rows needs validation labels; give labels/val, or leave it out")
+        if config.compare.rows and not self.data.train.labelled:
+            raise UsageError("--compare.rows needs training labels for its linear probe; give labels/train")
         classes = self.data.train.classes
         self.step, self.best, self.validated = 0, float("-inf"), -1
         self.evaluation: Evaluation | None = None
@@ -259,7 +256,7 @@ class Trainer:
         """The table of ``--compare.rows``; it starts anew where it was interrupted."""
         if not self.config.compare.rows:
             return {}
-        print("comparison: the same probes for every row", flush=True)
+        tqdm.write("comparison: the same probes for every row")
         try:
             rows = compare(self.config, self.data, self.training_set, self.engine, lambda: stop.asked)
         except InterruptedError:
@@ -306,88 +303,15 @@ class Trainer:
             print(RANDOM_WARNING)
 
 
-class Request(NamedTuple):
-    """What the command line asks for."""
-
-    config: Config
-    path: Path
-    checkpoint: Checkpoint | None
-    """Where to continue; None = a new run."""
-    seeds: tuple[int, ...] = ()
-    """Seeds of a set of runs; empty = one run with the config's seed."""
-
-
-def parse_arguments(argv: Sequence[str]) -> Request:
-    """Settings, run directory, and the checkpoint to continue from.
-
-    Raises:
-        UsageError: unknown preset, or a setting that a resumed run cannot change.
-        DataError: the run to resume has no usable checkpoint.
-    """
-    pre = argparse.ArgumentParser(
-        prog="ppap train", usage="ppap train --resume RUN [options]", add_help=False, allow_abbrev=False
-    )
-    pre.add_argument("--resume", metavar="RUN")
-    pre.add_argument("--seeds", metavar="SEED", type=int, nargs="+", default=())
-    known, rest = pre.parse_known_args(list(argv))
-    description = (
-        "Train PPAP on generated scenes or on a folder of images.\n\n"
-        f"Presets (default: demo):\n{describe()}\n\n"
-        "The defaults below are those of the preset: ppap train folder --help shows the others.\n"
-        "--seeds 0 1 2 makes one run per seed and a table of means and standard deviations.\n"
-        "--resume RUN continues a run directory, or a set of seeds, from its last checkpoint."
-    )
-    command = "train [PRESET | --resume RUN] [--seeds SEED ...]"
-    if known.resume is None:
-        named = rest and not rest[0].startswith("-")
-        start = preset(rest[0] if named else "demo")
-        config = parse(
-            Config, rest[1:] if named else rest, command=command, description=description, default=start
-        )
-        return Request(config, new_run_path(config.train.out, config.preset), None, tuple(known.seeds))
-    path = Path(known.resume)
-    if seeds.is_set(path):
-        if rest or known.seeds:
-            raise UsageError(f"{path} holds the runs of several seeds: --resume takes no other option there")
-        return Request(Config(), path, None)
-    if known.seeds:
-        raise UsageError(f"{path} is one run: --seeds starts a new set")
-    stored = RunDir(path).read_config()
-    config = parse(Config, rest, command=command, description=description, default=stored)
-    _check_changes(stored, config)
-    return Request(config, path, load_checkpoint(path, "last"))
-
-
-def _check_changes(stored: Config, config: Config) -> None:
-    changed = []
-    for section in dataclasses.fields(Config):
-        before, after = getattr(stored, section.name), getattr(config, section.name)
-        if not dataclasses.is_dataclass(before):
-            changed += [section.name] if before != after else []
-            continue
-        names = [field.name for field in dataclasses.fields(before)]
-        changed += [f"{section.name}.{n}" for n in names if getattr(before, n) != getattr(after, n)]
-    wrong = [name for name in changed if name not in RESUMABLE and not name.startswith("eval.")]
-    if wrong:
-        raise UsageError(
-            f"--resume cannot change {_options(wrong)}; start a new run for that. "
-            f"It may change --eval.* and {_options(RESUMABLE)}"
-        )
-
-
-def _options(names: Sequence[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
-
-
 def main(argv: Sequence[str]) -> None:
     """Command ``train``."""
     request = parse_arguments(argv)
     if request.seeds:
         seeds.start(request.config, request.seeds, request.path, _train_seed)
-    elif request.checkpoint is None and seeds.is_set(request.path):
+    elif request.config is None:
         seeds.resume(request.path, _train_seed)
     else:
-        Trainer(*request[:3]).run()
+        Trainer(request.config, request.path, request.checkpoint).run()
 
 
 def _train_seed(config: Config, path: Path, started: bool) -> None:

@@ -70,7 +70,8 @@ def open_source(weights: str) -> Source:
 
     Args:
         weights: a file, a directory, the word embedded or a timm pretrained name; the module's docstring
-            lists the forms. A path that exists wins over a timm name.
+            lists the forms. A path that exists wins over a timm name, the
+            word embedded over both.
 
     Raises:
         DataError: a missing, damaged or refused file, or a file without backbone tensors.

@@ -61,7 +61,7 @@ def test_the_command_draws_and_writes(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "Suggested without labels" in text and "results are meaningless" in text
     result = json.loads((out / "thresholds.json").read_text())
-    assert result["patches"] == 6 * 16 and len(result["grid"]) == 13 * 13
+    assert result["patches"] == 6 * 16 and len(result["grid"]) == 14 * 15
     assert (out / "thresholds.png").exists()
     with pytest.raises(UsageError, match="exists already"):
         main(["thresholds", "demo", *options, f"--out={out}"])
@@ -108,6 +108,13 @@ def test_examples_are_the_sets_of_the_definition():
 def test_wrong_arguments(arguments, message):
     with pytest.raises(UsageError, match=message):
         main(arguments)
+
+
+@pytest.mark.parametrize("options", [["positives", "--seed=-1"], ["thresholds", "--anchors=0"]])
+def test_impossible_numbers(tmp_path, options, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([*options, f"--out={tmp_path / 'out'}"])
+    assert "; give " in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_aims_lie_within_the_published_ranges():

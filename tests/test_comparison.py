@@ -1,6 +1,7 @@
 """The comparison table: equal treatment of its rows, seeds, what is written, error paths."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,19 @@ import torch
 
 from ppap.config import CompareConfig
 from ppap.data.transforms import MEAN, STD
-from ppap.errors import Stopped, UsageError
+from ppap.errors import DataError, Stopped, UsageError
 from ppap.evaluation import comparison
-from ppap.evaluation.comparison import colour_code, fit_probes, fixed_threshold, random_positives, table
+from ppap.evaluation.comparison import (
+    cluster_losses,
+    colour_code,
+    fit_probes,
+    fixed_threshold,
+    random_positives,
+    table,
+)
 from ppap.loss import PPAPLoss
 from ppap.presets import demo
+from ppap.probes import ClusterProbe
 from ppap.train import Trainer, main, parse_arguments
 from tests.runs import TINY, make_folder, tiny_run
 
@@ -23,7 +32,7 @@ COMPARE = ["--compare.rows", *ROWS, "--compare.steps=4", "--compare.batch-size=4
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return tiny_run(tmp_path_factory.mktemp("compare") / "run", *COMPARE)
+    return tiny_run(tmp_path_factory.mktemp("compare") / "run", *COMPARE, "--loss.phi0=0.3")
 
 
 def test_a_run_ends_with_the_table(run):
@@ -36,7 +45,7 @@ def test_a_run_ends_with_the_table(run):
     for title in comparison.TITLES.values():
         assert f"| {title} |" in report
     for name in ("comparison", "positives"):
-        assert (run / "pictures" / f"{name}.png").exists() == (f"pictures/{name}.png" in report)
+        assert (run / "pictures" / f"{name}.png").exists() and f"pictures/{name}.png" in report
 
 
 def test_scores_with_crf_get_a_table_of_their_own(tmp_path):
@@ -57,7 +66,7 @@ def test_scores_with_crf_get_a_table_of_their_own(tmp_path):
 
 
 def test_cached_features_give_the_same_rows(run, tmp_path):
-    options = [*COMPARE, "--data.cache-features", f"--data.cache-dir={tmp_path / 'cache'}"]
+    options = [*COMPARE, "--loss.phi0=0.3", "--data.cache-features", f"--data.cache-dir={tmp_path / 'cache'}"]
     cached = json.loads((tiny_run(tmp_path / "run", *options) / "comparison.json").read_text())["summary"]
     plain = json.loads((run / "comparison.json").read_text())["summary"]
     assert cached["colour"] == plain["colour"]
@@ -128,6 +137,19 @@ def test_the_cluster_probe_with_the_least_loss_is_kept(monkeypatch):
     assert len(made) == 4 and len(set(losses)) == 4 and kept is made[int(np.argmin(losses))]
 
 
+def test_cluster_losses_are_those_of_the_probes():
+    torch.manual_seed(0)
+    starts, code = [ClusterProbe(6, 4) for _ in range(3)], torch.randn(2, 6, 5, 3)
+    got = cluster_losses(starts, code)
+    got.sum().backward()
+    gradients = [start.clusters.grad.clone() for start in starts]
+    for start, loss, gradient in zip(starts, got, gradients, strict=True):
+        start.clusters.grad = None
+        start.loss(code).backward()
+        assert loss.item() == pytest.approx(start.loss(code).item(), abs=1e-6)
+        assert torch.allclose(gradient, start.clusters.grad, atol=1e-6)
+
+
 def test_colours_by_hand():
     image = torch.zeros(1, 3, 8, 12)
     image[:, 0, :, :8] = 2.0
@@ -169,6 +191,13 @@ def test_seeds_make_a_run_each_and_a_table(tmp_path, capsys):
     assert (out / "results.json").read_text() == before
     with pytest.raises(UsageError, match="no other option"):
         main(["--resume", str(out), "--train.steps=9"])
+    moved = out.rename(tmp_path / "moved")
+    main(["--resume", str(moved / "seed-5"), "--train.steps=3"])
+    with pytest.raises(UsageError, match="seed-5 was trained with other settings"):
+        main(["--resume", str(moved)])
+    (moved / "seeds.json").write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        main(["--resume", str(moved)])
 
 
 def test_an_interrupted_set_goes_on(tmp_path, monkeypatch):
@@ -191,14 +220,16 @@ def test_an_interrupted_set_goes_on(tmp_path, monkeypatch):
     ("options", "text"),
     [
         (["--seeds", "1", "1"], "different numbers"),
-        (["--seeds", "-1"], "0 or more"),
+        (["--seeds", "1", "demo"], "preset before"),
+        (["--seeds", "1", str(2**70)], "give 0 to"),
+        (["--seeds", "1", "--model.weights=nowhere.pth"], "does not exist"),
         (["--seeds", "0", "--compare.rows"], "needs a comparison"),
     ],
 )
 def test_impossible_seeds(tmp_path, options, text):
-    with pytest.raises(UsageError, match=text):
+    with pytest.raises((UsageError, DataError), match=text):
         main([*SEEDS, f"--train.out={tmp_path / 'set'}", *options])
-    assert not (tmp_path / "set").exists()
+    assert not any((tmp_path / "set").glob("*"))
 
 
 def test_a_comparison_needs_validation_labels(tmp_path):
@@ -207,3 +238,11 @@ def test_a_comparison_needs_validation_labels(tmp_path):
     with pytest.raises(UsageError, match="needs validation labels"):
         main([*arguments, f"--train.out={tmp_path / 'run'}"])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_comparison_needs_training_labels(tmp_path):
+    root = make_folder(tmp_path / "data")
+    shutil.rmtree(root / "labels" / "train")
+    arguments = [*TINY, "--data.kind=folder", f"--data.root={root}", "--compare.rows", "frozen"]
+    with pytest.raises(UsageError, match="needs training labels"):
+        main([*arguments, f"--train.out={tmp_path / 'run'}"])

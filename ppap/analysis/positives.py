@@ -19,6 +19,7 @@ from ppap.pictures import strip
 _RIGHT, _WRONG, _PLAIN = (40, 200, 90), (235, 70, 60), (250, 200, 40)
 _MARK = (255, 0, 255)
 _DIM = 0.35  # share of its brightness that a patch outside the set keeps
+_HEAD = 14  # pixels above a cell, for its numbers
 _TRIES = 256  # random patches among which anchors with positives are looked for
 
 
@@ -66,10 +67,10 @@ def examples(features: Tensor, cfg: PropagationConfig, count: int, seed: int = 0
         At most `count`; fewer where few patches have positives.
     """
     order = np.random.Philox(key=[seed, 1]).random_raw(len(features)).argsort()
-    tried = torch.from_numpy(np.sort(order[:_TRIES])).to(features.device)
+    tried = torch.from_numpy(order[:_TRIES]).to(features.device)
     last = propagate(features, tried, cfg, precision="fp32")
     found = torch.nonzero(last.num_positives > 0)[:, 0]
-    chosen = tried[found[torch.linspace(0, len(found) - 1, min(count, len(found))).long()]]
+    chosen = tried[found[:count]].sort().values
     if not len(chosen):
         return []
     rows = torch.arange(len(chosen), device=features.device)
@@ -93,8 +94,8 @@ def draw_positives(
 ) -> list[Example]:
     """A picture with a row per anchor and a column per step; patches outside the set are dark.
 
-    Positives of the anchor's class are green and others red; without labels all are yellow. The anchor is
-    marked; the number in a corner counts the positives, with the share of the anchor's class.
+    Positives of the anchor's class are green and others red; all are yellow where the class is not known.
+    The anchor is framed; above each picture stands the number of positives, with the share of its class.
 
     Args:
         net: network; its frozen features, without dropout, are compared.
@@ -152,17 +153,15 @@ def _cell(
             box = (x - 2, y - 2, x + patch + 1, y + patch + 1)
             ImageDraw.Draw(picture).rectangle(box, outline=_MARK, width=2)
         pictures.append(np.asarray(picture))
-    columns = -(-len(pictures) // 2)
-    pictures += [np.full_like(pictures[0], 255)] * (2 * columns - len(pictures))
-    halves = (np.concatenate(part, axis=1) for part in (pictures[:columns], pictures[columns:]))
-    block = np.concatenate(list(halves))
-    if step is None:
-        return block
-    sheet, text = Image.fromarray(block), example.describe()[step]
-    draw = ImageDraw.Draw(sheet)
-    draw.rectangle((0, 0, draw.textlength(text) + 7, 15), fill=(255, 255, 255))
-    draw.text((4, 2), text, fill=(0, 0, 0))
-    return np.asarray(sheet)
+    rows = min(len(pictures), 2)
+    columns = -(-len(pictures) // rows)
+    pictures += [np.full_like(pictures[0], 255)] * (rows * columns - len(pictures))
+    lines = [np.concatenate(pictures[r * columns : (r + 1) * columns], axis=1) for r in range(rows)]
+    block = np.concatenate(lines)
+    head = Image.new("RGB", (block.shape[1], _HEAD), (255, 255, 255))
+    if step is not None:
+        ImageDraw.Draw(head).text((2, 1), example.describe()[step], fill=(0, 0, 0))
+    return np.concatenate([np.asarray(head), block])
 
 
 def _lit(

@@ -2,8 +2,8 @@
 
 Every row (plain colours, frozen features, a fixed threshold, PPAP) gets the same treatment: the codes of the
 training images are computed once, a linear probe and several cluster probes are trained on them with the same
-steps, rate, batches and initial weights, and of the cluster probes the one with the least probe loss is kept.
-Labels choose nothing; they train the linear probe, match clusters to classes, and score.
+steps, rate, batches and seed, and of the cluster probes the one with the least probe loss is kept. Labels
+choose nothing; they train the linear probe, match clusters to classes, and score.
 
 Legend: n training images, B images, D channels, h w patch grid, H W pixels.
 """
@@ -28,7 +28,7 @@ from ppap.evaluation.evaluate import CodeOf, Evaluation, evaluate
 from ppap.probes import ClusterProbe, LinearProbe
 
 TITLES = {
-    "colour": "colour k-means",
+    "colour": "plain colours",
     "frozen": "frozen features",
     "fixed": "fixed threshold",
     "random": "random positives",
@@ -222,23 +222,30 @@ def fit_probes(
     starts = [ClusterProbe(codes.shape[1], classes).to(device) for _ in range(settings.starts)]
     parameters = [p for probe in (linear, *starts) for p in probe.parameters()]
     optimiser = torch.optim.Adam(parameters, lr=settings.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
     sampler = EpochSampler(len(codes), min(settings.batch_size, len(codes)), seed)
     for step in tqdm(range(settings.steps), desc="probes", unit="step", leave=False, disable=None):
         epoch, place = divmod(step, sampler.steps_per_epoch)
         index = torch.from_numpy(sampler.order(epoch)[place * sampler.batch_size :][: sampler.batch_size])
         code, label = codes[index].to(device), labels[index].to(device)
-        loss = linear.loss(code, label, patch_size) + sum(start.loss(code) for start in starts)
+        loss = linear.loss(code, label, patch_size) + cluster_losses(starts, code).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
+        schedule.step()
         if should_stop():
             raise InterruptedError
     with torch.no_grad():
-        losses = [
-            np.mean([start.loss(part.to(device)).item() for part in codes.split(settings.batch_size)])
-            for start in starts
-        ]
-    return starts[int(np.argmin(losses))], linear
+        parts = [codes[i : i + settings.batch_size] for i in range(0, len(codes), settings.batch_size)]
+        total = sum(cluster_losses(starts, part.to(device)) * len(part) for part in parts)
+    return starts[int(total.argmin())], linear
+
+
+def cluster_losses(starts: Sequence[ClusterProbe], code: Tensor) -> Tensor:
+    """:meth:`ClusterProbe.loss` of several probes on a code (B, D, h, w), by one product: (S,)."""
+    centres = torch.cat([F.normalize(start.clusters, dim=1) for start in starts])
+    cosines = F.conv2d(F.normalize(code, dim=1), centres[:, :, None, None])
+    return -cosines.unflatten(1, (len(starts), -1)).amax(dim=2).mean(dim=(0, 2, 3))
 
 
 def colour_code(patch_size: int) -> CodeOf:

@@ -28,7 +28,7 @@ class SourceConfig:
     """Unlabelled images."""
 
     kind: Literal["scenes", "folder"] = "folder"
-    """scenes = generated on the fly, a new one for every draw; folder = images under --data.root."""
+    """scenes = generated on the fly; folder = images under --data.root."""
     root: str | None = None
     """Folder of images, at any depth; of images/{train,val} only train is read, labels never."""
     resolution: int = 256
@@ -38,8 +38,8 @@ class SourceConfig:
     seed: int = 0
     """Of generated scenes; they never occur in training or validation, whatever the seeds."""
     scenes: int = 0
-    """Number of generated scenes, kept in memory once made and cropped anew every time; 0 = a new scene for
-    every draw, which takes longer than a training step."""
+    """Number of generated scenes, cropped anew every time; each loader keeps those it has made in memory
+    (48 KiB for 128 pixels). 0 = a new scene for every draw, which takes longer than a training step."""
     workers: int = 2
     """Loader processes; 0 = load in the main process."""
 

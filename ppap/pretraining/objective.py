@@ -219,7 +219,8 @@ def vicreg_loss(own: Tensor, other: Tensor, agreement: float) -> Tensor:
     """Agreement of two embeddings, spread of each channel, and independence of the channels.
 
     mu (mean squared difference + hinge(1 - deviation), mean over channels and both crops)
-    + sum of squared covariances of different channels / E, for either crop (VICReg, Eq. 1-6).
+    + sum of squared covariances of different channels / E, for either crop (VICReg, section 4, with the means
+    of its published code, where mu is 25).
 
     Args:
         own, other: (R, E) embeddings of R patches in two crops.

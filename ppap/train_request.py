@@ -1,0 +1,96 @@
+"""What ``python -m ppap.train`` is asked for: a new run, a run to continue, or a set of seeds."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ppap import seeds
+from ppap.checkpoint import Checkpoint, load_checkpoint
+from ppap.cli import parse
+from ppap.config import Config
+from ppap.errors import UsageError
+from ppap.presets import describe, preset
+from ppap.rundir import RunDir, new_run_path
+
+# Settings that a resumed run may change without becoming another run.
+_LOOP = ("steps", "epochs", "val_every", "log_every", "save_every", "device")
+RESUMABLE = (*(f"train.{name}" for name in _LOOP), "data.root", "data.workers", "data.cache_dir")
+
+
+class Request(NamedTuple):
+    """What the command line asks for."""
+
+    config: Config | None
+    """None = those of the set of seeds in `path`, which is continued."""
+    path: Path
+    checkpoint: Checkpoint | None
+    """Where to continue; None = a new run."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of a set of runs; empty = one run with the config's seed."""
+
+
+def parse_arguments(argv: Sequence[str]) -> Request:
+    """Settings, run directory, and the checkpoint to continue from.
+
+    Raises:
+        UsageError: unknown preset, or a setting that a resumed run cannot change.
+        DataError: the run to resume has no usable checkpoint.
+    """
+    command = "train [PRESET | --resume RUN] [--seeds SEED ...]"
+    pre = argparse.ArgumentParser(
+        prog="ppap train", usage=f"ppap {command} [options]", add_help=False, allow_abbrev=False
+    )
+    pre.add_argument("--resume", metavar="RUN")
+    pre.add_argument("--seeds", metavar="SEED", nargs="+", default=())
+    known, rest = pre.parse_known_args(list(argv))
+    if not all(seed.isdecimal() for seed in known.seeds):
+        raise UsageError(f"--seeds {' '.join(known.seeds)}: give numbers, 0 or more, and the preset before")
+    numbers = tuple(int(seed) for seed in known.seeds)
+    description = (
+        "Train PPAP on generated scenes or on a folder of images.\n\n"
+        f"Presets (default: demo):\n{describe()}\n\n"
+        "The defaults below are those of the preset: ppap train folder --help shows the others.\n"
+        "--seeds 0 1 2 makes one run per seed and a table of means and standard deviations.\n"
+        "--resume RUN continues a run directory, or a set of seeds, from its last checkpoint."
+    )
+    if known.resume is None:
+        named = rest and not rest[0].startswith("-")
+        start = preset(rest[0] if named else "demo")
+        config = parse(
+            Config, rest[1:] if named else rest, command=command, description=description, default=start
+        )
+        return Request(config, new_run_path(config.train.out, config.preset), None, numbers)
+    path = Path(known.resume)
+    if seeds.is_set(path):
+        if rest or known.seeds:
+            raise UsageError(f"{path} holds the runs of several seeds: --resume takes no other option there")
+        return Request(None, path, None)
+    if known.seeds:
+        raise UsageError(f"{path} is one run: --seeds starts a new set")
+    stored = RunDir(path).read_config()
+    config = parse(Config, rest, command=command, description=description, default=stored)
+    _check_changes(stored, config)
+    return Request(config, path, load_checkpoint(path, "last"))
+
+
+def _check_changes(stored: Config, config: Config) -> None:
+    changed = []
+    for section in dataclasses.fields(Config):
+        before, after = getattr(stored, section.name), getattr(config, section.name)
+        if not dataclasses.is_dataclass(before):
+            changed += [section.name] if before != after else []
+            continue
+        names = [field.name for field in dataclasses.fields(before)]
+        changed += [f"{section.name}.{n}" for n in names if getattr(before, n) != getattr(after, n)]
+    wrong = [name for name in changed if name not in RESUMABLE and not name.startswith("eval.")]
+    if wrong:
+        raise UsageError(
+            f"--resume cannot change {_options(wrong)}; start a new run for that. "
+            f"It may change --eval.* and {_options(RESUMABLE)}"
+        )
+
+
+def _options(names: Sequence[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
