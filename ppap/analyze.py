@@ -134,6 +134,7 @@ def analyze_thresholds(argv: Sequence[str]) -> None:
         PPAPLoss(loss, 0).propagation,
         arguments.phi_grid,
         arguments.psi_grid,
+        clusters=dataset.classes,
         anchors=min(arguments.anchors, len(features)),
         seed=arguments.seed,
     )

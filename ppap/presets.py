@@ -26,10 +26,10 @@ def demo() -> Config:
             kind="scenes", resolution=128, eval_resolution=128, scenes_size=128, cache_features=True
         ),
         model=ModelConfig(weights="embedded"),
-        loss=LossConfig(phi0=0.85, psi0=0.5, temperature=0.3, chunk=256, anchor_divisor=8),
+        loss=LossConfig(phi0=0.8, psi0=0.55, steps=5, temperature=0.1, chunk=256, anchor_divisor=8),
         optim=OptimConfig(lr=3e-3, cluster_lr=5e-3, linear_lr=5e-3),
         eval=EvalConfig(batch_size=16, pictures=4),
-        compare=CompareConfig(rows=("colour", "frozen", "fixed", "ppap"), fixed_phi0=0.75),
+        compare=CompareConfig(rows=("colour", "frozen", "fixed", "ppap"), fixed_phi0=0.6),
         train=TrainConfig(batch_size=16, steps=150, val_every=0, save_every=50),
     )
 
@@ -64,9 +64,9 @@ def camvid() -> Config:
             cache_features=True,
         ),
         model=ModelConfig(weights="runs/camvid-vit/backbone"),
-        loss=LossConfig(phi0=0.9, psi0=0.6, temperature=0.3, anchor_divisor=16),
+        loss=LossConfig(phi0=0.85, psi0=0.65, steps=5, temperature=0.1, anchor_divisor=16),
         optim=OptimConfig(lr=3e-3, cluster_lr=5e-3, linear_lr=5e-3),
-        compare=CompareConfig(rows=("colour", "frozen", "fixed", "ppap"), fixed_phi0=0.85),
+        compare=CompareConfig(rows=("colour", "frozen", "fixed", "ppap"), fixed_phi0=0.75),
         train=TrainConfig(batch_size=8, steps=200, val_every=0),
     )
 

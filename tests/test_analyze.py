@@ -10,7 +10,7 @@ from PIL import Image
 
 from bench.shapes import clustered
 from ppap.analysis.positives import examples
-from ppap.analysis.thresholds import NEGATIVE_SHARE, POSITIVE_SHARE, GridPoint, analyse, suggest
+from ppap.analysis.thresholds import NEGATIVE_SHARE, POSITIVE_CLUSTERS, GridPoint, analyse, suggest
 from ppap.analyze import main
 from ppap.errors import UsageError
 from ppap.kernels import PropagationConfig
@@ -24,12 +24,12 @@ def test_the_rule_takes_the_nearest_grid_values():
         for phi, positives in ((0.4, 0.2), (0.5, 0.012), (0.6, 0.001))
         for psi, negatives in ((0.1, 0.5), (0.2, 0.9), (0.3, 0.98))
     ]
-    assert suggest(grid) == (0.5, 0.2)
+    assert suggest(grid, 0.015) == (0.5, 0.2)
 
 
 def test_sizes_are_those_of_the_definition():
     features, images = clustered(120, 16, seed=0, clusters=6), torch.arange(4).repeat_interleave(30)
-    result = analyse(features, images, PropagationConfig(), (0.4, 0.6), (0.1, 0.3), anchors=120)
+    result = analyse(features, images, PropagationConfig(), (0.4, 0.6), (0.1, 0.3), clusters=8, anchors=120)
     for point in result.grid:
         rel = reference.propagate(features, None, PropagationConfig(point.phi0, point.psi0))
         assert point.positives == pytest.approx(rel.positive.sum(1).float().mean().item() / 120, abs=1e-6)
@@ -41,7 +41,7 @@ def test_sizes_are_those_of_the_definition():
     for phi0, share in zip((0.4, 0.6), result.fixed, strict=True):
         assert share == pytest.approx(((unit @ unit.T > phi0).sum().item() - 120) / 120**2, abs=1e-6)
     assert result.fixed_phi0 == min(
-        (0.4, 0.6), key=lambda phi: abs(math.log(_share(result, phi) / POSITIVE_SHARE))
+        (0.4, 0.6), key=lambda phi: abs(math.log(_share(result, phi) / (POSITIVE_CLUSTERS / 8)))
     )
 
 
@@ -49,7 +49,7 @@ def test_histograms_tell_images_apart_and_leave_out_the_anchor():
     axes = torch.eye(8)
     features = torch.cat([axes[:1].repeat(5, 1), axes[1:2].repeat(5, 1)])
     images = torch.arange(2).repeat_interleave(5)
-    result = analyse(features, images, PropagationConfig(), (0.5,), (0.1,), anchors=10)
+    result = analyse(features, images, PropagationConfig(), (0.5,), (0.1,), clusters=2, anchors=10)
     assert result.same_image[-1] == pytest.approx(1)
     assert sum(result.other_image[49:51]) == pytest.approx(1), "cosine 0 across images"
 
@@ -118,8 +118,8 @@ def test_impossible_numbers(tmp_path, options, capsys):
 
 
 def test_the_aims_lie_within_the_published_ranges():
-    """Table 6: positives 288 and 1838, negatives 46K and 43K, of 50,176 patches."""
-    assert 288 / 50_176 < POSITIVE_SHARE < 1838 / 50_176
+    """Table 6: positives 288 and 1838, negatives 46K and 43K, of 50,176 patches, 27 clusters."""
+    assert 288 / 50_176 < POSITIVE_CLUSTERS / 27 < 1838 / 50_176
     assert 43_000 / 50_176 < NEGATIVE_SHARE < 46_000 / 50_176
 
 
