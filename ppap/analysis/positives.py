@@ -92,7 +92,7 @@ def draw_positives(
     anchors: int = 4,
     seed: int = 0,
 ) -> list[Example]:
-    """A picture with a row per anchor and a column per step; patches outside the set are dark.
+    """A picture with a row per anchor and columns for up to four of the steps; other patches are dark.
 
     Positives of the anchor's class are green and others red; all are yellow where the class is not known.
     The anchor is framed; above each picture stands the number of positives, with the share of its class.
@@ -122,12 +122,9 @@ def draw_positives(
         classes = patch_labels(torch.nn.functional.pad(label, padding, value=-1), patch)
         found = [example._replace(same_class=_same_class(classes, example.anchor)) for example in found]
     images = [dataset.pixels(i) for i in indices]
-    rows = []
-    for example in found:
-        cells = [_cell(images, grid, patch, example, None)]
-        cells += [_cell(images, grid, patch, example, t) for t in range(cfg.steps + 1)]
-        rows.append(cells)
-    titles = ["anchor", *(f"positives after {t} steps" for t in range(cfg.steps + 1))]
+    shown = sorted({0, min(1, cfg.steps), cfg.steps // 2, cfg.steps})  # more would be too small to see
+    rows = [[_cell(images, grid, patch, e, t) for t in (None, *shown)] for e in found]
+    titles = ["anchor", *(f"positives after {t} steps" for t in shown)]
     strip(rows, titles, path, cell=max(rows[0][0].shape[:2]))
     return found
 
