@@ -1,5 +1,6 @@
 """Training from cached frozen tokens: equal to training from images, never from a stale or half-made one."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ppap.config import DataConfig
+from ppap.config import DataConfig, ModelConfig
 from ppap.data import build_datasets
 from ppap.engine import build_engine
 from ppap.errors import DataError, NumberError
@@ -20,10 +21,16 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def net():
-    import dataclasses
-
     config = preset("demo")
-    model = dataclasses.replace(config.model, width=24, depth=3, heads=2, image_size=32)
+    model = ModelConfig(
+        backbone="vit_tiny_patch16_224",
+        weights="random",
+        patch_size=8,
+        width=24,
+        depth=3,
+        heads=2,
+        image_size=32,
+    )
     return build_engine(dataclasses.replace(config, model=model), 3, CPU).net
 
 

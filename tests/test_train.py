@@ -355,7 +355,7 @@ def test_the_demo_runs_from_the_embedded_weights(tmp_path, monkeypatch):
     report = (tmp_path / "run" / "report.md").read_text()
     assert "embedded weights" in report and "meaningless" not in report
     for text in (
-        "| colour k-means |",
+        "| plain colours |",
         "| frozen features |",
         "| fixed threshold |",
         "| PPAP |",
