@@ -20,7 +20,8 @@ import tyro
 from ppap.errors import UsageError
 
 
-def _check(ok: bool, name: str, value: Any, remedy: str) -> None:
+def check_field(ok: bool, name: str, value: Any, remedy: str) -> None:
+    """Refuse an impossible value with a ValueError that names option, value and remedy."""
     if not ok:
         raise ValueError(f"--{name} is {value!r}; {remedy}")
 
@@ -69,16 +70,16 @@ class DataConfig:
     """hard = more objects and occlusion, stronger changes of scale, wider palettes, fog, dusk and rain."""
 
     def __post_init__(self) -> None:
-        _check(
+        check_field(
             self.classes is None or 1 <= self.classes <= 255, "data.classes", self.classes, "give 1 to 255"
         )
-        _check(
+        check_field(
             all(0 <= i <= 255 for i in self.ignore_ids),
             "data.ignore-ids",
             self.ignore_ids,
             "give ids from 0 to 255",
         )
-        _check(
+        check_field(
             not self.class_names or self.classes in (None, len(self.class_names)),
             "data.class-names",
             self.class_names,
@@ -86,11 +87,11 @@ class DataConfig:
         )
         for name in ("resolution", "eval_resolution", "scenes_size"):
             value = getattr(self, name)
-            _check(value >= 16, f"data.{name.replace('_', '-')}", value, "give at least 16 pixels")
+            check_field(value >= 16, f"data.{name.replace('_', '-')}", value, "give at least 16 pixels")
         for name in ("scenes_train", "scenes_val"):
             value = getattr(self, name)
-            _check(value >= 1, f"data.{name.replace('_', '-')}", value, "give at least 1")
-        _check(self.workers >= 0, "data.workers", self.workers, "give 0 or more")
+            check_field(value >= 1, f"data.{name.replace('_', '-')}", value, "give at least 1")
+        check_field(self.workers >= 0, "data.workers", self.workers, "give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +123,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("patch_size", "width", "depth", "heads", "image_size"):
             value = getattr(self, name)
-            _check(value is None or value >= 1, f"model.{name.replace('_', '-')}", value, "give at least 1")
-        _check(
+            check_field(
+                value is None or value >= 1, f"model.{name.replace('_', '-')}", value, "give at least 1"
+            )
+        check_field(
             0 <= self.guidance_dropout < 1, "model.guidance-dropout", self.guidance_dropout, "give 0 <= p < 1"
         )
 
@@ -167,18 +170,18 @@ class LossConfig:
         for name in ("sigma_pos", "sigma_amb", "temperature", "base_temperature"):
             value = getattr(self, name)
             ok = value > 0 and math.isfinite(value)
-            _check(ok, f"loss.{name.replace('_', '-')}", value, "give a finite positive number")
+            check_field(ok, f"loss.{name.replace('_', '-')}", value, "give a finite positive number")
         for name in ("phi0", "psi0"):
-            _check(
+            check_field(
                 math.isfinite(getattr(self, name)),
                 f"loss.{name}",
                 getattr(self, name),
                 "give a finite cosine",
             )
-        _check(self.steps >= 0, "loss.steps", self.steps, "give 0 or more")
+        check_field(self.steps >= 0, "loss.steps", self.steps, "give 0 or more")
         for name in ("chunk", "anchor_divisor", "memory_budget_mib"):
             value = getattr(self, name)
-            _check(value >= 1, f"loss.{name.replace('_', '-')}", value, "give at least 1")
+            check_field(value >= 1, f"loss.{name.replace('_', '-')}", value, "give at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,13 +206,13 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "clip_norm", "linear_lr", "cluster_lr"):
             value = getattr(self, name)
-            _check(
+            check_field(
                 value > 0 and math.isfinite(value),
                 f"optim.{name.replace('_', '-')}",
                 value,
                 "give a positive number",
             )
-        _check(self.weight_decay >= 0, "optim.weight-decay", self.weight_decay, "give 0 or more")
+        check_field(self.weight_decay >= 0, "optim.weight-decay", self.weight_decay, "give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,10 +237,10 @@ class EvalConfig:
     """Validation images drawn in the report."""
 
     def __post_init__(self) -> None:
-        _check(self.pictures >= 0, "eval.pictures", self.pictures, "give 0 or more")
-        _check(self.batch_size >= 1, "eval.batch-size", self.batch_size, "give at least 1")
-        _check(self.crf_workers >= 0, "eval.crf-workers", self.crf_workers, "give 0 or more")
-        _check(
+        check_field(self.pictures >= 0, "eval.pictures", self.pictures, "give 0 or more")
+        check_field(self.batch_size >= 1, "eval.batch-size", self.batch_size, "give at least 1")
+        check_field(self.crf_workers >= 0, "eval.crf-workers", self.crf_workers, "give 0 or more")
+        check_field(
             self.crf_timeout > 0, "eval.crf-timeout", self.crf_timeout, "give a positive number of seconds"
         )
 
@@ -266,12 +269,12 @@ class CompareConfig:
     """Cluster probes from different initial weights; the one with the least probe loss counts."""
 
     def __post_init__(self) -> None:
-        _check(len(set(self.rows)) == len(self.rows), "compare.rows", self.rows, "name each row once")
+        check_field(len(set(self.rows)) == len(self.rows), "compare.rows", self.rows, "name each row once")
         for name in ("images", "steps", "batch_size", "starts"):
             value = getattr(self, name)
-            _check(value >= 1, f"compare.{name.replace('_', '-')}", value, "give at least 1")
-        _check(self.lr > 0 and math.isfinite(self.lr), "compare.lr", self.lr, "give a positive number")
-        _check(
+            check_field(value >= 1, f"compare.{name.replace('_', '-')}", value, "give at least 1")
+        check_field(self.lr > 0 and math.isfinite(self.lr), "compare.lr", self.lr, "give a positive number")
+        check_field(
             self.fixed_phi0 is None or math.isfinite(self.fixed_phi0),
             "compare.fixed-phi0",
             self.fixed_phi0,
@@ -304,14 +307,14 @@ class TrainConfig:
     overwritten."""
 
     def __post_init__(self) -> None:
-        _check(self.batch_size >= 1, "train.batch-size", self.batch_size, "give at least 1")
-        _check(self.epochs >= 1, "train.epochs", self.epochs, "give at least 1")
-        _check(0 <= self.seed < 2**63, "train.seed", self.seed, "give 0 to 2^63 - 1")
-        _check(self.steps is None or self.steps >= 1, "train.steps", self.steps, "give at least 1")
-        _check(self.log_every >= 1, "train.log-every", self.log_every, "give at least 1")
+        check_field(self.batch_size >= 1, "train.batch-size", self.batch_size, "give at least 1")
+        check_field(self.epochs >= 1, "train.epochs", self.epochs, "give at least 1")
+        check_field(0 <= self.seed < 2**63, "train.seed", self.seed, "give 0 to 2^63 - 1")
+        check_field(self.steps is None or self.steps >= 1, "train.steps", self.steps, "give at least 1")
+        check_field(self.log_every >= 1, "train.log-every", self.log_every, "give at least 1")
         for name in ("val_every", "save_every"):
             value = getattr(self, name)
-            _check(value >= 0, f"train.{name.replace('_', '-')}", value, "give 0 or more")
+            check_field(value >= 0, f"train.{name.replace('_', '-')}", value, "give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ from ppap.pretraining.export import centred, draw_features, export_backbone
 from ppap.pretraining.objective import Distillation
 from ppap.pretraining.start import whiten_patches
 from ppap.report import device_name
-from ppap.rundir import RunDir, new_run_path
+from ppap.rundir import RunDir, new_run_path, refuse_changes
 from ppap.train import StopRequest
 
 # Settings that a resumed run may change. The schedules span --train.steps: they continue on the new ones.
@@ -286,21 +285,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, Path, Checkpoi
     path = Path(known.resume)
     stored = RunDir(path).read_config(PretrainConfig)
     config = parse(PretrainConfig, rest, command="pretrain", description=description, default=stored)
-    before, after = _flat(to_dict(stored)), _flat(to_dict(config))
-    wrong = [name for name in before if before[name] != after[name] and name not in RESUMABLE]
-    if wrong:
-        raise UsageError(
-            f"--resume cannot change {', '.join('--' + name for name in wrong)}; start a new run for that. "
-            f"It may change {', '.join('--' + name for name in RESUMABLE)}"
-        )
+    refuse_changes(stored, config, RESUMABLE)
     return config, path, load_checkpoint(path, "last")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def main(argv: Sequence[str]) -> None:

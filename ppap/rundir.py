@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,37 @@ def new_run_path(out: str | None, preset: str) -> Path:
             f"--train.out {out} exists already; continue that run with --resume {out}, or give another folder"
         )
     return path
+
+
+def refuse_changes(stored: Any, config: Any, allowed: Sequence[str]) -> None:
+    """Refuse a resumed run that differs in a setting which would make it another run.
+
+    Args:
+        stored, config: settings of the run and those asked for, of one dataclass.
+        allowed: names that may differ, such as train.steps; ``eval.*`` allows a whole section.
+
+    Raises:
+        UsageError: another setting differs; the message names it and what may differ.
+    """
+    before, after = _flat(to_dict(stored)), _flat(to_dict(config))
+
+    def free(name: str) -> bool:
+        return name in allowed or f"{name.split('.')[0]}.*" in allowed
+
+    wrong = [name for name in before if before[name] != after[name] and not free(name)]
+    if wrong:
+        raise UsageError(
+            f"--resume cannot change {_options(wrong)}; start a new run for that. "
+            f"It may change {_options(allowed)}"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _options(names: Sequence[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)

@@ -113,10 +113,11 @@ def _write(path: Path, config: Config, seeds: Sequence[int]) -> None:
     RunDir(path).write_json("results.json", _record(config, seeds, records))
     lines = [f"# {config.preset}: {len(seeds)} seeds ({', '.join(map(str, seeds))})", ""]
     lines += [f"- backbone: {records[0]['backbone']}", f"- settings `{config_hash(config)}`", ""]
-    lines += comparison_lines(config, results)
+    compared = comparison_lines(config, results)
+    lines += compared
     lines += ["", "Runs: " + ", ".join(f"[seed {s}](seed-{s}/report.md)" for s in seeds)]
     (path / "report.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(comparison_lines(config, results)))
+    print("\n".join(compared))
     print(f"report: {path / 'report.md'}")
 
 

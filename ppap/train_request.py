@@ -1,7 +1,6 @@
 """What ``python -m ppap.train`` is asked for: a new run, a run to continue, or a set of seeds."""
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +11,11 @@ from ppap.cli import parse
 from ppap.config import Config
 from ppap.errors import UsageError
 from ppap.presets import describe, preset
-from ppap.rundir import RunDir, new_run_path
+from ppap.rundir import RunDir, new_run_path, refuse_changes
 
 # Settings that a resumed run may change without becoming another run.
 _LOOP = ("steps", "epochs", "val_every", "log_every", "save_every", "device")
-RESUMABLE = (*(f"train.{name}" for name in _LOOP), "data.root", "data.workers", "data.cache_dir")
+RESUMABLE = ("eval.*", *(f"train.{name}" for name in _LOOP), "data.root", "data.workers", "data.cache_dir")
 
 
 class Request(NamedTuple):
@@ -71,26 +70,5 @@ def parse_arguments(argv: Sequence[str]) -> Request:
         raise UsageError(f"{path} is one run: --seeds starts a new set")
     stored = RunDir(path).read_config()
     config = parse(Config, rest, command=command, description=description, default=stored)
-    _check_changes(stored, config)
+    refuse_changes(stored, config, RESUMABLE)
     return Request(config, path, load_checkpoint(path, "last"))
-
-
-def _check_changes(stored: Config, config: Config) -> None:
-    changed = []
-    for section in dataclasses.fields(Config):
-        before, after = getattr(stored, section.name), getattr(config, section.name)
-        if not dataclasses.is_dataclass(before):
-            changed += [section.name] if before != after else []
-            continue
-        names = [field.name for field in dataclasses.fields(before)]
-        changed += [f"{section.name}.{n}" for n in names if getattr(before, n) != getattr(after, n)]
-    wrong = [name for name in changed if name not in RESUMABLE and not name.startswith("eval.")]
-    if wrong:
-        raise UsageError(
-            f"--resume cannot change {_options(wrong)}; start a new run for that. "
-            f"It may change --eval.* and {_options(RESUMABLE)}"
-        )
-
-
-def _options(names: Sequence[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)

@@ -7,20 +7,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ppap.config import ModelConfig
+from ppap.config import ModelConfig, check_field
 from ppap.errors import unknown_name
-
-
-def _check(ok: bool, name: str, value: Any, remedy: str) -> None:
-    if not ok:
-        raise ValueError(f"--{name} is {value!r}; {remedy}")
 
 
 def _positive(config: Any, section: str, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         ok = math.isfinite(value) and value > 0
-        _check(ok, f"{section}.{name.replace('_', '-')}", value, "give a positive number")
+        check_field(ok, f"{section}.{name.replace('_', '-')}", value, "give a positive number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +39,9 @@ class SourceConfig:
     """Loader processes; 0 = load in the main process."""
 
     def __post_init__(self) -> None:
-        _check(self.resolution >= 16, "data.resolution", self.resolution, "give at least 16 pixels")
-        _check(self.scenes >= 0, "data.scenes", self.scenes, "give 0 or more")
-        _check(self.workers >= 0, "data.workers", self.workers, "give 0 or more")
+        check_field(self.resolution >= 16, "data.resolution", self.resolution, "give at least 16 pixels")
+        check_field(self.scenes >= 0, "data.scenes", self.scenes, "give 0 or more")
+        check_field(self.workers >= 0, "data.workers", self.workers, "give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +75,14 @@ class ViewsConfig:
     def __post_init__(self) -> None:
         for name in ("global_size", "local_size"):
             value = getattr(self, name)
-            _check(value >= 8, f"views.{name.replace('_', '-')}", value, "give at least 8 pixels")
+            check_field(value >= 8, f"views.{name.replace('_', '-')}", value, "give at least 8 pixels")
         for name in ("global_scale", "local_scale", "mask_share"):
             low, high = getattr(self, name)
             remedy = "give two fractions, the smaller one first"
-            _check(0 < low <= high <= 1, f"views.{name.replace('_', '-')}", (low, high), remedy)
-        _check(self.locals >= 0, "views.locals", self.locals, "give 0 or more")
+            check_field(0 < low <= high <= 1, f"views.{name.replace('_', '-')}", (low, high), remedy)
+        check_field(self.locals >= 0, "views.locals", self.locals, "give 0 or more")
         for name in ("jitter", "hue", "grey", "flatten", "mask_odds"):
-            _check(0 <= getattr(self, name) <= 1, f"views.{name}", getattr(self, name), "give 0 to 1")
+            check_field(0 <= getattr(self, name) <= 1, f"views.{name}", getattr(self, name), "give 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +118,11 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         weights = (self.image_weight, self.mask_weight, self.dense_weight, self.vicreg_weight)
         ok = all(math.isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0
-        _check(ok, "objective weights", weights, "give 0 or more, and at least one above 0")
+        check_field(ok, "objective weights", weights, "give 0 or more, and at least one above 0")
         _positive(self, "objective", "prototypes", "hidden", "bottleneck", "embedding", "vicreg_agreement")
         _positive(self, "objective", "student_temperature", "teacher_temperature")
         ok = all(0 <= m <= 1 for m in self.momentum)
-        _check(ok, "objective.momentum", self.momentum, "give two numbers from 0 to 1")
+        check_field(ok, "objective.momentum", self.momentum, "give two numbers from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +142,8 @@ class PretrainOptimConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "optim", "lr", "clip_norm")
-        _check(self.weight_decay >= 0, "optim.weight-decay", self.weight_decay, "give 0 or more")
-        _check(0 <= self.warmup < 1, "optim.warmup", self.warmup, "give 0 <= share < 1")
+        check_field(self.weight_decay >= 0, "optim.weight-decay", self.weight_decay, "give 0 or more")
+        check_field(0 <= self.warmup < 1, "optim.warmup", self.warmup, "give 0 <= share < 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,10 +174,10 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "train", "batch_size", "steps", "log_every")
-        _check(0 <= self.whiten <= 0.5, "train.whiten", self.whiten, "give 0 to 0.5")
+        check_field(0 <= self.whiten <= 0.5, "train.whiten", self.whiten, "give 0 to 0.5")
         for name in ("save_every", "picture_every"):
             value = getattr(self, name)
-            _check(value >= 0, f"train.{name.replace('_', '-')}", value, "give 0 or more")
+            check_field(value >= 0, f"train.{name.replace('_', '-')}", value, "give 0 or more")
 
 
 def small_vit() -> ModelConfig:
