@@ -23,7 +23,33 @@ from ppap.report import RANDOM_WARNING, spread
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThresholdArguments:
+class AnalysisArguments:
+    """Options of every analysis; data, model and loss default to those of the preset."""
+
+    out: str = ""
+    """New folder for the results; must be given."""
+    images: int
+    """Training images whose patches are compared."""
+    anchors: int
+    """Patches, drawn at random, that are looked at."""
+    seed: int = 0
+    """Seed of all that is drawn at random."""
+    device: str = "auto"
+    """auto = cuda if there is one, else cpu; or a torch device such as cuda:1."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("images", "anchors"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; give at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed is {self.seed}; give 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdArguments(AnalysisArguments):
     """Options of ``ppap analyze thresholds``; data, model and loss default to those of the preset."""
 
     out: str = ""
@@ -36,28 +62,10 @@ class ThresholdArguments:
     """Values of phi0 to try [cosine]."""
     psi_grid: tuple[float, ...] = tuple(round(0.05 * i, 2) for i in range(15))
     """Values of psi0 to try [cosine]."""
-    seed: int = 0
-    """Seed of images, anchors and dropout."""
-    device: str = "auto"
-    """auto = cuda if there is one, else cpu; or a torch device such as cuda:1."""
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-
-    def __post_init__(self) -> None:
-        _check_counts(self)
-
-
-def _check_counts(arguments: Any) -> None:
-    for name in ("images", "anchors"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} is {getattr(arguments, name)}; give at least 1")
-    if not 0 <= arguments.seed < 2**63:
-        raise ValueError(f"--seed is {arguments.seed}; give 0 to 2^63 - 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PositiveArguments:
+class PositiveArguments(AnalysisArguments):
     """Options of ``ppap analyze positives``; data, model and loss default to those of the preset."""
 
     out: str = ""
@@ -66,16 +74,6 @@ class PositiveArguments:
     """Training images, spread over the set, whose patches are compared."""
     anchors: int = 4
     """Patches, drawn at random among those with positives, that are drawn."""
-    seed: int = 0
-    """Seed of the anchors."""
-    device: str = "auto"
-    """auto = cuda if there is one, else cpu; or a torch device such as cuda:1."""
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-
-    def __post_init__(self) -> None:
-        _check_counts(self)
 
 
 def main(argv: Sequence[str]) -> None:
