@@ -86,7 +86,9 @@ def operand(values: torch.Tensor, precision: str) -> torch.Tensor:
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a @ b of two operands, accumulated in and returned as float32 (float64 for float64)."""
     if a.dtype in (torch.float16, torch.bfloat16):
-        return torch.mm(a, b, out_dtype=torch.float32)
+        if a.device.type == "cuda":
+            return torch.mm(a, b, out_dtype=torch.float32)
+        return torch.mm(a.float(), b.float())  # Triton's interpreter alone brings 16 bits to a CPU
     return torch.mm(a, b)
 
 
@@ -130,18 +132,20 @@ def exact_products(device: torch.device) -> Iterator[None]:
             knob.fp32_precision = value
 
 
-def rows_within(memory_budget: int, bytes_per_row: int) -> int:
-    """How many anchor rows fit in the budget.
+def rows_within(memory_budget: int, bytes_per_row: int, multiple: int = 1) -> int:
+    """How many anchor rows fit in the budget: a multiple of the rows that a backend computes at once.
 
     Raises:
-        MemoryBudgetError: not even one does.
+        MemoryBudgetError: not even that many do.
     """
-    rows = memory_budget // max(bytes_per_row, 1)
-    if rows < 1:
+    bytes_per_block = max(bytes_per_row, 1) * multiple
+    blocks = memory_budget // bytes_per_block
+    if blocks < 1:
+        needs = "one anchor needs" if multiple == 1 else f"a tile of {multiple} anchors needs"
         raise MemoryBudgetError(
-            f"memory_budget is {memory_budget} bytes; one anchor needs {bytes_per_row}: give more"
+            f"memory_budget is {memory_budget} bytes; {needs} {bytes_per_block}: give more"
         )
-    return rows
+    return blocks * multiple
 
 
 def row_chunks(total: int, rows: int) -> Iterator[slice]:

@@ -9,6 +9,7 @@ followed at every call.
 
 import contextlib
 import importlib
+import importlib.util
 import logging
 import os
 import warnings
@@ -25,9 +26,13 @@ OPS = ("proxy_average", "relation_masks", "masked_log_softmax", "ppap_loss")
 _FILES = {"torch": "torch_impl", "triton": "triton_impl", "cuda": "native_impl", "cpp": "native_impl"}
 # Device -> the order in which `auto` looks for a backend; other devices take torch.
 AUTO = {"cuda": ("triton", "cuda", "torch"), "cpu": ("cpp", "torch")}
+# Triton reads this when it is imported: its kernels then run on the CPU, one program at a time.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 # Backend -> the devices it runs on; torch runs on all.
-_DEVICES = {"triton": ("cuda",), "cuda": ("cuda",), "cpp": ("cpu",)}
+_DEVICES = {"triton": ("cuda", "cpu") if INTERPRETED else ("cuda",), "cuda": ("cuda",), "cpp": ("cpu",)}
 VARIABLES = ("PPAP_BACKEND", "PPAP_AUTOTUNE", "PPAP_CPU_ISA", "PPAP_CACHE_DIR")
+
+_INTERPRETER_HINT = "TRITON_INTERPRET=1, set before Python starts, runs its kernels on CPU tensors (slowly)"
 
 _chosen: ContextVar[str | None] = ContextVar("ppap_backend", default=None)
 _logged: set[tuple[str, str]] = set()
@@ -36,9 +41,11 @@ _logged: set[tuple[str, str]] = set()
 def _probe(backend: str) -> str | None:
     """Why `backend` cannot be used in this installation, or None if it can."""
     here = Path(__file__).parent
-    if all((here / op / f"{_FILES[backend]}.py").exists() for op in OPS):
-        return None
-    return f"this version of ppap has no {backend} implementation"
+    if not all((here / op / f"{_FILES[backend]}.py").exists() for op in OPS):
+        return f"this version of ppap has no {backend} implementation"
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    return None
 
 
 _REASONS = {backend: _probe(backend) for backend in _FILES}
@@ -46,7 +53,10 @@ _REASONS = {backend: _probe(backend) for backend in _FILES}
 
 def available_backends() -> dict[str, str | None]:
     """Every backend's name -> None if it can be used here, else the reason why not."""
-    return dict(_REASONS)
+    reasons = dict(_REASONS)
+    if reasons["triton"] is None and not INTERPRETED and not torch.cuda.is_available():
+        reasons["triton"] = f"there is no GPU; {_INTERPRETER_HINT}"
+    return reasons
 
 
 def _check_name(name: str, source: str) -> str:
@@ -95,7 +105,8 @@ def choose(impl: str | None, *tensors: torch.Tensor) -> str:
     if _REASONS[name] is not None:
         raise RuntimeError(f"backend {name!r} ({source}) is not available: {_REASONS[name]}")
     if name in _DEVICES and device.type not in _DEVICES[name]:
-        raise RuntimeError(f"backend {name!r} ({source}) does not run on {device.type} tensors")
+        hint = f"; {_INTERPRETER_HINT}" if name == "triton" and device.type == "cpu" else ""
+        raise RuntimeError(f"backend {name!r} ({source}) does not run on {device.type} tensors{hint}")
     if double and name != "torch":
         raise ValueError(f"backend {name!r} ({source}) has no float64; use the torch backend or float32")
     return name

@@ -1,11 +1,5 @@
-"""``ppap_loss`` in plain torch: a chunk of anchors is propagated, contrasted, differentiated in one go.
+"""``ppap_loss`` in plain torch: a chunk of anchors is propagated, contrasted, differentiated in one go."""
 
-Anchors are averaged in groups, and the weight of an anchor is 1 / (groups x anchors of its group that have
-positives). A chunk either covers whole groups, whose weights are then known, or lies inside one group, whose
-gradient is summed apart and scaled when the group ends.
-"""
-
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +9,7 @@ from ..masked_log_softmax.torch_impl import add_transposed, gradient_rows, loss_
 from ..propagation import PropagationConfig, walk
 from ..proxy_average.torch_impl import average_chunk
 from ..relation_masks.torch_impl import masks_chunk
+from .chunks import chunked_loss, row_weights
 
 
 def ppap_loss(
@@ -29,46 +24,15 @@ def ppap_loss(
     memory_budget: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Unscaled losses (A,), gradient of their group mean (N, E) or (0, E), set sizes (A,) int64 twice."""
-    count = anchors_A.shape[0]
     work = _Work(unit_ND, z_NE, cfg, temperature, precision)
-    loss_A = z_NE.new_zeros(count)
-    num_positives_A, num_negatives_A = torch.zeros_like(anchors_A), torch.zeros_like(anchors_A)
-    dz_NE = torch.zeros_like(z_NE) if with_gradient else z_NE.new_zeros((0, z_NE.shape[1]))
-    groups = -(-count // group)
     rows = rows_within(memory_budget, bytes_per_anchor(unit_ND, z_NE))
-    part_NE = torch.zeros_like(z_NE) if with_gradient and groups > 1 and group > rows else dz_NE
-    for chunk, start_of_group in _plan(count, group, rows):
-        inside = start_of_group is not None
-        target_NE = part_NE if inside else dz_NE
-        result = work.chunk(
-            anchors_A[chunk], None if inside else (group, groups), target_NE if with_gradient else None
-        )
-        loss_A[chunk], num_positives_A[chunk], num_negatives_A[chunk] = result
-        if inside and with_gradient and chunk.stop == min(start_of_group + group, count):
-            part_NE /= (num_positives_A[start_of_group : chunk.stop] > 0).sum().clamp(min=1) * groups
-            if part_NE is not dz_NE:
-                dz_NE += part_NE
-                part_NE.zero_()
-    return loss_A, dz_NE, num_positives_A, num_negatives_A
+    return chunked_loss(work.chunk, z_NE, anchors_A, group, with_gradient, rows)
 
 
 def bytes_per_anchor(unit_ND: torch.Tensor, z_NE: torch.Tensor) -> int:
     """Bytes of temporaries that one anchor needs: logits, weights, their operand, masks, rows."""
     size = unit_ND.element_size()
     return (3 * size + 4) * unit_ND.shape[0] + 6 * size * (unit_ND.shape[1] + z_NE.shape[1])
-
-
-def _plan(count: int, group: int, rows: int) -> Iterator[tuple[slice, int | None]]:
-    """Chunks of at most `rows` anchors: whole groups and None, or a part and its group's first anchor."""
-    if group <= rows:
-        step = rows // group * group
-        for start in range(0, count, step):
-            yield slice(start, min(start + step, count)), None
-        return
-    for first in range(0, count, group):
-        stop = min(first + group, count)
-        for start in range(first, stop, rows):
-            yield slice(start, min(start + rows, stop)), first
 
 
 @dataclass
@@ -98,9 +62,7 @@ class _Work:
         loss_C, lse_C, _ = loss_rows(logits_CN, positive_CN, kept_CN, num_positives_C)
         if target_NE is not None:
             weights_CN = gradient_rows(logits_CN, positive_CN, kept_CN, num_positives_C, lse_C)
-            row_C = torch.full_like(loss_C, 1 / self.temperature)
-            if grouping is not None:
-                row_C /= _group_sizes(num_positives_C > 0, *grouping)
+            row_C = row_weights(num_positives_C, grouping, loss_C.dtype) / self.temperature
             self._add_gradient(target_NE, anchors_C, weights_CN, row_C)
         return loss_C, num_positives_C, num_kept_C - num_positives_C
 
@@ -121,10 +83,3 @@ class _Work:
         add_transposed(
             target_NE, weights_op, self.z_NE[anchors_C] * row_C[:, None], weight_scale, self.precision
         )
-
-
-def _group_sizes(valid_C: torch.Tensor, group: int, groups: int) -> torch.Tensor:
-    """groups x valid anchors of the group, int64 (C,), for every anchor of a chunk of whole groups."""
-    padding = -valid_C.shape[0] % group
-    sizes = torch.nn.functional.pad(valid_C, (0, padding)).view(-1, group).sum(dim=1).clamp(min=1)
-    return (sizes * groups).repeat_interleave(group)[: valid_C.shape[0]]

@@ -1,0 +1,393 @@
+"""``masked_log_softmax`` in Triton: logits live in registers, a tile at a time; masks arrive as bits.
+
+With x the logits in powers of two, l their log-sum-exp over the kept set and P the positives of a row:
+    loss = (l - mean of x over P) ln 2,    weight = 2^(x - l) [kept] - [P] / |P|,
+and d loss / d z follows from the weights by two library products.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from ..common import row_chunks, rows_within
+from ..tiles import bits as layout
+from ..tiles import device, launch
+from ..tiles.bits import Bits
+from ..tiles.planes import Planes, padded, plane_count, planes, planes_product
+
+# Weights are at most 1 in magnitude and about 1 / N in the mean: this centres them in fp16's range.
+_WEIGHT_SCALE = tl.constexpr(2.0**14)
+# Below this bound of |x|, in powers of two, the bound itself serves as the shift: no exponential of a
+# difference of logits leaves float32's normal range, and no maximum is taken.
+_TIGHT_BOUND = 50.0
+
+
+@triton.jit
+def log_sum_exp_kernel(
+    p_left,
+    p_left_low,
+    p_right,
+    p_right_low,
+    p_positive,
+    p_kept,
+    p_occupied,
+    p_scale,
+    p_bound,
+    p_tight,
+    p_top,
+    p_total,
+    p_hit,
+    rows,
+    groups,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BAND: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TMA: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Per row and column tile: top = shift, total = sum of 2^(x - top) [kept], hit = sum of (x - top) [P].
+
+    The shift is the row's bound if `tight`, else the tile's largest kept x, -inf (and 0 in the sums) where
+    nothing is kept. A program owns a tile and one entry a row of the partial results: bitwise repeatable.
+    """
+    GROUPS: tl.constexpr = BLOCK_N // 128
+    i_m, i_n = device.tile_index(rows, groups * 128, BLOCK_M, BLOCK_N, BAND)
+    i_row = i_m * BLOCK_M
+    b_x = device.tile_product(
+        p_left,
+        p_left_low,
+        p_right,
+        p_right_low,
+        i_row,
+        i_n * BLOCK_N,
+        WIDTH,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        SPLIT,
+        TMA,
+        UPCAST,
+    )
+    b_x = device.grouped(b_x * tl.load(p_scale), BLOCK_M, GROUPS)
+    o_row = i_row + tl.arange(0, BLOCK_M)
+    o_words = device.word_offsets(i_row, i_n * GROUPS, groups, BLOCK_M, GROUPS)
+    m_kept = device.expand(tl.load(p_kept + o_words).to(tl.int32))
+    if tl.load(p_tight) != 0:
+        b_top = tl.load(p_bound + o_row, o_row < rows, other=0.0)
+    else:
+        b_top = tl.max(tl.max(tl.max(tl.where(m_kept, b_x, float("-inf")), 3), 2), 1)
+    b_base = tl.where(b_top == float("-inf"), 0.0, b_top)
+    b_x -= b_base[:, None, None, None]
+    b_total = tl.sum(tl.sum(tl.sum(tl.where(m_kept, tl.exp2(b_x), 0.0), 3), 2), 1)
+    b_hit = tl.zeros((BLOCK_M,), tl.float32)
+    if device.any_occupied(p_occupied + i_m * groups + i_n * GROUPS, GROUPS):
+        m_positive = device.expand(tl.load(p_positive + o_words).to(tl.int32))
+        b_hit = tl.sum(tl.sum(tl.sum(tl.where(m_positive, b_x, 0.0), 3), 2), 1)
+    o_partial = o_row.to(tl.int64) * (groups // GROUPS) + i_n
+    tl.store(p_top + o_partial, b_top)
+    tl.store(p_total + o_partial, b_total)
+    tl.store(p_hit + o_partial, b_hit)
+
+
+@triton.jit
+def combine_kernel(
+    p_top, p_total, p_hit, p_num_positive, p_loss, p_lse, tiles, groups, GROUPS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """loss and log-sum-exp (in powers of two) of a row from its column tiles; a program owns a row.
+
+    Both sums are taken relative to the row's largest shift, so that the loss is a difference of small numbers.
+    """
+    i_row = tl.program_id(0).to(tl.int64)
+    o_tile = tl.arange(0, BLOCK)
+    b_top = tl.full((BLOCK,), float("-inf"), tl.float32)
+    for i in range(0, tiles, BLOCK):
+        p_tile = p_top + i_row * tiles + i + o_tile
+        b_top = tl.maximum(b_top, tl.load(p_tile, i + o_tile < tiles, other=float("-inf")))
+    base = tl.max(b_top, 0)
+    base = tl.where(base == float("-inf"), 0.0, base)
+    b_total = tl.zeros((BLOCK,), tl.float32)
+    b_hit = tl.zeros((BLOCK,), tl.float32)
+    b_count = tl.zeros((BLOCK,), tl.int32)
+    for i in range(0, tiles, BLOCK):
+        m_tile = i + o_tile < tiles
+        o_partial = i_row * tiles + i + o_tile
+        b_top = tl.load(p_top + o_partial, m_tile, other=float("-inf"))
+        b_part = tl.load(p_total + o_partial, m_tile, other=0.0)
+        # A NaN is not 0 and stays.
+        b_total += tl.where(b_part == 0, 0.0, b_part * tl.exp2(b_top - base))
+        b_num = tl.zeros((BLOCK,), tl.int32)
+        for j in tl.static_range(GROUPS):
+            p_num = p_num_positive + i_row * groups + (i + o_tile) * GROUPS + j
+            b_num += tl.load(p_num, m_tile, other=0).to(tl.int32)
+        b_shift = tl.where(b_top == float("-inf"), 0.0, b_top) - base
+        b_hit += tl.where(b_num > 0, tl.load(p_hit + o_partial, m_tile, other=0.0) + b_num * b_shift, 0.0)
+        b_count += b_num
+    log_total = tl.log2(tl.sum(b_total, 0))
+    count = tl.sum(b_count, 0)
+    ln2: tl.constexpr = 0.6931471805599453
+    loss = (log_total - tl.sum(b_hit, 0) / tl.maximum(count, 1)) * ln2
+    tl.store(p_loss + i_row, tl.where(count > 0, loss, 0.0))
+    tl.store(p_lse + i_row, base + log_total)
+
+
+@triton.jit
+def weights_kernel(
+    p_left,
+    p_left_low,
+    p_right,
+    p_right_low,
+    p_positive,
+    p_kept,
+    p_occupied,
+    p_scale,
+    p_lse,
+    p_share,
+    p_weights,
+    p_weights_low,
+    rows,
+    groups,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BAND: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TMA: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """weights = (2^(x - lse) [kept] - share [P]) 2^14 in 16 bits; lse is inf and share 0 without positives.
+
+    A program owns a tile. The logits are formed again: two passes over z cost less than keeping them.
+    """
+    GROUPS: tl.constexpr = BLOCK_N // 128
+    i_m, i_n = device.tile_index(rows, groups * 128, BLOCK_M, BLOCK_N, BAND)
+    i_row = i_m * BLOCK_M
+    b_x = device.tile_product(
+        p_left,
+        p_left_low,
+        p_right,
+        p_right_low,
+        i_row,
+        i_n * BLOCK_N,
+        WIDTH,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        SPLIT,
+        TMA,
+        UPCAST,
+    )
+    o_row = i_row + tl.arange(0, BLOCK_M)
+    b_lse = tl.load(p_lse + o_row, o_row < rows, other=float("inf"))
+    b_x = device.grouped(b_x * tl.load(p_scale) - b_lse[:, None], BLOCK_M, GROUPS)
+    o_words = device.word_offsets(i_row, i_n * GROUPS, groups, BLOCK_M, GROUPS)
+    m_kept = device.expand(tl.load(p_kept + o_words).to(tl.int32))
+    b_weight = tl.where(m_kept, tl.exp2(b_x), 0.0)
+    if device.any_occupied(p_occupied + i_m * groups + i_n * GROUPS, GROUPS):
+        b_share = tl.load(p_share + o_row, o_row < rows, other=0.0)
+        m_positive = device.expand(tl.load(p_positive + o_words).to(tl.int32))
+        b_weight -= tl.where(m_positive, b_share[:, None, None, None], 0.0)
+    b_weight = tl.reshape(b_weight * _WEIGHT_SCALE, (BLOCK_M, BLOCK_N))
+    o_column = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_weight = o_row.to(tl.int64)[:, None] * (groups * 128) + o_column[None, :]
+    b_high = b_weight.to(p_weights.dtype.element_ty)
+    tl.store(p_weights + o_weight, b_high)
+    if SPLIT:
+        b_low = (b_weight - b_high.to(tl.float32)).to(p_weights.dtype.element_ty)
+        tl.store(p_weights_low + o_weight, b_low)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Rows of z as operands, with what bounds their products.
+
+    Attributes:
+        planes: operands, scaled by the largest magnitude where 16 bits need it.
+        norms: (rows,) float32 Euclidean norms.
+    """
+
+    planes: Planes
+    norms: torch.Tensor
+
+    @classmethod
+    def of(cls, z: torch.Tensor, precision: str, multiple: int) -> "Embeddings":
+        """Embeddings of float32 z (rows, E)."""
+        return cls(planes(z, precision, multiple, scaled=True), torch.linalg.vector_norm(z, dim=1))
+
+    def gather(self, index: torch.Tensor, multiple: int) -> "Embeddings":
+        """Some rows."""
+        return Embeddings(self.planes.gather(index, multiple), self.norms[index])
+
+
+class Logits:
+    """x = z_i . z_j log2(e) / temperature of some anchors and all patches, at least one of each: never stored.
+
+    Args:
+        left: embeddings of the anchors.
+        right: embeddings of the patches.
+        temperature: divides the products.
+        positive: positives of the anchors.
+        kept: kept patches of the anchors.
+    """
+
+    def __init__(
+        self, left: Embeddings, right: Embeddings, temperature: float, positive: Bits, kept: Bits
+    ) -> None:
+        self.left, self.right, self.positive, self.kept = left.planes, right.planes, positive, kept
+        factor = math.log2(math.e) / temperature
+        unit = self.left.unit * self.right.unit * factor
+        self.scale = unit if isinstance(unit, torch.Tensor) else torch.full_like(right.norms[0], unit)
+        # Rounding of the operands may lengthen rows a little.
+        self.bound = left.norms * (right.norms.amax() * (1.01 * factor))
+        self.tight = (self.bound.amax() < _TIGHT_BOUND).to(torch.int32)
+        self.occupied = positive.occupied(launch.row_block(right.norms.device))
+        self.count_C = positive.totals()
+
+    def log_sum_exp(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (C,) [nats] and log-sum-exp (C,) [powers of two] over the kept patches."""
+        parts = [torch.empty(self.positive.counts.shape, device=self.scale.device) for _ in range(3)]
+        config = self._run(log_sum_exp_kernel, "log_sum_exp", (self.bound, self.tight, *parts))
+        loss_C, lse_C = torch.empty_like(self.bound), torch.empty_like(self.bound)
+        per_tile = config.block_n // 128
+        groups = self.positive.groups
+        combine_kernel[(self.positive.rows,)](
+            *parts,
+            self.positive.counts,
+            loss_C,
+            lse_C,
+            groups // per_tile,
+            groups,
+            GROUPS=per_tile,
+            BLOCK=512,
+            num_warps=launch.ROW_WARPS,
+        )
+        return loss_C, lse_C
+
+    def weights(self, lse_C: torch.Tensor) -> Planes:
+        """d loss / d logits (C, N) of every anchor as operands, 0 in rows without positives."""
+        has_C = self.count_C > 0
+        share_C = has_C.float() / self.count_C.clamp(min=1)
+        lse_C = torch.where(has_C, lse_C, torch.inf)
+        shape = (self.positive.counts.shape[0], self.positive.groups * 128)
+        high = torch.empty(shape, dtype=self.right.high.dtype, device=self.scale.device)
+        low = torch.empty_like(high) if self.right.split else None
+        self._run(weights_kernel, "weights", (lse_C, share_C, high, low))
+        return Planes(high, low, 1 / _WEIGHT_SCALE.value, self.positive.rows, self.positive.columns)
+
+    def _run(self, kernel: triton.JITFunction, name: str, arguments: tuple) -> launch.Launch:
+        """Launch a kernel over all tiles; `arguments` stand between the scale and the sizes."""
+
+        def start(config: launch.Launch, options: dict[str, object]) -> None:
+            bits = self.positive
+            grid = launch.tiles(bits.rows, bits.groups * 128, config.block_m, config.block_n)
+            kernel[grid](
+                launch.source(self.left.high, config.block_m, config.block_k, config.tma),
+                launch.source(self.left.low, config.block_m, config.block_k, config.tma),
+                launch.source(self.right.high, config.block_n, config.block_k, config.tma),
+                launch.source(self.right.low, config.block_n, config.block_k, config.tma),
+                bits.words,
+                self.kept.words,
+                self.occupied,
+                self.scale,
+                *arguments,
+                bits.rows,
+                bits.groups,
+                BLOCK_N=config.block_n,
+                BLOCK_K=config.block_k,
+                BAND=launch.BAND,
+                **options,
+            )
+
+        return launch.run(name, self.right, (self.positive.rows, self.positive.columns), start)
+
+
+def gradient(
+    weights: Planes, right: Planes, rows_CE: torch.Tensor, precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weights z (C, E), weights^T rows (N, E)): logits are z_i . z_j, every weight reaches both rows."""
+    block = launch.row_block(rows_CE.device)
+    other = planes(rows_CE, precision, block, scaled=True)
+    return planes_product(weights, right), planes_product(weights, other, transposed=True)
+
+
+def masked_log_softmax(
+    z_AE: torch.Tensor,
+    z_NE: torch.Tensor,
+    positive_AW: torch.Tensor,
+    kept_AW: torch.Tensor,
+    temperature: float,
+    precision: str,
+    memory_budget: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and log-sum-exp [nats] of every anchor; embeddings are float32."""
+    loss_A, lse_A = z_AE.new_zeros(z_AE.shape[0]), z_AE.new_full((z_AE.shape[0],), -torch.inf)
+    for chunk, logits in _chunks(
+        z_AE, z_NE, positive_AW, kept_AW, temperature, precision, memory_budget, False
+    ):
+        loss_A[chunk], lse_C = logits.log_sum_exp()
+        lse_A[chunk] = lse_C * math.log(2)
+    return loss_A, lse_A
+
+
+def masked_log_softmax_backward(
+    dloss_A: torch.Tensor,
+    z_AE: torch.Tensor,
+    z_NE: torch.Tensor,
+    positive_AW: torch.Tensor,
+    kept_AW: torch.Tensor,
+    lse_A: torch.Tensor,
+    temperature: float,
+    precision: str,
+    memory_budget: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients (A, E) and (N, E) in float32; logits are recomputed."""
+    dz_AE, dz_NE = torch.zeros_like(z_AE), torch.zeros_like(z_NE)
+    for chunk, logits in _chunks(
+        z_AE, z_NE, positive_AW, kept_AW, temperature, precision, memory_budget, True
+    ):
+        row_C1 = dloss_A[chunk, None] / temperature
+        weights = logits.weights(lse_A[chunk] * math.log2(math.e))
+        own_CE, other_NE = gradient(weights, logits.right, z_AE[chunk] * row_C1, precision)
+        dz_AE[chunk] = own_CE * row_C1
+        dz_NE += other_NE
+    return dz_AE, dz_NE
+
+
+def _chunks(
+    z_AE: torch.Tensor,
+    z_NE: torch.Tensor,
+    positive_AW: torch.Tensor,
+    kept_AW: torch.Tensor,
+    temperature: float,
+    precision: str,
+    memory_budget: int,
+    backward: bool,
+) -> Iterator[tuple[slice, Logits]]:
+    """Chunks of anchors within the budget and their logits; none without anchors or patches."""
+    num_anchors, (num_patches, width) = z_AE.shape[0], z_NE.shape
+    if num_anchors == 0 or num_patches == 0:
+        return
+    block = launch.row_block(z_NE.device)
+    right = Embeddings.of(z_NE, precision, layout.COLUMN_BLOCK)
+    left = Embeddings.of(z_AE, precision, block)
+    per_row = 2 * layout.bytes_per_row(num_patches) + bytes_per_anchor(
+        num_patches, width, precision, backward
+    )
+    for chunk in row_chunks(num_anchors, rows_within(memory_budget, per_row, block)):
+        index_C = torch.arange(chunk.start, chunk.stop, device=z_NE.device)
+        masks = [layout.from_public(words[chunk], num_patches, block) for words in (positive_AW, kept_AW)]
+        yield chunk, Logits(left.gather(index_C, block), right, temperature, *masks)
+
+
+def bytes_per_anchor(num_patches: int, width: int, precision: str, backward: bool) -> int:
+    """Bytes of temporaries that one anchor needs besides its bits: partial results or weights, and rows."""
+    columns, channels = padded(num_patches, layout.COLUMN_BLOCK), padded(width, 64)
+    tiles = 2 * plane_count(precision) * columns if backward else 3 * 4 * columns // 128
+    return tiles + columns // 128 + (16 + 4 * plane_count(precision)) * channels + 64

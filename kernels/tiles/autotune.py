@@ -1,0 +1,82 @@
+"""Search for the fastest launch configuration on the device at hand (PPAP_AUTOTUNE=1), kept on disk."""
+
+import functools
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import triton
+
+logger = logging.getLogger("ppap.kernels")
+
+_Config = TypeVar("_Config")
+
+
+def cache_file(device: torch.device) -> Path:
+    """Where the findings for `device` are kept: below PPAP_CACHE_DIR, by default ~/.cache/ppap."""
+    root = Path(os.environ.get("PPAP_CACHE_DIR") or Path.home() / ".cache" / "ppap")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    safe = "".join(letter if letter.isalnum() else "-" for letter in name)
+    return root / "autotune" / f"{safe}-triton-{triton.__version__}.json"
+
+
+@functools.cache
+def _known(path: Path) -> dict[str, dict[str, object]]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        logger.warning("autotune: %s is not readable (%s); it is searched anew", path, error)
+        return {}
+
+
+def fastest(
+    key: Sequence[object],
+    device: torch.device,
+    shipped: _Config,
+    others: Sequence[_Config],
+    go: Callable[[_Config], None],
+    timer: Callable[[Callable[[], None]], float] = triton.testing.do_bench,
+) -> _Config:
+    """The configuration that runs quickest, from the cache file or by timing all of them.
+
+    Configurations that do not compile or exceed the device's resources are passed over; the shipped one must
+    run.
+
+    Args:
+        key: what is launched: kernel, types, sizes.
+        device: where.
+        shipped: the configuration used without a search.
+        others: what to try besides.
+        go: launches the kernel in a configuration.
+        timer: milliseconds of a call.
+    """
+    path, name = cache_file(device), " ".join(map(str, key))
+    known = _known(path)
+    if name not in known:
+        timings = [(timer(lambda: go(shipped)), shipped)]
+        for config in others:
+            try:
+                timings.append((timer(lambda config=config: go(config)), config))
+            except (triton.CompilationError, triton.runtime.errors.OutOfResources, RuntimeError) as error:
+                logger.debug("autotune: %s does not run: %s", config, error)
+        best_ms, best = min(timings, key=lambda timing: timing[0])
+        logger.info("autotune: %s: %s, %.3f ms (shipped %.3f ms)", name, best, best_ms, timings[0][0])
+        known[name] = asdict(best)
+        _save(path, known)
+    return type(shipped)(**known[name])
+
+
+def _save(path: Path, known: dict[str, dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        json.dump(known, file, indent=1)
+    os.replace(temporary, path)

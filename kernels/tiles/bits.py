@@ -1,0 +1,112 @@
+"""Masks between kernels: how they are laid out (see ``device.py``), counted, and turned into public words."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from ..masks import num_words
+from . import device
+from .launch import ROW_WARPS
+from .planes import COLUMN_BLOCK, padded
+
+
+@dataclass(frozen=True)
+class Bits:
+    """One mask over N columns for some rows, both padded to whole tiles; padding is 0.
+
+    Attributes:
+        words: (rows, groups, 8) int16.
+        counts: (rows, groups) int16 ones of each group.
+        rows: rows without padding.
+        columns: columns without padding.
+    """
+
+    words: torch.Tensor
+    counts: torch.Tensor
+    rows: int
+    columns: int
+
+    @classmethod
+    def empty(cls, rows: int, columns: int, row_block: int, like: torch.Tensor) -> "Bits":
+        """Unwritten masks on the device of `like`."""
+        shape = (padded(rows, row_block), padded(columns, COLUMN_BLOCK) // 128)
+        words = torch.empty((*shape, 8), dtype=torch.int16, device=like.device)
+        return cls(words, torch.empty(shape, dtype=torch.int16, device=like.device), rows, columns)
+
+    @property
+    def groups(self) -> int:
+        """Groups of 128 columns, padding included."""
+        return self.counts.shape[1]
+
+    def totals(self) -> torch.Tensor:
+        """(rows,) int64 ones of each row."""
+        return self.counts[: self.rows].sum(dim=1, dtype=torch.int64)
+
+    def occupied(self, row_block: int) -> torch.Tensor:
+        """(row blocks, groups) int8: 1 where a tile has any one."""
+        return (self.counts.view(-1, row_block, self.groups).amax(dim=1) > 0).to(torch.int8)
+
+
+def bytes_per_row(columns: int) -> int:
+    """Bytes of one row of :class:`Bits`."""
+    return padded(columns, COLUMN_BLOCK) // 128 * (16 + 2)
+
+
+@triton.jit
+def to_public_kernel(p_words, p_public, groups, num_words, BLOCK: tl.constexpr):
+    """int32 words of bit k = column 32 w + k; a program owns BLOCK words of one row.
+
+    Bit k of word w of a group is bit 4 w + k // 8 of the 16-bit word k % 8: each of the eight gives a nibble
+    whose bits go 8 apart.
+    """
+    i_row = tl.program_id(0).to(tl.int64)
+    o_word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    m_word = o_word < num_words
+    b_out = tl.zeros((BLOCK,), tl.int32)
+    for j in tl.static_range(8):
+        p_source = p_words + (i_row * groups + o_word // 4) * 8 + j
+        b_nibble = tl.load(p_source, m_word, other=0).to(tl.int32) >> (4 * (o_word % 4))
+        for i in tl.static_range(4):
+            b_out |= ((b_nibble >> i) & 1) << (8 * i + j)
+    tl.store(p_public + i_row * num_words + o_word, b_out, m_word)
+
+
+@triton.jit
+def from_public_kernel(p_public, p_words, p_counts, rows, groups, num_words, BLOCK: tl.constexpr):
+    """The inverse, with the ones of each group; a program owns BLOCK groups of one padded row."""
+    i_row = tl.program_id(0).to(tl.int64)
+    o_group = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    o_out = tl.arange(0, 8)
+    b_out = tl.zeros((1, BLOCK, 8), tl.int32)
+    for w in tl.static_range(4):
+        o_word = o_group * 4 + w
+        m_word = (i_row < rows) & (o_word < num_words)
+        b_word = tl.load(p_public + i_row * num_words + o_word, m_word, other=0)
+        for i in tl.static_range(4):
+            b_bit = (b_word[None, :, None] >> (8 * i + o_out)[None, None, :]) & 1
+            b_out |= b_bit << (4 * w + i)
+    m_group = (o_group < groups)[None, :]
+    o_store = (i_row * groups + o_group)[None, :]
+    tl.store(p_counts + o_store, device.count_bits(b_out).to(tl.int16), m_group)
+    tl.store(p_words + o_store[:, :, None] * 8 + o_out[None, None, :], b_out.to(tl.int16), m_group[:, :, None])
+
+
+def to_public(bits: Bits, out: torch.Tensor) -> None:
+    """Write int32 words (rows, ceil(N / 32)) into `out`."""
+    words = num_words(bits.columns)
+    if out.numel():
+        grid = (bits.rows, triton.cdiv(words, 256))
+        to_public_kernel[grid](bits.words, out, bits.groups, words, BLOCK=256, num_warps=ROW_WARPS)
+
+
+def from_public(public: torch.Tensor, columns: int, row_block: int) -> Bits:
+    """Masks of int32 words (rows, ceil(N / 32)); bits past the last column must be 0."""
+    rows, words = public.shape
+    bits = Bits.empty(rows, columns, row_block, public)
+    if bits.words.numel():
+        grid = (bits.words.shape[0], triton.cdiv(bits.groups, 64))
+        args = (public.contiguous(), bits.words, bits.counts, rows, bits.groups, words)
+        from_public_kernel[grid](*args, BLOCK=64, num_warps=ROW_WARPS)
+    return bits

@@ -1,0 +1,174 @@
+"""Launch configurations of the Triton kernels per architecture, and the one place that launches them.
+
+Chosen from the compiler's figures (``bench/results/aot.md``: registers, spills and shared memory of every line
+below); none has been timed. ``PPAP_AUTOTUNE=1`` times the alternatives on the device at hand instead, see
+:mod:`.autotune`.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from . import autotune
+from .planes import COLUMN_BLOCK, Planes
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One configuration of a tile kernel.
+
+    Attributes:
+        block_m: rows (anchors) of a tile.
+        block_n: columns (patches) of a tile, a multiple of 128; for ``mask_sum`` channels.
+        block_k: channels, for ``mask_sum`` columns, per step of the inner loop.
+        warps: warps per program.
+        stages: steps whose loads are in flight.
+        tma: load tiles through tensor descriptors (sm_90 and later).
+    """
+
+    block_m: int = 128
+    block_n: int = 128
+    block_k: int = 64
+    warps: int = 4
+    stages: int = 3
+    tma: bool = False
+
+
+# Kernels with a configuration of their own. "split" = operands of two planes, the fp32 precision.
+KERNELS = ("similarity", "mask_sum", "log_sum_exp", "weights")
+
+
+def _table(one: Launch, two: Launch, mask_sum: Launch, mask_sum_split: Launch) -> dict[str, Launch]:
+    products = ("similarity", "log_sum_exp", "weights")
+    table = {name: one for name in products} | {f"{name}/split": two for name in products}
+    return table | {"mask_sum": mask_sum, "mask_sum/split": mask_sum_split}
+
+
+_AMPERE = _table(
+    Launch(block_k=32, warps=8),
+    Launch(block_k=32, warps=8, stages=2),
+    Launch(warps=8),
+    Launch(warps=8, stages=2),
+)
+_HOPPER = _table(
+    Launch(tma=True),
+    Launch(warps=8, stages=2, tma=True),
+    Launch(warps=8, tma=True),
+    Launch(warps=8, stages=2, tma=True),
+)
+# Architecture -> kernel -> configuration. "interpret" keeps Triton's interpreter quick on small tests.
+TABLE: dict[str, dict[str, Launch]] = {
+    "sm_80": _AMPERE,
+    "sm_86": _AMPERE,
+    "sm_89": _AMPERE,
+    "sm_90": _HOPPER,
+    "sm_100": _HOPPER,
+    "gfx942": _table(
+        Launch(warps=8, stages=2),
+        Launch(block_k=32, warps=8, stages=2),
+        Launch(warps=8, stages=2),
+        Launch(warps=8, stages=2),
+    ),
+    "interpret": _table(*[Launch(block_m=32, block_k=64)] * 4),
+}
+# Row tiles of a band, see device.tile_index.
+BAND = 32
+ROW_WARPS = 4
+
+
+def interpreted() -> bool:
+    """Whether Triton was imported with TRITON_INTERPRET=1, so that kernels run on CPU tensors."""
+    return not isinstance(triton.language.sum, triton.runtime.JITFunction)
+
+
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """The table's name for `device`: the nearest older architecture that has a row."""
+    if interpreted():
+        return "interpret"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        name = properties.gcnArchName.split(":")[0]
+        return name if name in TABLE else "gfx942"
+    capability = 10 * properties.major + properties.minor
+    known = sorted(int(name[3:]) for name in TABLE if name.startswith("sm_"))
+    older = [number for number in known if number <= capability]
+    if not older:
+        raise RuntimeError(
+            f"the triton backend needs a GPU of compute capability 8.0 or later; {properties.name} has "
+            f"{properties.major}.{properties.minor}: use PPAP_BACKEND=torch"
+        )
+    return f"sm_{older[-1]}"
+
+
+def row_block(device: torch.device) -> int:
+    """Rows that tensors of the tile kernels are padded to, and that one flag of occupied tiles covers."""
+    return TABLE[architecture(device)]["similarity"].block_m
+
+
+def configuration(kernel: str, device: torch.device, split: bool) -> Launch:
+    """The shipped configuration of `kernel`."""
+    return TABLE[architecture(device)][f"{kernel}/split" if split else kernel]
+
+
+def run(
+    kernel: str, operand: Planes, problem: tuple[int, ...], start: Callable[[Launch, dict[str, object]], None]
+) -> Launch:
+    """Launch a tile kernel by `start(configuration, options)`; with PPAP_AUTOTUNE=1 in the fastest form.
+
+    Args:
+        kernel: one of :data:`KERNELS`.
+        operand: planes that are streamed through the kernel.
+        problem: sizes that a search distinguishes.
+        start: launches the kernel; called many times by a search, so it must only overwrite.
+
+    Returns:
+        The configuration used last.
+    """
+    device = operand.high.device
+    shipped = configuration(kernel, device, operand.split)
+    upcast = interpreted() and operand.high.dtype == torch.bfloat16
+
+    def go(config: Launch) -> None:
+        options = {"SPLIT": operand.split, "TMA": config.tma, "UPCAST": upcast, "BLOCK_M": config.block_m}
+        options |= {"WIDTH": operand.high.shape[1], "num_warps": config.warps, "num_stages": config.stages}
+        start(config, options)
+
+    if os.environ.get("PPAP_AUTOTUNE", "0") in ("", "0") or interpreted():
+        go(shipped)
+        return shipped
+    key = (kernel, str(operand.high.dtype), operand.split, operand.high.shape[1], *problem)
+    best = autotune.fastest(key, device, shipped, alternatives(kernel, shipped), go)
+    go(best)
+    return best
+
+
+def alternatives(kernel: str, shipped: Launch) -> list[Launch]:
+    """What a search tries besides the shipped configuration; row tiles keep their height."""
+    found = [
+        replace(shipped, warps=warps, stages=stages, block_k=block_k)
+        for warps in (4, 8)
+        for stages in (2, 3, 4)
+        for block_k in (32, 64, 128)
+    ]
+    if kernel != "mask_sum":
+        found += [replace(each, block_n=COLUMN_BLOCK) for each in found if each.warps == 8]
+    return [each for each in found if each != shipped]
+
+
+def source(plane: torch.Tensor | None, rows: int, columns: int, tma: bool) -> object:
+    """What a kernel loads tiles (rows, columns) of `plane` from: a tensor descriptor, or the tensor."""
+    if plane is None or not tma:
+        return plane
+    return TensorDescriptor.from_tensor(plane, [rows, columns])
+
+
+def tiles(rows: int, columns: int, block_m: int, block_n: int) -> tuple[int]:
+    """Grid of a tile kernel."""
+    return (triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n),)
+
