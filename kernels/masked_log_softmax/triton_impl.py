@@ -52,10 +52,9 @@ def log_sum_exp_kernel(
     TMA: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Per row and column tile: top = shift, total = sum of 2^(x - top) [kept], hit = sum of (x - top) [P].
+    """Per row and column tile: top = shift, total = sum of 2^(x - top) [kept], hit = sum of x [P].
 
-    The shift is the row's bound if `tight`, else the tile's largest kept x, -inf (and 0 in the sums) where
-    nothing is kept. A program owns a tile and one entry a row of the partial results: bitwise repeatable.
+    The shift is the row's bound if `tight`, else the tile's largest kept x, -inf where nothing is kept. A program owns a tile and one entry a row of the partial results: bitwise repeatable.
     """
     GROUPS: tl.constexpr = BLOCK_N // 128
     i_m, i_n = device.tile_index(rows, groups * 128, BLOCK_M, BLOCK_N, BAND)
@@ -78,18 +77,17 @@ def log_sum_exp_kernel(
     b_x = device.grouped(b_x * tl.load(p_scale), BLOCK_M, GROUPS)
     o_row = i_row + tl.arange(0, BLOCK_M)
     o_words = device.word_offsets(i_row, i_n * GROUPS, groups, BLOCK_M, GROUPS)
-    m_kept = device.expand(tl.load(p_kept + o_words).to(tl.int32))
-    if tl.load(p_tight) != 0:
-        b_top = tl.load(p_bound + o_row, o_row < rows, other=0.0)
-    else:
-        b_top = tl.max(tl.max(tl.max(tl.where(m_kept, b_x, float("-inf")), 3), 2), 1)
-    b_base = tl.where(b_top == float("-inf"), 0.0, b_top)
-    b_x -= b_base[:, None, None, None]
-    b_total = tl.sum(tl.sum(tl.sum(tl.where(m_kept, tl.exp2(b_x), 0.0), 3), 2), 1)
     b_hit = tl.zeros((BLOCK_M,), tl.float32)
     if device.any_occupied(p_occupied + i_m * groups + i_n * GROUPS, GROUPS):
         m_positive = device.expand(tl.load(p_positive + o_words).to(tl.int32))
-        b_hit = tl.sum(tl.sum(tl.sum(tl.where(m_positive, b_x, 0.0), 3), 2), 1)
+        b_hit = device.row_sum(tl.where(m_positive, b_x, 0.0))
+    b_x = tl.where(device.expand(tl.load(p_kept + o_words).to(tl.int32)), b_x, float("-inf"))
+    if tl.load(p_tight) != 0:
+        b_top = tl.load(p_bound + o_row, o_row < rows, other=0.0)
+    else:
+        b_top = tl.max(tl.max(tl.max(b_x, 3), 2), 1)
+    b_base = tl.where(b_top == float("-inf"), 0.0, b_top)
+    b_total = device.row_sum(tl.exp2(b_x - b_base[:, None, None, None]))
     o_partial = o_row.to(tl.int64) * (groups // GROUPS) + i_n
     tl.store(p_top + o_partial, b_top)
     tl.store(p_total + o_partial, b_total)
@@ -98,43 +96,52 @@ def log_sum_exp_kernel(
 
 @triton.jit
 def combine_kernel(
-    p_top, p_total, p_hit, p_num_positive, p_loss, p_lse, tiles, groups, GROUPS: tl.constexpr, BLOCK: tl.constexpr
+    p_top,
+    p_total,
+    p_hit,
+    p_num_positive,
+    p_loss,
+    p_lse,
+    rows,
+    tiles,
+    groups,
+    GROUPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """loss and log-sum-exp (in powers of two) of a row from its column tiles; a program owns a row.
-
-    Both sums are taken relative to the row's largest shift, so that the loss is a difference of small numbers.
-    """
-    i_row = tl.program_id(0).to(tl.int64)
-    o_tile = tl.arange(0, BLOCK)
-    b_top = tl.full((BLOCK,), float("-inf"), tl.float32)
+    """loss [nats] and log-sum-exp [powers of two] from the column tiles; a program owns ROWS whole rows."""
+    o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    m_row = o_row < rows
+    b_top = tl.full((ROWS, BLOCK), float("-inf"), tl.float32)
     for i in range(0, tiles, BLOCK):
-        p_tile = p_top + i_row * tiles + i + o_tile
-        b_top = tl.maximum(b_top, tl.load(p_tile, i + o_tile < tiles, other=float("-inf")))
-    base = tl.max(b_top, 0)
-    base = tl.where(base == float("-inf"), 0.0, base)
-    b_total = tl.zeros((BLOCK,), tl.float32)
-    b_hit = tl.zeros((BLOCK,), tl.float32)
-    b_count = tl.zeros((BLOCK,), tl.int32)
+        o_tile = i + tl.arange(0, BLOCK)
+        m_tile = m_row[:, None] & (o_tile < tiles)[None, :]
+        p_tile = p_top + o_row[:, None] * tiles + o_tile[None, :]
+        b_top = tl.maximum(b_top, tl.load(p_tile, m_tile, other=float("-inf")))
+    b_base = tl.max(b_top, 1)
+    b_base = tl.where(b_base == float("-inf"), 0.0, b_base)
+    b_total = tl.zeros((ROWS, BLOCK), tl.float32)
+    b_hit = tl.zeros((ROWS, BLOCK), tl.float32)
+    b_count = tl.zeros((ROWS, BLOCK), tl.int32)
     for i in range(0, tiles, BLOCK):
-        m_tile = i + o_tile < tiles
-        o_partial = i_row * tiles + i + o_tile
+        o_tile = i + tl.arange(0, BLOCK)
+        m_tile = m_row[:, None] & (o_tile < tiles)[None, :]
+        o_partial = o_row[:, None] * tiles + o_tile[None, :]
         b_top = tl.load(p_top + o_partial, m_tile, other=float("-inf"))
         b_part = tl.load(p_total + o_partial, m_tile, other=0.0)
         # A NaN is not 0 and stays.
-        b_total += tl.where(b_part == 0, 0.0, b_part * tl.exp2(b_top - base))
-        b_num = tl.zeros((BLOCK,), tl.int32)
+        b_total += tl.where(b_part == 0, 0.0, b_part * tl.exp2(b_top - b_base[:, None]))
+        b_hit += tl.load(p_hit + o_partial, m_tile, other=0.0)
         for j in tl.static_range(GROUPS):
-            p_num = p_num_positive + i_row * groups + (i + o_tile) * GROUPS + j
-            b_num += tl.load(p_num, m_tile, other=0).to(tl.int32)
-        b_shift = tl.where(b_top == float("-inf"), 0.0, b_top) - base
-        b_hit += tl.where(b_num > 0, tl.load(p_hit + o_partial, m_tile, other=0.0) + b_num * b_shift, 0.0)
-        b_count += b_num
-    log_total = tl.log2(tl.sum(b_total, 0))
-    count = tl.sum(b_count, 0)
+            p_num = p_num_positive + o_row[:, None] * groups + (o_tile * GROUPS + j)[None, :]
+            b_count += tl.load(p_num, m_tile, other=0).to(tl.int32)
+    b_log = tl.log2(tl.sum(b_total, 1))
+    b_num = tl.sum(b_count, 1)
     ln2: tl.constexpr = 0.6931471805599453
-    loss = (log_total - tl.sum(b_hit, 0) / tl.maximum(count, 1)) * ln2
-    tl.store(p_loss + i_row, tl.where(count > 0, loss, 0.0))
-    tl.store(p_lse + i_row, base + log_total)
+    b_lse = b_base + b_log
+    b_loss = (b_lse - tl.sum(b_hit, 1) / tl.maximum(b_num, 1)) * ln2
+    tl.store(p_loss + o_row, tl.where(b_num > 0, b_loss, 0.0), m_row)
+    tl.store(p_lse + o_row, b_lse, m_row)
 
 
 @triton.jit
@@ -257,16 +264,19 @@ class Logits:
         loss_C, lse_C = torch.empty_like(self.bound), torch.empty_like(self.bound)
         per_tile = config.block_n // 128
         groups = self.positive.groups
-        combine_kernel[(self.positive.rows,)](
+        per_program = launch.rows_per_program()
+        combine_kernel[(triton.cdiv(self.positive.rows, per_program),)](
             *parts,
             self.positive.counts,
             loss_C,
             lse_C,
+            self.positive.rows,
             groups // per_tile,
             groups,
             GROUPS=per_tile,
-            BLOCK=512,
-            num_warps=launch.ROW_WARPS,
+            ROWS=per_program,
+            BLOCK=256,
+            **launch.ROW_OPTIONS,
         )
         return loss_C, lse_C
 

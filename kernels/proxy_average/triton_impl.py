@@ -73,19 +73,28 @@ def mask_sum_kernel(
 
 @triton.jit
 def finish_kernel(
-    p_sums, p_proxy, padded_rows, width, unit, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr
+    p_sums,
+    p_proxy,
+    rows,
+    padded_rows,
+    width,
+    unit,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
-    """proxy = sum / max(|sum|, 1e-12), sums added in the order of their parts; a program owns a row."""
-    i_row = tl.program_id(0).to(tl.int64)
+    """proxy = sum / max(|sum|, 1e-12), parts added in their order; a program owns ROWS whole rows."""
+    o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     o_channel = tl.arange(0, BLOCK)
-    m_channel = o_channel < width
-    b_sum = tl.zeros((BLOCK,), tl.float32)
+    m_out = (o_row < rows)[:, None] & (o_channel < width)[None, :]
+    b_sum = tl.zeros((ROWS, BLOCK), tl.float32)
     for i in tl.static_range(SPLITS):
-        p_part = p_sums + (i * padded_rows.to(tl.int64) + i_row) * WIDTH
-        b_sum += tl.load(p_part + o_channel, m_channel, other=0.0)
+        o_part = (i * padded_rows.to(tl.int64) + o_row)[:, None] * WIDTH + o_channel[None, :]
+        b_sum += tl.load(p_sums + o_part, m_out, other=0.0)
     b_sum *= unit
-    norm = tl.sqrt_rn(tl.sum(b_sum * b_sum, 0))
-    tl.store(p_proxy + i_row * width + o_channel, tl.div_rn(b_sum, tl.maximum(norm, 1e-12)), m_channel)
+    b_norm = tl.maximum(tl.sqrt_rn(tl.sum(b_sum * b_sum, 1)), 1e-12)
+    tl.store(p_proxy + o_row[:, None] * width + o_channel[None, :], tl.div_rn(b_sum, b_norm[:, None]), m_out)
 
 
 def mask_sum(positive: Bits, keys: Planes) -> torch.Tensor:
@@ -129,16 +138,19 @@ def average_chunk(
     similarity(planes(queries_CD, precision, block), keys, positive, phi_C=threshold_C)
     sums = mask_sum(positive, keys)
     proxy_CD = torch.empty_like(queries_CD, memory_format=torch.contiguous_format)
-    finish_kernel[(rows,)](
+    per_program = launch.rows_per_program()
+    finish_kernel[(triton.cdiv(rows, per_program),)](
         sums,
         proxy_CD,
+        rows,
         positive.words.shape[0],
         width,
         float(keys.unit),
         WIDTH=keys.high.shape[1],
+        ROWS=per_program,
         BLOCK=triton.next_power_of_2(width),
         SPLITS=_SPLITS,
-        num_warps=launch.ROW_WARPS,
+        **launch.ROW_OPTIONS,
     )
     return proxy_CD, positive.totals()
 

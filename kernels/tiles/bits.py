@@ -8,7 +8,7 @@ import triton.language as tl
 
 from ..masks import num_words
 from . import device
-from .launch import ROW_WARPS
+from .launch import ROW_OPTIONS, rows_per_program
 from .planes import COLUMN_BLOCK, padded
 
 
@@ -55,58 +55,60 @@ def bytes_per_row(columns: int) -> int:
 
 
 @triton.jit
-def to_public_kernel(p_words, p_public, groups, num_words, BLOCK: tl.constexpr):
-    """int32 words of bit k = column 32 w + k; a program owns BLOCK words of one row.
+def to_public_kernel(p_words, p_public, rows, groups, num_words, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """int32 words of bit k = column 32 w + k; a program owns a tile (ROWS, BLOCK) of them.
 
     Bit k of word w of a group is bit 4 w + k // 8 of the 16-bit word k % 8: each of the eight gives a nibble
     whose bits go 8 apart.
     """
-    i_row = tl.program_id(0).to(tl.int64)
-    o_word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    m_word = o_word < num_words
-    b_out = tl.zeros((BLOCK,), tl.int32)
+    o_row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    o_word = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    m_word = (o_row < rows) & (o_word < num_words)
+    b_out = tl.zeros((ROWS, BLOCK), tl.int32)
     for j in tl.static_range(8):
-        p_source = p_words + (i_row * groups + o_word // 4) * 8 + j
-        b_nibble = tl.load(p_source, m_word, other=0).to(tl.int32) >> (4 * (o_word % 4))
+        b_word = tl.load(p_words + (o_row * groups + o_word // 4) * 8 + j, m_word, other=0).to(tl.int32)
+        b_nibble = b_word >> (4 * (o_word % 4))
         for i in tl.static_range(4):
             b_out |= ((b_nibble >> i) & 1) << (8 * i + j)
-    tl.store(p_public + i_row * num_words + o_word, b_out, m_word)
+    tl.store(p_public + o_row * num_words + o_word, b_out, m_word)
 
 
 @triton.jit
-def from_public_kernel(p_public, p_words, p_counts, rows, groups, num_words, BLOCK: tl.constexpr):
-    """The inverse, with the ones of each group; a program owns BLOCK groups of one padded row."""
-    i_row = tl.program_id(0).to(tl.int64)
-    o_group = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    o_out = tl.arange(0, 8)
-    b_out = tl.zeros((1, BLOCK, 8), tl.int32)
+def from_public_kernel(
+    p_public, p_words, p_counts, rows, groups, num_words, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The inverse, with the ones of each group; a program owns a tile (ROWS, BLOCK groups), padding too."""
+    o_row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    o_group = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    o_out = tl.arange(0, 8)[None, None, :]
+    b_out = tl.zeros((ROWS, BLOCK, 8), tl.int32)
     for w in tl.static_range(4):
         o_word = o_group * 4 + w
-        m_word = (i_row < rows) & (o_word < num_words)
-        b_word = tl.load(p_public + i_row * num_words + o_word, m_word, other=0)
+        b_word = tl.load(p_public + o_row * num_words + o_word, (o_row < rows) & (o_word < num_words), other=0)
         for i in tl.static_range(4):
-            b_bit = (b_word[None, :, None] >> (8 * i + o_out)[None, None, :]) & 1
-            b_out |= b_bit << (4 * w + i)
-    m_group = (o_group < groups)[None, :]
-    o_store = (i_row * groups + o_group)[None, :]
+            b_out |= ((b_word[:, :, None] >> (8 * i + o_out)) & 1) << (4 * w + i)
+    m_group = (o_group < groups) & (o_row >= 0)
+    o_store = o_row * groups + o_group
     tl.store(p_counts + o_store, device.count_bits(b_out).to(tl.int16), m_group)
-    tl.store(p_words + o_store[:, :, None] * 8 + o_out[None, None, :], b_out.to(tl.int16), m_group[:, :, None])
+    tl.store(p_words + o_store[:, :, None] * 8 + o_out, b_out.to(tl.int16), m_group[:, :, None])
 
 
 def to_public(bits: Bits, out: torch.Tensor) -> None:
-    """Write int32 words (rows, ceil(N / 32)) into `out`."""
-    words = num_words(bits.columns)
+    """Write int32 words (rows, ceil(N / 32)) into `out`, contiguous."""
+    words, block = num_words(bits.columns), rows_per_program()
     if out.numel():
-        grid = (bits.rows, triton.cdiv(words, 256))
-        to_public_kernel[grid](bits.words, out, bits.groups, words, BLOCK=256, num_warps=ROW_WARPS)
+        grid = (triton.cdiv(bits.rows, block), triton.cdiv(words, 128))
+        args = (bits.words, out, bits.rows, bits.groups, words)
+        to_public_kernel[grid](*args, ROWS=block, BLOCK=128, **ROW_OPTIONS)
 
 
 def from_public(public: torch.Tensor, columns: int, row_block: int) -> Bits:
     """Masks of int32 words (rows, ceil(N / 32)); bits past the last column must be 0."""
     rows, words = public.shape
-    bits = Bits.empty(rows, columns, row_block, public)
+    bits, block = Bits.empty(rows, columns, row_block, public), rows_per_program()
     if bits.words.numel():
-        grid = (bits.words.shape[0], triton.cdiv(bits.groups, 64))
+        # Row tiles are multiples of what a program owns.
+        grid = (bits.words.shape[0] // block, triton.cdiv(bits.groups, 32))
         args = (public.contiguous(), bits.words, bits.counts, rows, bits.groups, words)
-        from_public_kernel[grid](*args, BLOCK=64, num_warps=ROW_WARPS)
+        from_public_kernel[grid](*args, ROWS=block, BLOCK=32, **ROW_OPTIONS)
     return bits

@@ -107,6 +107,12 @@ def expand(b_words):
 
 
 @triton.jit
+def row_sum(b_grouped):
+    """(BLOCK_M,) sums of a :func:`grouped` tile."""
+    return tl.sum(tl.sum(tl.sum(b_grouped, 3), 2), 1)
+
+
+@triton.jit
 def word_offsets(i_row, i_group, groups, BLOCK_M: tl.constexpr, GROUPS: tl.constexpr):
     """Offsets (BLOCK_M, GROUPS, 8) of a tile's words in a (rows, groups, 8) tensor."""
     o_row = (i_row + tl.arange(0, BLOCK_M)).to(tl.int64)

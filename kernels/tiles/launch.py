@@ -74,11 +74,12 @@ TABLE: dict[str, dict[str, Launch]] = {
         Launch(warps=8, stages=2),
         Launch(warps=8, stages=2),
     ),
-    "interpret": _table(*[Launch(block_m=32, block_k=64)] * 4),
+    "interpret": _table(*[Launch(block_m=64, block_n=256)] * 2, *[Launch(block_m=64, block_k=128)] * 2),
 }
 # Row tiles of a band, see device.tile_index.
 BAND = 32
-ROW_WARPS = 4
+# Options of the row kernels. Fusing a product and a sum only rounds less.
+ROW_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 def interpreted() -> bool:
@@ -111,6 +112,11 @@ def row_block(device: torch.device) -> int:
     return TABLE[architecture(device)]["similarity"].block_m
 
 
+def rows_per_program() -> int:
+    """Rows that a program of a row kernel owns; the interpreter takes its time per program, not per entry."""
+    return 64 if interpreted() else 4
+
+
 def configuration(kernel: str, device: torch.device, split: bool) -> Launch:
     """The shipped configuration of `kernel`."""
     return TABLE[architecture(device)][f"{kernel}/split" if split else kernel]
@@ -137,13 +143,15 @@ def run(
     def go(config: Launch) -> None:
         options = {"SPLIT": operand.split, "TMA": config.tma, "UPCAST": upcast, "BLOCK_M": config.block_m}
         options |= {"WIDTH": operand.high.shape[1], "num_warps": config.warps, "num_stages": config.stages}
+        options["enable_fp_fusion"] = True
         start(config, options)
 
     if os.environ.get("PPAP_AUTOTUNE", "0") in ("", "0") or interpreted():
         go(shipped)
         return shipped
     key = (kernel, str(operand.high.dtype), operand.split, operand.high.shape[1], *problem)
-    best = autotune.fastest(key, device, shipped, alternatives(kernel, shipped), go)
+    others = [each for each in alternatives(kernel, shipped) if fits(kernel, each, operand.high.shape[1])]
+    best = autotune.fastest(key, device, shipped, others, go)
     go(best)
     return best
 
@@ -159,6 +167,11 @@ def alternatives(kernel: str, shipped: Launch) -> list[Launch]:
     if kernel != "mask_sum":
         found += [replace(each, block_n=COLUMN_BLOCK) for each in found if each.warps == 8]
     return [each for each in found if each != shipped]
+
+
+def fits(kernel: str, config: Launch, width: int) -> bool:
+    """Whether the steps of a configuration divide what they walk over: `width` channels, or a group."""
+    return (128 if kernel == "mask_sum" else width) % config.block_k == 0
 
 
 def source(plane: torch.Tensor | None, rows: int, columns: int, tma: bool) -> object:

@@ -1,0 +1,215 @@
+"""Compile every Triton kernel in every shipped configuration, without a GPU: ``python -m bench.aot``.
+
+The ops run with a recorder in the place of Triton's launcher, so that what is compiled is what is launched: the
+same kernels, types, sizes known to the compiler and options. Prints registers, spills and shared memory of each
+as markdown; ``--out`` also writes it. The figures are the compiler's, no time is measured.
+"""
+
+import argparse
+import contextlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+from triton.runtime import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from bench.shapes import clustered
+from ppap.kernels import PropagationConfig
+from ppap.kernels.masked_log_softmax import triton_impl as contrast
+from ppap.kernels.ppap_loss import triton_impl as loss
+from ppap.kernels.relation_masks import triton_impl as relations
+from ppap.kernels.tiles import launch
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# Shared memory of one program [bytes].
+SHARED_LIMIT = {"sm_80": 166_912, "sm_86": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+_TYPES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.int8: "i8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One launch, as the compiler sees it."""
+
+    kernel: JITFunction
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, object], ...]
+    divisible: tuple[int, ...]
+    warps: int
+    stages: int
+
+    @property
+    def name(self) -> str:
+        """The kernel and what distinguishes this form of it."""
+        values = dict(self.constants)
+        forms = [flag.lower() for flag in ("POSITIVE", "KEPT") if values.get(flag) is True]
+        kinds = {kind for _, kind in self.signature}
+        types = "split" if values.get("SPLIT") else "bf16" if any("bf16" in kind for kind in kinds) else ""
+        return " ".join([self.kernel.__name__.removesuffix("_kernel"), *forms, types]).strip()
+
+    @property
+    def configuration(self) -> str:
+        """Tile sizes, warps, stages, kind of loads."""
+        values = dict(self.constants)
+        sizes = [values[key] for key in ("BLOCK_M", "ROWS", "BLOCK_N", "BLOCK_D", "BLOCK", "BLOCK_K") if key in values]
+        loads = " tma" if values.get("TMA") else ""
+        width = f" D={values['WIDTH']}" if "WIDTH" in values else ""
+        return f"{'x'.join(map(str, sizes))} w{self.warps} s{self.stages}{loads}{width}"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel takes."""
+
+    registers: int
+    spills: int  # bytes of spill stores and loads; gfx942: spilled registers
+    shared: int  # bytes per program
+    matrix: bool  # matrix instructions of the architecture are there
+    serialised: bool  # ptxas made warp-group matrix instructions wait for one another
+
+
+def _recorded(kernel: JITFunction, args: tuple, options: dict[str, object]) -> Call:
+    names = [parameter.name for parameter in kernel.params]
+    values = dict(zip(names, args, strict=False)) | {k: v for k, v in options.items() if k in names}
+    signature, constants, divisible = [], [], []
+    for index, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        if parameter.is_constexpr or value is None or value is True or value is False:
+            signature.append((parameter.name, "constexpr"))
+            constants.append((parameter.name, value))
+        elif isinstance(value, TensorDescriptor):
+            block = ", ".join(map(str, value.block_shape))
+            signature.append((parameter.name, f"tensordesc<{_TYPES[value.base.dtype]}[{block}]>"))
+        elif isinstance(value, torch.Tensor):
+            signature.append((parameter.name, f"*{_TYPES[value.dtype]}"))
+            divisible.append(index)
+        elif isinstance(value, float):
+            signature.append((parameter.name, "fp32"))
+        else:
+            signature.append((parameter.name, "i32"))
+            if value % 16 == 0:
+                divisible.append(index)
+    warps, stages = options.get("num_warps", 4), options.get("num_stages", 3)
+    return Call(kernel, tuple(signature), tuple(constants), tuple(divisible), warps, stages)
+
+
+@contextlib.contextmanager
+def recording(architecture: str) -> Iterator[list[Call]]:
+    """Calls launched inside, by hosts that believe to be on `architecture`; nothing runs."""
+    calls: list[Call] = []
+    saved = JITFunction.__getitem__, launch.architecture
+
+    def getitem(kernel: JITFunction, grid):
+        return lambda *args, **options: calls.append(_recorded(kernel, args, options))
+
+    JITFunction.__getitem__, launch.architecture = getitem, lambda device: architecture
+    try:
+        yield calls
+    finally:
+        JITFunction.__getitem__, launch.architecture = saved
+
+
+def calls_of(architecture: str, width: int, precisions: tuple[str, ...] = ("fp16", "bf16", "fp32")) -> list[Call]:
+    """Every distinct launch of the ops on `architecture` at D = E = `width`."""
+    unit, anchors = clustered(512, width, seed=0), torch.arange(128)
+    sizes = (unit, unit, anchors, PropagationConfig(trustworthy_positives=False), 0.1, 128, True)
+    words = torch.zeros((128, 16), dtype=torch.int32)
+    column = torch.zeros(128)
+    with recording(architecture) as calls:
+        for precision in precisions:
+            loss.ppap_loss(*sizes, precision, 2**29)
+            relations.relation_masks(unit[:128], column, unit, column, anchors, None, precision, 2**29)
+            contrast.masked_log_softmax(unit[:128], unit, words, words, 0.1, precision, 2**29)
+    return list(dict.fromkeys(calls))
+
+
+def resources(call: Call, architecture: str) -> Resources:
+    """Compile one call for `architecture` and read what it takes."""
+    source = ASTSource(
+        fn=call.kernel,
+        signature=dict(call.signature),
+        constexprs=dict(call.constants),
+        attrs={(index,): [["tt.divisibility", 16]] for index in call.divisible},
+    )
+    options = {"num_warps": call.warps, "num_stages": call.stages, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=TARGETS[architecture], options=options)
+    if architecture.startswith("gfx"):
+        text = compiled.asm["amdgcn"]
+        number = lambda key: int(re.search(rf"\.{key}:\s+(\d+)", text)[1])  # noqa: E731
+        spills = number("vgpr_spill_count") + number("sgpr_spill_count")
+        return Resources(number("vgpr_count"), spills, compiled.metadata.shared, "v_mfma" in text, False)
+    ptx = compiled.asm["ptx"]
+    log = _ptxas(ptx, architecture)
+    spills = sum(int(found) for found in re.findall(r"(\d+) bytes spill (?:stores|loads)", log))
+    matrix = "wgmma" in ptx if architecture == "sm_90" else "tcgen05.mma" in ptx or "mma.sync" in ptx
+    registers = int(re.search(r"Used (\d+) registers", log)[1])
+    return Resources(registers, spills, compiled.metadata.shared, matrix, "C75" in log)
+
+
+def _ptxas(ptx: str, architecture: str) -> str:
+    """What Triton's own ptxas says about a kernel."""
+    target = re.search(r"^\.target (\w+)", ptx, re.M)[1]
+    program = get_ptxas(int(architecture[3:])).path
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "kernel.ptx"
+        file.write_text(ptx)
+        command = [program, "-v", f"--gpu-name={target}", file, "-o", Path(scratch) / "kernel.cubin"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"ptxas refuses a kernel for {target}: {done.stderr.strip()}")
+    return done.stdout + done.stderr
+
+
+def table(architectures: list[str], widths: tuple[int, ...]) -> Iterator[tuple[str, Call, Resources]]:
+    """(architecture, call, resources) of every kernel."""
+    for architecture in architectures:
+        for call in dict.fromkeys(call for width in widths for call in calls_of(architecture, width)):
+            yield architecture, call, resources(call, architecture)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m bench.aot", description=__doc__)
+    parser.add_argument("--arch", nargs="+", choices=TARGETS, default=list(TARGETS), help="architectures")
+    parser.add_argument("--widths", nargs="+", type=int, default=[384, 768], help="channels D = E")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    options = parser.parse_args()
+    lines = [
+        f"Compiled by Triton {triton.__version__}; nothing was run.",
+        "",
+        "| architecture | kernel | configuration | registers | spills | shared [bytes] | matrix instructions | serialised |",
+        "|---|---|---|---:|---:|---:|---|---|",
+    ]
+    print("\n".join(lines), flush=True)
+    for architecture, call, found in table(options.arch, tuple(options.widths)):
+        cells = [architecture, call.name, call.configuration, found.registers, found.spills, found.shared]
+        cells += ["yes" if found.matrix else "-", "yes" if found.serialised else "-"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        print(lines[-1], flush=True)
+    if options.out:
+        options.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
