@@ -36,8 +36,8 @@ def log_sum_exp_kernel(
     p_kept,
     p_occupied,
     p_scale,
-    p_bound,
     p_tight,
+    p_bound,
     p_top,
     p_total,
     p_hit,
@@ -154,6 +154,7 @@ def weights_kernel(
     p_kept,
     p_occupied,
     p_scale,
+    p_tight,
     p_lse,
     p_share,
     p_weights,
@@ -193,7 +194,11 @@ def weights_kernel(
     )
     o_row = i_row + tl.arange(0, BLOCK_M)
     b_lse = tl.load(p_lse + o_row, o_row < rows, other=float("inf"))
-    b_x = device.grouped(b_x * tl.load(p_scale) - b_lse[:, None], BLOCK_M, GROUPS)
+    b_x = b_x * tl.load(p_scale) - b_lse[:, None]
+    if tl.load(p_tight) == 0:
+        # No kept logit exceeds the log-sum-exp, but one of huge magnitude may seem to by its rounding.
+        b_x = tl.minimum(b_x, 0.0)
+    b_x = device.grouped(b_x, BLOCK_M, GROUPS)
     o_words = device.word_offsets(i_row, i_n * GROUPS, groups, BLOCK_M, GROUPS)
     m_kept = device.expand(tl.load(p_kept + o_words).to(tl.int32))
     b_weight = tl.where(m_kept, tl.exp2(b_x), 0.0)
@@ -202,8 +207,7 @@ def weights_kernel(
         m_positive = device.expand(tl.load(p_positive + o_words).to(tl.int32))
         b_weight -= tl.where(m_positive, b_share[:, None, None, None], 0.0)
     b_weight = tl.reshape(b_weight * _WEIGHT_SCALE, (BLOCK_M, BLOCK_N))
-    o_column = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_weight = o_row.to(tl.int64)[:, None] * (groups * 128) + o_column[None, :]
+    o_weight = device.entry_offsets(i_row, i_n * BLOCK_N, groups * 128, BLOCK_M, BLOCK_N)
     b_high = b_weight.to(p_weights.dtype.element_ty)
     tl.store(p_weights + o_weight, b_high)
     if SPLIT:
@@ -260,7 +264,7 @@ class Logits:
     def log_sum_exp(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (C,) [nats] and log-sum-exp (C,) [powers of two] over the kept patches."""
         parts = [torch.empty(self.positive.counts.shape, device=self.scale.device) for _ in range(3)]
-        config = self._run(log_sum_exp_kernel, "log_sum_exp", (self.bound, self.tight, *parts))
+        config = self._run(log_sum_exp_kernel, "log_sum_exp", (self.bound, *parts))
         loss_C, lse_C = torch.empty_like(self.bound), torch.empty_like(self.bound)
         per_tile = config.block_n // 128
         groups = self.positive.groups
@@ -292,7 +296,7 @@ class Logits:
         return Planes(high, low, 1 / _WEIGHT_SCALE.value, self.positive.rows, self.positive.columns)
 
     def _run(self, kernel: triton.JITFunction, name: str, arguments: tuple) -> launch.Launch:
-        """Launch a kernel over all tiles; `arguments` stand between the scale and the sizes."""
+        """Launch a kernel over all tiles; `arguments` stand before the sizes."""
 
         def start(config: launch.Launch, options: dict[str, object]) -> None:
             bits = self.positive
@@ -306,6 +310,7 @@ class Logits:
                 self.kept.words,
                 self.occupied,
                 self.scale,
+                self.tight,
                 *arguments,
                 bits.rows,
                 bits.groups,

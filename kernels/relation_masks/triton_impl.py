@@ -65,7 +65,7 @@ def similarity_kernel(
     b_sim = device.grouped(b_sim, BLOCK_M, GROUPS)
     o_row = i_row + tl.arange(0, BLOCK_M)
     o_words = device.word_offsets(i_row, i_n * GROUPS, groups, BLOCK_M, GROUPS)
-    o_counts = o_row.to(tl.int64)[:, None] * groups + i_n * GROUPS + tl.arange(0, GROUPS)[None, :]
+    o_counts = device.entry_offsets(i_row, i_n * GROUPS, groups, BLOCK_M, GROUPS)
     b_valid = device.valid_words(i_row, i_column, rows, columns, BLOCK_M, GROUPS)
     if KEPT:
         b_self = tl.load(p_self + o_row, o_row < rows, other=-1).to(tl.int32)

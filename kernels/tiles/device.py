@@ -32,6 +32,13 @@ def tile_index(rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BAND
 
 
 @triton.jit
+def entry_offsets(i_row, i_column, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """int64 offsets (ROWS, COLUMNS) of a tile's entries in a row-major tensor of `width` columns."""
+    o_row = (i_row + tl.arange(0, ROWS)).to(tl.int64)
+    return o_row[:, None] * width + (i_column + tl.arange(0, COLUMNS))[None, :]
+
+
+@triton.jit
 def load_tile(
     p_plane, i_row, i_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, TMA: tl.constexpr
 ):
@@ -39,9 +46,7 @@ def load_tile(
     if TMA:
         return p_plane.load([i_row, i_column])
     else:
-        o_row = (i_row + tl.arange(0, ROWS)).to(tl.int64)
-        o_column = i_column + tl.arange(0, COLUMNS)
-        return tl.load(p_plane + o_row[:, None] * WIDTH + o_column[None, :])
+        return tl.load(p_plane + entry_offsets(i_row, i_column, WIDTH, ROWS, COLUMNS))
 
 
 @triton.jit

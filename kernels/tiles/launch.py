@@ -52,7 +52,7 @@ def _table(one: Launch, two: Launch, mask_sum: Launch, mask_sum_split: Launch) -
 _AMPERE = _table(
     Launch(block_k=32, warps=8),
     Launch(block_k=32, warps=8, stages=2),
-    Launch(warps=8),
+    Launch(block_k=32, warps=8),
     Launch(warps=8, stages=2),
 )
 _HOPPER = _table(
