@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup test lint bench build clean
+.PHONY: setup test test-gpu test-triton36 lint bench build clean
 
 setup: $(VENV)/.done
 
@@ -14,6 +14,16 @@ $(VENV)/.done: pyproject.toml setup.py
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-gpu: setup
+	$(BIN)/python -m pytest tests/test_gpu.py
+
+# The oldest Triton that is supported, laid over the environment.
+$(VENV)/triton36: $(VENV)/.done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ triton==3.6.0 "numpy<2.4"
+
+test-triton36: $(VENV)/triton36
+	PYTHONPATH=$(VENV)/triton36 $(BIN)/python -m pytest tests/test_triton.py
 
 lint: setup
 	$(BIN)/ruff check .

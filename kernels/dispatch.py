@@ -54,8 +54,11 @@ _REASONS = {backend: _probe(backend) for backend in _FILES}
 def available_backends() -> dict[str, str | None]:
     """Every backend's name -> None if it can be used here, else the reason why not."""
     reasons = dict(_REASONS)
-    if reasons["triton"] is None and not INTERPRETED and not torch.cuda.is_available():
-        reasons["triton"] = f"there is no GPU; {_INTERPRETER_HINT}"
+    if reasons["triton"] is None and not INTERPRETED:
+        there = torch.cuda.is_available()
+        reasons["triton"] = (
+            _too_old("triton", torch.device("cuda", 0)) if there else f"no GPU; {_INTERPRETER_HINT}"
+        )
     return reasons
 
 
@@ -101,15 +104,26 @@ def choose(impl: str | None, *tensors: torch.Tensor) -> str:
     if name == "auto":
         if double:
             return "torch"
-        return next(b for b in AUTO.get(device.type, ("torch",)) if _REASONS[b] is None)
-    if _REASONS[name] is not None:
-        raise RuntimeError(f"backend {name!r} ({source}) is not available: {_REASONS[name]}")
+        order = AUTO.get(device.type, ("torch",))
+        return next(b for b in order if _REASONS[b] is None and _too_old(b, device) is None)
+    reason = _REASONS[name] or _too_old(name, device)
+    if reason is not None:
+        raise RuntimeError(f"backend {name!r} ({source}) is not available: {reason}")
     if name in _DEVICES and device.type not in _DEVICES[name]:
         hint = f"; {_INTERPRETER_HINT}" if name == "triton" and device.type == "cpu" else ""
         raise RuntimeError(f"backend {name!r} ({source}) does not run on {device.type} tensors{hint}")
     if double and name != "torch":
         raise ValueError(f"backend {name!r} ({source}) has no float64; use the torch backend or float32")
     return name
+
+
+def _too_old(backend: str, device: torch.device) -> str | None:
+    if backend != "triton" or device.type != "cuda" or torch.version.hip:
+        return None
+    found = torch.cuda.get_device_properties(device)  # a constant to torch.compile
+    if found.major >= 8:
+        return None
+    return f"it needs compute capability 8.0 or later, {found.name} has {found.major}.{found.minor}"
 
 
 def _requested(impl: str | None) -> tuple[str, str]:

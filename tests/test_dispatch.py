@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,11 +27,7 @@ def test_available_backends_give_a_reason_or_none():
     reasons = available_backends()
     assert set(reasons) == {"torch", "triton", "cuda", "cpp"}
     assert reasons["torch"] is None
-    assert all(reason is None or "ppap" in reason for reason in reasons.values())
-
-
-def absent_backend() -> str:
-    return next(name for name, reason in available_backends().items() if reason is not None)
+    assert all(reason is None or "ppap" in reason or "no GPU" in reason for reason in reasons.values())
 
 
 def test_precedence(monkeypatch):
@@ -55,7 +52,8 @@ def test_precedence(monkeypatch):
 
 @pytest.mark.parametrize("how", ["argument", "context", "environment"])
 def test_an_explicit_choice_never_falls_back(how, monkeypatch):
-    name = absent_backend()
+    name = "cuda"
+    monkeypatch.setitem(dispatch._REASONS, name, "no cuda here")
     if how == "environment":
         monkeypatch.setenv("PPAP_BACKEND", name)
     with pytest.raises(RuntimeError, match=f"'{name}' .* is not available: .*no {name}"):
@@ -103,15 +101,32 @@ def test_the_choice_is_logged_once(caplog, monkeypatch):
     ]
 
 
-def test_a_compiled_function_follows_the_context():
+def test_a_compiled_function_follows_the_context(monkeypatch):
+    monkeypatch.setitem(dispatch._REASONS, "cuda", "no cuda here")
+
     @torch.compile(fullgraph=True, backend="eager")
     def count(keys):
         return proxy_average(keys, keys, torch.zeros(12))[1]
 
     assert torch.equal(count(KEYS), proxy_average(KEYS, KEYS, torch.zeros(12))[1])
     # The refusal comes from tracing anew; inside a graph it may be wrapped in the compiler's own error.
-    with use_backend(absent_backend()), pytest.raises(Exception, match="not available"):
+    with use_backend("cuda"), pytest.raises(Exception, match="not available"):
         count(KEYS)
+
+
+def test_an_old_gpu_takes_another_backend(monkeypatch):
+    gpu = SimpleNamespace(name="Tesla T4", major=7, minor=5)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setitem(dispatch._REASONS, "cuda", "no cuda here")
+
+    class OnGpu:
+        device, dtype = torch.device("cuda", 0), torch.float32
+
+    assert dispatch.choose("auto", OnGpu()) == "torch"
+    with pytest.raises(RuntimeError, match="'triton' .* 8.0 or later, Tesla T4 has 7.5"):
+        dispatch.choose("triton", OnGpu())
+    gpu.major = 9
+    assert dispatch.choose("auto", OnGpu()) == "triton"
 
 
 def test_tensors_on_two_devices():

@@ -54,7 +54,8 @@ def log_sum_exp_kernel(
 ):
     """Per row and column tile: top = shift, total = sum of 2^(x - top) [kept], hit = sum of x [P].
 
-    The shift is the row's bound if `tight`, else the tile's largest kept x, -inf where nothing is kept. A program owns a tile and one entry a row of the partial results: bitwise repeatable.
+    The shift is the row's bound if `tight`, else the tile's largest kept x, -inf where nothing is kept. A
+    program owns a tile, and one entry per row of the partial results: bitwise repeatable.
     """
     GROUPS: tl.constexpr = BLOCK_N // 128
     i_m, i_n = device.tile_index(rows, groups * 128, BLOCK_M, BLOCK_N, BAND)
@@ -238,7 +239,7 @@ class Embeddings:
 
 
 class Logits:
-    """x = z_i . z_j log2(e) / temperature of some anchors and all patches, at least one of each: never stored.
+    """x = z_i . z_j log2(e) / temperature of some anchors (one at least) and all patches: never stored.
 
     Args:
         left: embeddings of the anchors.

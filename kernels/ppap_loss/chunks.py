@@ -39,7 +39,9 @@ def chunked_loss(
     for chunk, start_of_group in _plan(count, group, rows):
         inside = start_of_group is not None
         target_NE = part_NE if inside else dz_NE
-        result = work(anchors_A[chunk], None if inside else (group, groups), target_NE if with_gradient else None)
+        result = work(
+            anchors_A[chunk], None if inside else (group, groups), target_NE if with_gradient else None
+        )
         loss_A[chunk], num_positives_A[chunk], num_negatives_A[chunk] = result
         if inside and with_gradient and chunk.stop == min(start_of_group + group, count):
             part_NE /= (num_positives_A[start_of_group : chunk.stop] > 0).sum().clamp(min=1) * groups

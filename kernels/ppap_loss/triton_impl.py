@@ -37,9 +37,7 @@ def ppap_loss(
     return chunked_loss(work.chunk, z_NE, anchors_A, group, with_gradient, rows)
 
 
-def bytes_per_anchor(
-    unit_ND: torch.Tensor, z_NE: torch.Tensor, precision: str, with_gradient: bool
-) -> int:
+def bytes_per_anchor(unit_ND: torch.Tensor, z_NE: torch.Tensor, precision: str, with_gradient: bool) -> int:
     """Bytes of temporaries that one anchor needs: those of its walk, of its masks and of its weights."""
     (num_patches, width), code_width = unit_ND.shape, z_NE.shape[1]
     walking = bytes_per_query(num_patches, width, precision) + 6 * 4 * width

@@ -1,4 +1,4 @@
-"""``relation_masks`` in Triton: a tile of similarities is compared, packed to bits and counted in registers."""
+"""``relation_masks`` in Triton: tiles of similarities are compared, packed and counted in registers."""
 
 import torch
 import triton
@@ -38,7 +38,7 @@ def similarity_kernel(
     POSITIVE: tl.constexpr,
     KEPT: tl.constexpr,
 ):
-    """positive = query . key > phi;  kept = positive or query . key < psi;  both without the row's own column.
+    """positive = query . key > phi,  kept = positive or query . key < psi,  without the row's own column.
 
     A program owns a tile (BLOCK_M, BLOCK_N). POSITIVE: positives are formed, else they are read. KEPT: kept
     bits are formed too, and the own column leaves both; else it stays, as the propagation wants it. Plain

@@ -84,7 +84,9 @@ def from_public_kernel(
     b_out = tl.zeros((ROWS, BLOCK, 8), tl.int32)
     for w in tl.static_range(4):
         o_word = o_group * 4 + w
-        b_word = tl.load(p_public + o_row * num_words + o_word, (o_row < rows) & (o_word < num_words), other=0)
+        b_word = tl.load(
+            p_public + o_row * num_words + o_word, (o_row < rows) & (o_word < num_words), other=0
+        )
         for i in tl.static_range(4):
             b_out |= ((b_word[:, :, None] >> (8 * i + o_out)) & 1) << (4 * w + i)
     m_group = (o_group < groups) & (o_row >= 0)

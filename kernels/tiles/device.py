@@ -40,7 +40,13 @@ def entry_offsets(i_row, i_column, width, ROWS: tl.constexpr, COLUMNS: tl.conste
 
 @triton.jit
 def load_tile(
-    p_plane, i_row, i_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, TMA: tl.constexpr
+    p_plane,
+    i_row,
+    i_column,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     """Tile (ROWS, COLUMNS) of a row-major plane whose sizes are padded to whole tiles."""
     if TMA:

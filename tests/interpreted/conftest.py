@@ -1,4 +1,4 @@
-"""Tests of the Triton kernels in Triton's interpreter; ``tests/test_triton.py`` runs them in a process of their own.
+"""Tests of the Triton kernels in its interpreter; ``tests/test_triton.py`` runs them in another process.
 
 Triton decides on import whether it compiles or interprets, so these cannot share a process with anything that
 compiles: without TRITON_INTERPRET=1 nothing here is collected.

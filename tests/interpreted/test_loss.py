@@ -162,7 +162,18 @@ def test_opcheck():
     settings = case.cfg.as_floats()
     for gradient in (True, False):
         z = case.z.clone().requires_grad_(gradient)
-        arguments = (case.features, z, case.anchors, settings, [0.5, 0.07], 0, gradient, "fp32", 2**22, "triton")
+        arguments = (
+            case.features,
+            z,
+            case.anchors,
+            settings,
+            [0.5, 0.07],
+            0,
+            gradient,
+            "fp32",
+            2**22,
+            "triton",
+        )
         torch.library.opcheck(torch.ops.ppap.ppap_loss.default, arguments)
     arguments = (case.features, case.anchors, settings, "fp32", 2**22, "triton")
     torch.library.opcheck(torch.ops.ppap.propagate.default, arguments)
@@ -204,8 +215,8 @@ def test_temporaries_stay_within_the_budget(precision, group_size):
         arguments = (case.anchors, case.cfg, 0.3, group, True, precision, budget)
         return triton_impl.ppap_loss(unit, case.z, *arguments)
 
-    # Beyond the budget stands what grows with N alone: the gradient, its part inside a group, two products that
-    # are added to it, one being copied (on CPUs only), and 16-bit operands of features and embeddings.
+    # Beyond the budget stands what grows with N alone: the gradient, its part inside a group, two products
+    # that are added to it, one being copied (on CPUs only), and operands of features and embeddings.
     per_patch = 5 * 4 * width + 2 * 2 * (2 if precision == "fp32" else 1) * width
     assert peak_bytes(run) <= budget + per_patch * 1536
 

@@ -70,7 +70,9 @@ def test_flips_lie_close_to_a_threshold(precision, eps):
         assert flipped.float().mean() <= {"fp32": 0, "fp16": 5e-4, "bf16": 5e-3}[precision]
 
 
-@pytest.mark.parametrize(("anchors", "rows", "width"), [(37, 203, 33), (1, 1, 16), (0, 30, 16), (130, 300, 64)])
+@pytest.mark.parametrize(
+    ("anchors", "rows", "width"), [(37, 203, 33), (1, 1, 16), (0, 30, 16), (130, 300, 64)]
+)
 def test_masked_log_softmax(anchors, rows, width):
     arguments = inputs(anchors, rows, width)
     weights = torch.linspace(0.5, 2, anchors).double()
@@ -98,7 +100,14 @@ def test_any_finite_norm(scale, precision):
     weights = torch.ones(20).double()
     wanted = loss_and_gradients(log_softmax.masked_log_softmax, z_anchors, z, positive, kept, weights)
     got = loss_and_gradients(
-        packed, z_anchors.float(), z.float(), positive, kept, weights.float(), precision=precision, impl="triton"
+        packed,
+        z_anchors.float(),
+        z.float(),
+        positive,
+        kept,
+        weights.float(),
+        precision=precision,
+        impl="triton",
     )
     unit = max(1.0, float((z_anchors @ z.T).abs().max()) / 0.3)
     assert ((got[0] - wanted[0]).abs() <= {"fp32": 2e-6, "fp16": 2e-3}[precision] * unit).all()

@@ -1,0 +1,151 @@
+"""The GPU backends on a GPU: the same promises as on CPUs, and those that only a device can break."""
+
+import math
+
+import pytest
+import torch
+
+from bench.shapes import VITS16_CHUNK, loss_inputs
+from ppap.kernels import PropagationConfig, available_backends, ppap_loss, propagate
+from tests.helpers import CASES, GOLDEN_NAMES, LossCase, golden_case, made_case
+from tests.test_ppap_loss import FORMS, fused, loss_and_gradient, materialised
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+BACKENDS = [name for name in ("torch", "triton", "cuda") if available_backends()[name] is None]
+backends = pytest.mark.parametrize("impl", BACKENDS)
+CFG = PropagationConfig()
+
+
+def on_gpu(case: LossCase) -> LossCase:
+    moved = {key: value.cuda() for key, value in vars(case).items() if isinstance(value, torch.Tensor)}
+    return LossCase(**{**vars(case), **moved})
+
+
+@backends
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_published_results(name, form, impl):
+    case = on_gpu(golden_case(name))
+    loss, dz = loss_and_gradient(form, case.to(torch.float32), impl=impl, precision="fp32")
+    assert loss.item() == pytest.approx(case.loss, rel=2e-5, abs=0)
+    assert (dz - case.dz).abs().max() <= 2e-5 * case.dz.abs().max()
+
+
+@backends
+@pytest.mark.parametrize("make", CASES)
+def test_equals_the_reference(make, impl):
+    case = on_gpu(make())
+    wanted = loss_and_gradient(materialised, case)
+    for form in FORMS:
+        loss, dz = loss_and_gradient(form, case.to(torch.float32), impl=impl, precision="fp32")
+        assert abs(loss - wanted[0]) <= 2e-5 * wanted[0].abs().clamp(min=1e-3)
+        assert (dz - wanted[1]).abs().max() <= 2e-5 * wanted[1].abs().max().clamp(min=1e-6)
+
+
+@backends
+@pytest.mark.parametrize("width", [192, 384, 768, 1024, 80])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-5), ("fp16", 1e-2), ("bf16", 5e-2)])
+def test_widths_and_precisions(width, precision, tolerance, impl):
+    case = on_gpu(made_case(1500, width, 333, PropagationConfig(), 0.3))
+    wanted = loss_and_gradient(materialised, case)
+    loss, dz = loss_and_gradient(fused, case.to(torch.float32), impl=impl, precision=precision)
+    assert abs(loss - wanted[0]) <= tolerance * wanted[0].abs()
+    assert (dz - wanted[1]).norm() <= tolerance * wanted[1].norm()
+
+
+@backends
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_repeats_are_bitwise_equal(precision, impl):
+    features, z, anchors = (tensor.cuda() for tensor in loss_inputs(VITS16_CHUNK))
+    case = LossCase(features, z, anchors, CFG, 0.8)
+    first = loss_and_gradient(fused, case, impl=impl, precision=precision)
+    for _ in range(30):
+        again = loss_and_gradient(fused, case, impl=impl, precision=precision)
+        assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+
+
+@backends
+def test_opcheck(impl):
+    case = on_gpu(made_case(300, 64, 70, CFG, 0.5)).to(torch.float32)
+    z = case.z.requires_grad_()
+    arguments = (case.features, z, case.anchors, CFG.as_floats(), [0.5, 0.07], 0, True, "fp16", 2**24, impl)
+    torch.library.opcheck(torch.ops.ppap.ppap_loss.default, arguments)
+    arguments = (case.features, case.anchors, CFG.as_floats(), "fp16", 2**24, impl)
+    torch.library.opcheck(torch.ops.ppap.propagate.default, arguments)
+
+
+@backends
+def test_compile_and_autocast(impl):
+    case = on_gpu(made_case(600, 64, 130, CFG, 0.5)).to(torch.float32)
+
+    def step(case, z):
+        return fused(case, z * 1.0, impl=impl)
+
+    with torch.autocast("cuda", dtype=torch.float16):
+        wanted = loss_and_gradient(step, case)
+        got = loss_and_gradient(torch.compile(step, fullgraph=True), case)
+    for value, true in zip(got, wanted, strict=True):
+        torch.testing.assert_close(value, true, atol=1e-6, rtol=1e-5)
+    named = loss_and_gradient(step, case)
+    assert not torch.equal(named[1], wanted[1]), "autocast chose the precision"
+
+
+@backends
+@pytest.mark.parametrize("bad", ["features", "z", "anchors"])
+def test_bad_numbers_give_nan(bad, impl):
+    case = on_gpu(made_case(300, 64, 70, CFG, 0.5)).to(torch.float32)
+    if bad == "anchors":
+        case.anchors[3] = 300
+    else:
+        getattr(case, bad)[3, 2] = math.nan
+    loss, dz = loss_and_gradient(fused, case, impl=impl)
+    assert loss.isnan() and dz.isnan().any()
+
+
+@backends
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_peak_memory(precision, impl):
+    features, z, anchors = (tensor.cuda() for tensor in loss_inputs(VITS16_CHUNK))
+    budget = 2**26
+
+    def run() -> None:
+        loss_and_gradient(
+            fused,
+            LossCase(features, z, anchors, CFG, 0.8),
+            impl=impl,
+            precision=precision,
+            memory_budget=budget,
+        )
+
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    # What grows with N alone: normalised features, operands, gradient and what is added to it.
+    assert torch.cuda.max_memory_allocated() - before <= budget + 10 * features.nbytes
+
+
+@backends
+def test_a_second_stream(impl):
+    case = on_gpu(made_case(600, 64, 130, CFG, 0.5)).to(torch.float32)
+    wanted = loss_and_gradient(fused, case, impl=impl)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        got = loss_and_gradient(fused, case, impl=impl)
+    stream.synchronize()
+    assert torch.equal(got[0], wanted[0]) and torch.equal(got[1], wanted[1])
+
+
+def test_two_devices():
+    case = made_case(30, 8, 6, CFG, 0.3).to(torch.float32)
+    with pytest.raises(ValueError, match="move them to one device"):
+        ppap_loss(case.features.cuda(), case.z, case.anchors, CFG, temperature=0.3)
+
+
+def test_auto_takes_triton():
+    rel = propagate(torch.randn(40, 16, device="cuda"), None, CFG)
+    assert rel.backend == ("triton" if "triton" in BACKENDS else "torch")

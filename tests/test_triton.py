@@ -1,0 +1,161 @@
+"""Triton without a GPU: kernels in the interpreter, and compiled ahead of time for every architecture.
+
+The interpreter needs a process of its own, see ``tests/interpreted``.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+
+from bench import aot
+from ppap.kernels import available_backends, dispatch, proxy_average
+from ppap.kernels.tiles import autotune, launch
+from ppap.kernels.tiles.launch import Launch
+
+ROOT = Path(__file__).parents[1]
+INTERPRETED = sorted(path.name for path in (ROOT / "tests" / "interpreted").glob("test_*.py"))
+TILE_KERNELS = ("similarity", "mask_sum", "log_sum_exp", "weights")
+
+interpreting = os.environ.get("TRITON_INTERPRET") == "1"
+compiles = pytest.mark.skipif(interpreting, reason="Triton was imported to interpret, it cannot compile")
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory):
+    """Runs of every file of tests/interpreted, started side by side: file name -> (process, its output)."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    folder, runs = tmp_path_factory.mktemp("interpreted"), {}
+    for file in INTERPRETED:
+        command = [sys.executable, "-m", "pytest", "-q", "--show-capture=no", "-p", "no:cacheprovider"]
+        log = folder / f"{file}.log"
+        with log.open("w") as out:
+            command.append(f"tests/interpreted/{file}")
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
+        runs[file] = process, log
+    yield runs
+    for process, _ in runs.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.skipif(interpreting, reason="the tests in tests/interpreted run in this process already")
+@pytest.mark.parametrize("file", INTERPRETED)
+def test_kernels_in_the_interpreter(file, interpreted):
+    process, log = interpreted[file]
+    code, said = process.wait(timeout=1200), log.read_text()
+    assert code == 0, said[-8000:]
+    assert " passed" in said and "skipped" not in said
+
+
+@compiles
+@pytest.mark.parametrize("architecture", aot.TARGETS)
+def test_compiled_kernels_keep_to_the_hardware(architecture):
+    seen = set()
+    for call in aot.calls_of(architecture, 384):
+        found = aot.resources(call, architecture)
+        where = f"{call.name} {call.configuration} on {architecture}: {found}"
+        assert found.spills == 0, where
+        assert not found.serialised, where
+        assert found.shared <= aot.SHARED_LIMIT[architecture], where
+        if call.name.split()[0] in TILE_KERNELS:
+            assert found.matrix, where
+        seen.add(call.name.split()[0])
+    assert seen == {*TILE_KERNELS, "finish", "combine", "to_public", "from_public"}
+
+
+@compiles
+def test_the_table_of_resources_has_every_kernel():
+    """The figures depend on the compiler's version; the lines must be those of today's configurations."""
+    table = (ROOT / "bench" / "results" / "aot.md").read_text()
+    for architecture in aot.TARGETS:
+        for width in (384, 768):
+            for call in aot.calls_of(architecture, width):
+                assert f"| {architecture} | {call.name} | {call.configuration} |" in table
+
+
+@pytest.mark.parametrize("architecture", launch.TABLE)
+def test_configurations_fit_together(architecture):
+    """Masks are padded to one height of row tiles, and a step must divide what it walks over."""
+    table = launch.TABLE[architecture]
+    assert {name.removesuffix("/split") for name in table} == set(launch.KERNELS)
+    assert len({config.block_m for config in table.values()}) == 1
+    for name, config in table.items():
+        assert launch.fits(name.removesuffix("/split"), config, 64), f"{name}: {config}"
+        assert config.block_n in (128, 256)
+
+
+@compiles
+def test_without_a_gpu_the_reason_is_said():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert "TRITON_INTERPRET=1" in available_backends()["triton"]
+    with pytest.raises(RuntimeError, match="does not run on cpu tensors; TRITON_INTERPRET=1"):
+        proxy_average(torch.eye(3), torch.eye(3), torch.zeros(3), impl="triton")
+
+
+def test_without_triton_the_remedy_is_said(monkeypatch):
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    assert "pip install triton" in dispatch._probe("triton")
+
+
+@pytest.fixture
+def search(tmp_path, monkeypatch):
+    """fastest() with given milliseconds per configuration, None for one that does not run."""
+    monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path))
+    autotune._known.cache_clear()
+    tried = []
+
+    def run(times: dict[Launch, float | None]) -> Launch:
+        shipped, *others = times
+        current = []
+
+        def go(config: Launch) -> None:
+            tried.append(config)
+            current[:] = [config]
+            if times[config] is None:
+                raise triton.runtime.errors.OutOfResources(300_000, 200_000, "shared memory")
+
+        def timer(call) -> float:
+            call()
+            return times[current[0]]
+
+        return autotune.fastest(("similarity", 384), torch.device("cpu"), shipped, others, go, timer)
+
+    yield run, tried, tmp_path
+    autotune._known.cache_clear()
+
+
+def test_a_search_takes_the_fastest_and_remembers_it(search):
+    run, tried, folder = search
+    slow, fast, broken = Launch(), Launch(warps=8), Launch(stages=9)
+    assert run({slow: 2.0, broken: None, fast: 1.0}) == fast
+    assert tried == [slow, broken, fast]
+    autotune._known.cache_clear()
+    assert run({slow: 2.0, broken: None, fast: 1.0}) == fast, "from the file"
+    assert len(tried) == 3
+    (file,) = (folder / "autotune").iterdir()
+    assert json.loads(file.read_text())["similarity 384"]["warps"] == 8
+
+
+def test_a_spoilt_file_of_findings_is_searched_anew(search):
+    run, tried, folder = search
+    run({Launch(): 1.0})
+    (file,) = (folder / "autotune").iterdir()
+    file.write_text("{")
+    autotune._known.cache_clear()
+    assert run({Launch(): 1.0}) == Launch()
+    assert len(tried) == 2
+
+
+def test_a_search_tries_only_what_can_run():
+    for kernel in launch.KERNELS:
+        others = launch.alternatives(kernel, launch.TABLE["sm_90"][kernel])
+        assert len(others) == len(set(others)) > 10
+        assert {config.block_m for config in others} == {128}
+    assert not launch.fits("similarity", Launch(block_k=128), 192)
