@@ -19,6 +19,8 @@ from types import ModuleType
 
 import torch
 
+from . import native
+
 logger = logging.getLogger("ppap.kernels")
 
 OPS = ("proxy_average", "relation_masks", "masked_log_softmax", "ppap_loss")
@@ -43,6 +45,10 @@ def _probe(backend: str) -> str | None:
     here = Path(__file__).parent
     if not all((here / op / f"{_FILES[backend]}.py").exists() for op in OPS):
         return f"this version of ppap has no {backend} implementation"
+    if backend == "cuda":
+        return "this version of ppap has no CUDA library"
+    if backend == "cpp":
+        return native.reason()
     if backend == "triton" and importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install triton"
     return None

@@ -1,0 +1,100 @@
+// The C entry points, the choice of instruction set, and the masks' two layouts.
+#include <algorithm>
+#include <cstring>
+
+#include "kernels_table.h"
+#include "ppap_cpu.h"
+#include "threads.h"
+
+namespace {
+
+struct Isa {
+    const char* name;
+    const ppap::KernelTable* table;
+};
+
+const Isa isas[] = {
+#if defined(__x86_64__)
+    {"avx512", &ppap::avx512::table},
+    {"avx2", &ppap::avx2::table},
+#endif
+    {"portable", &ppap::portable::table},
+};
+constexpr int count = sizeof(isas) / sizeof(isas[0]);
+
+// 32 x 32 bits: bit j of word i becomes bit i of word j.
+void transpose(uint32_t* words) {
+    uint32_t mask = 0x0000ffff;
+    for (int j = 16; j; j >>= 1, mask ^= mask << j)
+        for (int k = 0; k < 32; k = (k + j + 1) & ~j) {
+            const uint32_t swap = ((words[k] >> j) ^ words[k + j]) & mask;
+            words[k] ^= swap << j;
+            words[k + j] ^= swap;
+        }
+}
+
+}  // namespace
+
+extern "C" {
+
+int ppap_abi_version() { return 1; }
+
+const char* ppap_isa_name(int isa) { return isa >= 0 && isa < count ? isas[isa].name : nullptr; }
+
+int ppap_isa_available(int isa) {
+#if defined(__x86_64__)
+    if (isa == 0)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+    if (isa == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return isa >= 0 && isa < count;
+}
+
+void ppap_similarity_fwd(int isa, int threads, const float* queries, int64_t C, const float* keys, int64_t N, int64_t D,
+                         const float* phi, const float* psi, uint8_t* positive, uint8_t* kept, int64_t stride,
+                         int64_t* num_positive, int64_t* num_kept) {
+    isas[isa].table->similarity(threads, queries, C, keys, N, D, phi, psi, positive, kept, stride, num_positive,
+                                num_kept);
+}
+
+void ppap_mask_sum_fwd(int isa, int threads, const uint8_t* positive, int64_t stride, int64_t C, const float* keys,
+                       int64_t N, int64_t D, float* sums) {
+    isas[isa].table->mask_sum(threads, positive, stride, C, keys, N, D, sums);
+}
+
+void ppap_contrast(int isa, int threads, const PpapContrast* arguments) {
+    isas[isa].table->contrast(threads, *arguments);
+}
+
+void ppap_to_public(int threads, const uint8_t* bits, int64_t stride, int64_t C, int64_t N, int32_t* words) {
+    const int64_t width = (N + 31) / 32;
+    ppap::parallel(threads, width, [&](int64_t w) {
+        for (int64_t a = 0; a < C; a += 32) {
+            uint32_t block[32] = {};
+            for (int64_t i = 0; i < 32 && 32 * w + i < N; ++i)
+                std::memcpy(&block[i], bits + (32 * w + i) * stride + a / 8, 4);
+            transpose(block);
+            for (int64_t i = 0; i < 32 && a + i < C; ++i) words[(a + i) * width + w] = static_cast<int32_t>(block[i]);
+        }
+    });
+}
+
+void ppap_from_public(int threads, const int32_t* words, int64_t C, int64_t N, uint8_t* bits, int64_t stride,
+                      int64_t* counts) {
+    const int64_t width = (N + 31) / 32;
+    ppap::parallel(threads, width, [&](int64_t w) {
+        for (int64_t a = 0; a < 8 * stride; a += 32) {
+            uint32_t block[32] = {};
+            for (int64_t i = 0; i < 32 && a + i < C; ++i) block[i] = static_cast<uint32_t>(words[(a + i) * width + w]);
+            transpose(block);
+            for (int64_t i = 0; i < 32 && 32 * w + i < N; ++i)
+                std::memcpy(bits + (32 * w + i) * stride + a / 8, &block[i], 4);
+        }
+    });
+    ppap::parallel(threads, C, [&](int64_t a) {
+        counts[a] = 0;
+        for (int64_t w = 0; w < width; ++w) counts[a] += __builtin_popcount(static_cast<uint32_t>(words[a * width + w]));
+    });
+}
+}

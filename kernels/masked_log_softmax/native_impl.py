@@ -1,0 +1,165 @@
+"""``masked_log_softmax`` in the native CPU library: see ``csrc/cpu/contrast.h`` for the mathematics."""
+
+import ctypes
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .. import native
+from ..common import MemoryBudgetError, row_chunks, scaled_operand
+
+# Below this bound of the logits, in powers of two, the bound itself serves as the shift of the exponentials.
+_TIGHT_BOUND = 50.0
+
+
+class _Arguments(ctypes.Structure):
+    """``struct PpapContrast``."""
+
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in ("z_anchors", "z", "positive", "kept", "num_positive", "shift")]
+        + [(name, ctypes.c_void_p) for name in ("row_weight", "loss", "lse", "dz_anchors", "dz", "workspace")]
+        + [(name, ctypes.c_int64) for name in ("C", "N", "E", "stride", "group")]
+        + [("temperature", ctypes.c_float)]
+    )
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Bits (N, stride) of the positives and the kept patches of some anchors, and the positives' number (C,)."""
+
+    positive: torch.Tensor
+    kept: torch.Tensor
+    num_positive: torch.Tensor
+
+
+def rounded(z: torch.Tensor, precision: str) -> torch.Tensor:
+    """z (rows, E) with the operands' rounding, its width padded to whole panels by zeros, contiguous."""
+    values, scale = scaled_operand(z, precision)
+    values = values * scale if precision == "fp16" else values
+    missing = -z.shape[1] % native.PANEL
+    return torch.nn.functional.pad(values, (0, missing)) if missing else values.contiguous()
+
+
+def contrast_chunk(
+    z_CE: torch.Tensor,
+    z_NE: torch.Tensor,
+    sets: Sets,
+    temperature: float,
+    group: int,
+    row_weight_C: torch.Tensor | None = None,
+    dz_NE: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Loss (C,), log-sum-exp (C,) and the anchors' gradient (C, E) of some anchors; adds the patches' to `dz_NE`.
+
+    Embeddings are :func:`rounded`; gradients are those of sum(row_weight * temperature * loss), and None
+    without `row_weight_C`.
+    """
+    bound_C = z_CE.norm(dim=1) * (z_NE.norm(dim=1).amax() * (1.01 * math.log2(math.e) / temperature))
+    tight = bool(bound_C.amax() < _TIGHT_BOUND)
+    own_CE = None if row_weight_C is None else torch.empty_like(z_CE)
+    tensors = {
+        "z_anchors": z_CE,
+        "z": z_NE,
+        "positive": sets.positive,
+        "kept": sets.kept,
+        "num_positive": sets.num_positive,
+        "shift": bound_C if tight else None,
+        "row_weight": row_weight_C,
+        "loss": torch.empty_like(bound_C),
+        "lse": torch.empty_like(bound_C),
+        "dz_anchors": own_CE,
+        "dz": dz_NE,
+        "workspace": None if row_weight_C is None else z_NE.new_empty((z_NE.shape[0], group)),
+    }
+    (rows, width), patches = z_CE.shape, z_NE.shape[0]
+    sizes = {"C": rows, "N": patches, "E": width, "stride": native.stride(rows), "group": group}
+    addresses = {name: native.pointer(tensor) for name, tensor in tensors.items()}
+    arguments = _Arguments(**addresses, **sizes, temperature=temperature)
+    native.library().ppap_contrast(
+        ctypes.c_int(native.isa()), ctypes.c_int(torch.get_num_threads()), ctypes.byref(arguments)
+    )
+    return tensors["loss"], tensors["lse"], own_CE
+
+
+def split_budget(
+    memory_budget: int, num_patches: int, bytes_per_anchor: int, gradient: bool
+) -> tuple[int, int]:
+    """(anchors per chunk, anchors per group of exponentials): at most half of the budget for the latter.
+
+    Raises:
+        MemoryBudgetError: not even the smallest group fits.
+    """
+    if not gradient:
+        return native.chunk_rows(memory_budget, bytes_per_anchor), native.PANEL
+    smallest = 4 * native.PANEL * max(num_patches, 1)
+    group = min(memory_budget // 2 // smallest * native.PANEL, native.GROUP)
+    if group == 0:
+        raise MemoryBudgetError(
+            f"memory_budget is {memory_budget} bytes; a group of {native.PANEL} anchors needs {2 * smallest}: "
+            "give more"
+        )
+    return native.chunk_rows(memory_budget - memory_budget // 2, bytes_per_anchor), group
+
+
+def bytes_per_anchor(num_patches: int, width: int) -> int:
+    """Bytes of temporaries that one anchor needs: two bits a patch, rows of embeddings, packed and not."""
+    return 2 * (num_patches // 8 + 1) + 24 * (width + native.PANEL) + 64
+
+
+def masked_log_softmax(
+    z_AE: torch.Tensor,
+    z_NE: torch.Tensor,
+    positive_AW: torch.Tensor,
+    kept_AW: torch.Tensor,
+    temperature: float,
+    precision: str,
+    memory_budget: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and log-sum-exp [nats] of every anchor; embeddings are float32."""
+    loss_A, lse_A = z_AE.new_zeros(z_AE.shape[0]), z_AE.new_full((z_AE.shape[0],), -torch.inf)
+    num_patches, width = z_NE.shape
+    if num_patches == 0:
+        return loss_A, lse_A
+    anchors, patches = rounded(z_AE, precision), rounded(z_NE, precision)
+    rows, group = split_budget(memory_budget, num_patches, bytes_per_anchor(num_patches, width), False)
+    for chunk in row_chunks(z_AE.shape[0], rows):
+        sets = _sets(positive_AW[chunk], kept_AW[chunk], num_patches)
+        loss_A[chunk], lse_A[chunk], _ = contrast_chunk(anchors[chunk], patches, sets, temperature, group)
+    return loss_A, lse_A
+
+
+def masked_log_softmax_backward(
+    dloss_A: torch.Tensor,
+    z_AE: torch.Tensor,
+    z_NE: torch.Tensor,
+    positive_AW: torch.Tensor,
+    kept_AW: torch.Tensor,
+    lse_A: torch.Tensor,
+    temperature: float,
+    precision: str,
+    memory_budget: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients (A, E) and (N, E) in float32; logits and their sums are formed again."""
+    num_patches, width = z_NE.shape
+    if num_patches == 0:
+        return torch.zeros_like(z_AE), torch.zeros_like(z_NE)
+    anchors, patches = rounded(z_AE, precision), rounded(z_NE, precision)
+    dz_AE, dz_NE = torch.zeros_like(z_AE), torch.zeros_like(patches)
+    rows, group = split_budget(memory_budget, num_patches, bytes_per_anchor(num_patches, width), True)
+    for chunk in row_chunks(z_AE.shape[0], rows):
+        sets = _sets(positive_AW[chunk], kept_AW[chunk], num_patches)
+        weight_C = (dloss_A[chunk] / temperature).contiguous()
+        _, _, own_CE = contrast_chunk(anchors[chunk], patches, sets, temperature, group, weight_C, dz_NE)
+        dz_AE[chunk] = own_CE[:, :width]
+    return dz_AE, dz_NE[:, :width].contiguous()
+
+
+def _sets(positive_CW: torch.Tensor, kept_CW: torch.Tensor, num_patches: int) -> Sets:
+    """The library's form of public words."""
+    rows = positive_CW.shape[0]
+    bits = [native.empty_bits(num_patches, rows) for _ in range(2)]
+    counts = torch.empty((2, rows), dtype=torch.int64)
+    for words, out, count in zip((positive_CW, kept_CW), bits, counts, strict=True):
+        native.call("from_public", words.contiguous(), rows, num_patches, out, native.stride(rows), count)
+    return Sets(bits[0], bits[1], counts[0])

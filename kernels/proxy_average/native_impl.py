@@ -1,0 +1,44 @@
+"""``proxy_average`` in the native CPU library: selected keys as bits, then their sums from lists per anchor."""
+
+import torch
+import torch.nn.functional as F
+
+from .. import native
+from ..common import operand, row_chunks
+from ..relation_masks.native_impl import similarity
+
+
+def average_chunk(
+    queries_CD: torch.Tensor, keys_ND: torch.Tensor, threshold_C: torch.Tensor, precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Proxies (C, D) and counts (C,) of some queries; `keys_ND` is the operand of the keys."""
+    (rows, width), patches = queries_CD.shape, keys_ND.shape[0]
+    bits = native.empty_bits(patches, rows)
+    queries_CD = operand(queries_CD, precision)
+    count_C, _ = similarity(queries_CD, keys_ND, bits, phi_C=threshold_C.contiguous())
+    sum_CD = torch.empty((rows, width))
+    native.call("mask_sum_fwd", bits, native.stride(rows), rows, keys_ND, patches, width, sum_CD)
+    return F.normalize(sum_CD, dim=1), count_C
+
+
+def bytes_per_query(num_keys: int, width: int) -> int:
+    """Bytes of temporaries of :func:`average_chunk` for one query: a bit a key, queries, sums."""
+    return num_keys // 8 + 1 + 20 * width + 64
+
+
+def proxy_average(
+    queries_AD: torch.Tensor,
+    keys_ND: torch.Tensor,
+    threshold_A: torch.Tensor,
+    precision: str,
+    memory_budget: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See the public function; inputs are float32."""
+    (num_queries, width), num_keys = queries_AD.shape, keys_ND.shape[0]
+    proxy_AD, count_A = torch.empty((num_queries, width)), torch.empty(num_queries, dtype=torch.int64)
+    keys = operand(keys_ND, precision).contiguous()
+    for chunk in row_chunks(num_queries, native.chunk_rows(memory_budget, bytes_per_query(num_keys, width))):
+        proxy_AD[chunk], count_A[chunk] = average_chunk(
+            queries_AD[chunk], keys, threshold_A[chunk], precision
+        )
+    return proxy_AD, count_A
