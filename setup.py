@@ -1,12 +1,50 @@
-"""Packages and, later, the native library; everything else is in pyproject.toml.
+"""Packages and the native CPU library; everything else is in pyproject.toml.
 
-The folder `kernels` is installed as `ppap.kernels`: a top-level package called `kernels` exists already.
+The folder `kernels` is installed as `ppap.kernels`: a top-level package called `kernels` exists already. The
+library has no Python or torch headers, so that one wheel serves every version of both. Without a C++ compiler
+the installation succeeds and leaves it out; `ppap doctor` says so.
 """
 
-from setuptools import find_packages, setup
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+sys.path.insert(0, str(Path(__file__).parent / "csrc"))
+import build as native  # noqa: E402
+
+
+class BuildNative(build_ext):
+    """The library by csrc/build.py, under a name without a Python version."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """ppap/kernels/_cpu.so."""
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile; an installation never fails for it."""
+        try:
+            native.build_cpu(Path(self.get_ext_fullpath(ext.name)))
+        except native.BuildError as error:
+            print(f"warning: ppap is installed without its native CPU kernels: {error}", file=sys.stderr)
+
+
+class Wheel(bdist_wheel):
+    """Any Python 3 on this platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """py3-none-<platform>."""
+        return "py3", "none", super().get_tag()[2]
+
 
 setup(
     packages=["ppap", *(f"ppap.{name}" for name in find_packages("ppap")), "ppap.kernels"]
     + [f"ppap.kernels.{name}" for name in find_packages("kernels")],
     package_dir={"ppap": "ppap", "ppap.kernels": "kernels"},
+    ext_modules=[
+        Extension("ppap.kernels._cpu", [f"csrc/cpu/{name}" for name in native.UNITS], optional=True)
+    ],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
 )

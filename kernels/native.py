@@ -1,4 +1,4 @@
-"""The native CPU library: found, loaded and called. It knows no torch: pointers, sizes and a thread count go in."""
+"""The native CPU library: found, loaded, called. It knows no torch: pointers, sizes, a thread count go in."""
 
 import ctypes
 import functools
@@ -17,7 +17,9 @@ PANEL = 32
 CHUNK = 784
 GROUP = 256
 _FILE = Path(__file__).parent / "_cpu.so"
-_BUILD_HINT = 'install a C++ compiler (g++ or clang++) and run: pip install --force-reinstall --no-deps "ppap"'
+_BUILD_HINT = (
+    'install a C++ compiler (g++ or clang++) and run: pip install --force-reinstall --no-deps "ppap"'
+)
 
 
 class NativeError(RuntimeError):
@@ -32,7 +34,9 @@ def library() -> ctypes.CDLL:
         NativeError: it was not built, or is of another version.
     """
     if not _FILE.exists():
-        raise NativeError(f"the native library was not built: {_BUILD_HINT} (from a checkout: pip install -e .)")
+        raise NativeError(
+            f"the native library was not built: {_BUILD_HINT} (from a checkout: pip install -e .)"
+        )
     try:
         found = ctypes.CDLL(str(_FILE))
         found.ppap_isa_name.restype = ctypes.c_char_p
@@ -90,9 +94,7 @@ def call(name: str, *arguments: torch.Tensor | int | None) -> None:
         name: entry point without ``ppap_``; those that end in ``_fwd`` also take the instruction set.
         arguments: contiguous tensors (None = null) and sizes.
     """
-    passed = [
-        ctypes.c_int64(value) if isinstance(value, int) else pointer(value) for value in arguments
-    ]
+    passed = [ctypes.c_int64(value) if isinstance(value, int) else pointer(value) for value in arguments]
     first = [ctypes.c_int(isa())] if name.endswith("_fwd") else []
     getattr(library(), f"ppap_{name}")(*first, ctypes.c_int(torch.get_num_threads()), *passed)
 

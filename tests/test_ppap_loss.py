@@ -73,6 +73,17 @@ def loss_and_gradient(form, case: LossCase, **options) -> tuple[torch.Tensor, to
     return loss.detach(), torch.autograd.grad(loss, z)[0]
 
 
+def check_backend(impl: str, case: LossCase, form=fused, tolerance: float = 2e-5, **options) -> None:
+    """Loss and gradient of a backend in fp32 within `tolerance` of the definition in float64.
+
+    A loss near 0 is a difference of logarithms of order 1 and has their rounding.
+    """
+    wanted = loss_and_gradient(materialised, case)
+    got = loss_and_gradient(form, case.to(torch.float32), impl=impl, precision="fp32", **options)
+    assert (got[0] - wanted[0]).abs() <= tolerance * wanted[0].abs().clamp(min=0.1)
+    assert (got[1] - wanted[1]).abs().max() <= tolerance * wanted[1].abs().max().clamp(min=1e-5)
+
+
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 @pytest.mark.parametrize("form", [*FORMS, materialised])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])

@@ -8,6 +8,7 @@
 #pragma once
 #include <cstdint>
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 int ppap_abi_version();
@@ -51,3 +52,4 @@ void ppap_to_public(int threads, const uint8_t* bits, int64_t stride, int64_t C,
 void ppap_from_public(int threads, const int32_t* words, int64_t C, int64_t N, uint8_t* bits, int64_t stride,
                       int64_t* counts);
 }
+#pragma GCC visibility pop

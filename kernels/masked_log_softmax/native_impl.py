@@ -26,7 +26,7 @@ class _Arguments(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Sets:
-    """Bits (N, stride) of the positives and the kept patches of some anchors, and the positives' number (C,)."""
+    """Bits (N, stride) of positives and kept patches of some anchors, and the number of positives (C,)."""
 
     positive: torch.Tensor
     kept: torch.Tensor
@@ -50,7 +50,7 @@ def contrast_chunk(
     row_weight_C: torch.Tensor | None = None,
     dz_NE: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Loss (C,), log-sum-exp (C,) and the anchors' gradient (C, E) of some anchors; adds the patches' to `dz_NE`.
+    """Loss (C,), log-sum-exp (C,) and gradient (C, E) of some anchors; adds the patches' gradient to `dz_NE`.
 
     Embeddings are :func:`rounded`; gradients are those of sum(row_weight * temperature * loss), and None
     without `row_weight_C`.
@@ -96,8 +96,7 @@ def split_budget(
     group = min(memory_budget // 2 // smallest * native.PANEL, native.GROUP)
     if group == 0:
         raise MemoryBudgetError(
-            f"memory_budget is {memory_budget} bytes; a group of {native.PANEL} anchors needs {2 * smallest}: "
-            "give more"
+            f"memory_budget is {memory_budget} bytes; {native.PANEL} anchors need {2 * smallest}: give more"
         )
     return native.chunk_rows(memory_budget - memory_budget // 2, bytes_per_anchor), group
 

@@ -1,4 +1,4 @@
-"""``ppap_loss`` in the native CPU library: a chunk of anchors is propagated, contrasted, differentiated in one go."""
+"""``ppap_loss`` in the native CPU library: chunks of anchors are propagated and contrasted."""
 
 from dataclasses import dataclass
 

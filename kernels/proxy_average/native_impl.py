@@ -1,4 +1,4 @@
-"""``proxy_average`` in the native CPU library: selected keys as bits, then their sums from lists per anchor."""
+"""``proxy_average`` in the native CPU library: selected keys as bits, then sums from a list per anchor."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""``relation_masks`` in the native CPU library: a register tile of similarities is compared, packed, counted."""
+"""``relation_masks`` in the native CPU library: tiles of similarities are compared, packed and counted."""
 
 import torch
 

@@ -11,7 +11,7 @@ from ppap.kernels import PropagationConfig, propagate
 from ppap.kernels.ppap_loss import triton_impl
 from ppap.kernels.tiles.launch import row_block
 from tests.helpers import CASES, GOLDEN_NAMES, golden_case, made_case
-from tests.test_ppap_loss import FORMS, fused, in_parts, loss_and_gradient, materialised
+from tests.test_ppap_loss import FORMS, check_backend, fused, in_parts, loss_and_gradient, materialised
 
 BLOCK = row_block(torch.device("cpu"))
 on_triton = functools.partial(loss_and_gradient, impl="triton")
@@ -31,12 +31,7 @@ def test_published_results(name, form):
     assert (dz.double() - golden_case(name).dz).abs().max() <= 2e-5 * case.dz.abs().max()
 
 
-def check(case, form=fused, tolerance: float = 2e-5, **options) -> None:
-    """Loss and gradient within `tolerance` of the definition in float64."""
-    wanted = loss_and_gradient(materialised, case)
-    got = on_triton(form, case.to(torch.float32), precision="fp32", **options)
-    assert abs(got[0].item() - wanted[0].item()) <= tolerance * max(abs(wanted[0].item()), 1e-3)
-    assert (got[1] - wanted[1]).abs().max() <= tolerance * max(wanted[1].abs().max().item(), 1e-6)
+check = functools.partial(check_backend, "triton")
 
 
 @pytest.mark.parametrize("make", CASES)

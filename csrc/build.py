@@ -1,0 +1,97 @@
+"""Build the native CPU library: ``python csrc/build.py`` (setup.py does it on installation).
+
+Needs a C++17 compiler and nothing else: no torch, no Python headers. Every instruction set is a translation
+unit of its own with its own flags; which one runs is decided at run time.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# Of an inline function's copies the linker keeps the first: units without flags of their own come first, so
+# that no function shared by all holds instructions that only some processors have.
+UNITS = {
+    "library.cpp": [],
+    "isa_portable.cpp": [],
+    "isa_avx2.cpp": ["-mavx2", "-mfma"],
+    "isa_avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"],
+}
+X86_ONLY = ("isa_avx2.cpp", "isa_avx512.cpp")
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+
+
+class BuildError(RuntimeError):
+    """The library cannot be built; the message says why."""
+
+
+def compiler() -> list[str]:
+    """The C++ compiler: the variable CXX, else g++, clang++ or c++ on the PATH.
+
+    Raises:
+        BuildError: there is none.
+    """
+    named = os.environ.get("CXX", "").split()
+    for command in [named, ["g++"], ["clang++"], ["c++"]]:
+        if command and shutil.which(command[0]):
+            return command
+    raise BuildError("no C++ compiler (g++, clang++ or c++) is on the PATH, and CXX names none")
+
+
+def build_cpu(out: Path, extra: Sequence[str] = ()) -> None:
+    """Compile and link the CPU library into the file `out`; `extra` flags go to every unit and to the link.
+
+    Raises:
+        BuildError: no compiler, or it fails; the message has its output.
+    """
+    command = compiler()
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    units = [name for name in UNITS if x86 or name not in X86_ONLY]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = [str(Path(scratch) / f"{name}.o") for name in units]
+
+        def compile_unit(name: str, target: str) -> None:
+            source = str(HERE / "cpu" / name)
+            _run([*command, *FLAGS, *UNITS[name], *extra, "-c", source, "-o", target])
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(compile_unit, units, objects))
+        linked = str(Path(scratch) / "linked.so")
+        _run([*command, "-shared", *extra, *objects, "-o", linked, "-pthread"])
+        # A process that has the old library loaded keeps it: the new one takes its name, not its place.
+        fresh = out.with_name(out.name + ".new")
+        shutil.copy(linked, fresh)
+        os.replace(fresh, out)
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise BuildError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
+
+
+def main() -> int:
+    """Build into kernels/, or where --out says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=HERE.parent / "kernels" / "_cpu.so", help="file to write")
+    parser.add_argument("flags", nargs="*", help="more compiler flags, after --")
+    options = parser.parse_args()
+    try:
+        build_cpu(options.out, options.flags)
+    except BuildError as error:
+        print(f"csrc/build.py: {error}", file=sys.stderr)
+        return 1
+    print(f"written: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,321 @@
+"""The native CPU library on every instruction set of this machine: parity, repeats, threads, absence."""
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.shapes import clustered
+from ppap.kernels import (
+    PropagationConfig,
+    available_backends,
+    dispatch,
+    native,
+    pack_masks,
+    propagate,
+    proxy_average,
+    relation_masks,
+    unpack_masks,
+)
+from ppap.kernels.common import normalise
+from ppap.kernels.masked_log_softmax import native_impl as contrast
+from ppap.kernels.masked_log_softmax import reference as log_softmax
+from ppap.kernels.ppap_loss import native_impl
+from ppap.kernels.proxy_average import reference as averages
+from ppap.kernels.relation_masks import reference as relations
+from tests.helpers import CASES, GOLDEN_NAMES, golden_case, made_case, peak_bytes
+from tests.test_masked_log_softmax import inputs, loss_and_gradients, packed
+from tests.test_ppap_loss import FORMS, check_backend, fused, in_parts, loss_and_gradient, materialised
+
+ROOT = Path(__file__).parents[1]
+NO_COMPILER = shutil.which("g++") is None and shutil.which("clang++") is None
+pytestmark = pytest.mark.skipif(
+    NO_COMPILER and native.reason() is not None, reason="no C++ compiler, so no native library"
+)
+ISAS = list(native.available_isas()) if native.reason() is None else ["portable"]
+natively = functools.partial(loss_and_gradient, impl="cpp")
+
+
+@pytest.fixture(params=ISAS)
+def isa(request, monkeypatch):
+    monkeypatch.setenv("PPAP_CPU_ISA", request.param)
+    return request.param
+
+
+@pytest.fixture
+def threads():
+    """Set torch's thread count for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+@pytest.mark.parametrize("form", FORMS)
+def test_published_results(name, form, isa):
+    case = golden_case(name)
+    loss, dz = natively(form, case.to(torch.float32), precision="fp32")
+    assert loss.item() == pytest.approx(case.loss, rel=2e-5, abs=0)
+    assert (dz.double() - case.dz).abs().max() <= 2e-5 * case.dz.abs().max()
+
+
+check = functools.partial(check_backend, "cpp")
+
+
+@pytest.mark.parametrize("make", CASES)
+@pytest.mark.parametrize("form", FORMS)
+def test_equals_the_reference(make, form, isa):
+    check(make(), form)
+
+
+@pytest.mark.parametrize("group_size", [None, 4, 100])
+def test_several_chunks_and_groups(group_size, isa):
+    """Chunks of anchors by the masks' budget, groups of 32 by that of the exponentials."""
+    case = made_case(300, 48, 201, PropagationConfig(), 0.3)
+    case.group_size = group_size
+    check(case, memory_budget=2 * 300 * 4 * 32 + 4096)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(
+    rows=st.integers(1, 300),
+    width=st.integers(1, 80),
+    share=st.floats(0, 1),
+    phi0=st.floats(-0.2, 1.0),
+    psi0=st.floats(-0.4, 0.9),
+    steps=st.integers(0, 2),
+    temperature=st.floats(0.01, 2),
+)
+def test_equals_the_reference_for_any_shape(rows, width, share, phi0, psi0, steps, temperature):
+    case = made_case(rows, width, round(share * rows), PropagationConfig(phi0, psi0, steps), temperature)
+    sets = propagate(case.features, case.anchors, case.cfg, impl="torch")
+    single = propagate(case.features.float(), case.anchors, case.cfg, impl="cpp")
+    if not torch.equal(sets.num_positives, single.num_positives):
+        # A similarity on a threshold falls on either side in float32; rare, and never far from it.
+        assert (sets.num_positives - single.num_positives).abs().sum() <= 2
+        return
+    check(case, tolerance=1e-4 if temperature < 0.05 else 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("anchors", "rows", "width"), [(37, 203, 32), (1, 1, 16), (0, 30, 16), (5, 0, 16), (65, 257, 7)]
+)
+def test_proxy_average(anchors, rows, width, isa):
+    keys, queries = clustered(rows, width, seed=1, clusters=5), clustered(anchors, width, seed=2, clusters=5)
+    threshold = torch.linspace(-0.5, 0.9, anchors)
+    wanted = averages.proxy_average(*(t.double() for t in (queries, keys, threshold)))
+    proxy, count = proxy_average(queries, keys, threshold, precision="fp32", impl="cpp")
+    assert torch.equal(count, wanted[1])
+    torch.testing.assert_close(proxy.double(), wanted[0], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("anchors", "rows"), [(37, 203), (1, 1), (0, 30), (130, 300)])
+@pytest.mark.parametrize("negative", [False, True])
+def test_relation_masks(anchors, rows, negative, isa):
+    keys = clustered(rows, 32, seed=1, clusters=5)
+    index = torch.randperm(rows, generator=torch.Generator().manual_seed(3))[:anchors]
+    neg_queries = clustered(anchors, 32, seed=4, clusters=5) if negative else None
+    phi, psi = torch.linspace(0, 0.9, anchors), torch.linspace(-0.2, 0.5, anchors)
+    exact = [t.double() for t in (keys[index], phi, keys, psi)]
+    wanted = relations.relation_masks(*exact, index, None if neg_queries is None else neg_queries.double())
+    got, *counts = relation_masks(
+        keys[index], phi, keys, psi, index, neg_queries, precision="fp32", impl="cpp", memory_budget=40_000
+    )
+    for words, count, mask in zip(got[:2], counts, wanted, strict=True):
+        assert torch.equal(unpack_masks(words, rows), mask)
+        assert torch.equal(count, mask.sum(1))
+
+
+@pytest.mark.parametrize(
+    ("anchors", "rows", "width"), [(37, 203, 33), (1, 1, 16), (0, 30, 16), (130, 300, 64)]
+)
+def test_masked_log_softmax(anchors, rows, width, isa):
+    arguments = inputs(anchors, rows, width)
+    weights = torch.linspace(0.5, 2, anchors).double()
+    wanted = loss_and_gradients(log_softmax.masked_log_softmax, *arguments, weights)
+    z_anchors, z, positive, kept = arguments
+    got = loss_and_gradients(
+        packed, z_anchors.float(), z.float(), positive, kept, weights.float(), impl="cpp", memory_budget=2**18
+    )
+    for value, true, tolerance in zip(got, wanted, (1e-5, 2e-5, 2e-5), strict=True):
+        scale = max(true.abs().max().item(), 1.0) if true.numel() else 1.0
+        torch.testing.assert_close(value.double(), true, atol=tolerance * scale, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e3, 1e6])
+def test_any_finite_norm(scale, isa):
+    z_anchors, z, positive, kept = inputs(20, 100, 32, scale=scale)
+    weights = torch.ones(20).double()
+    wanted = loss_and_gradients(log_softmax.masked_log_softmax, z_anchors, z, positive, kept, weights)
+    got = loss_and_gradients(
+        packed, z_anchors.float(), z.float(), positive, kept, weights.float(), precision="fp32", impl="cpp"
+    )
+    unit = max(1.0, float((z_anchors @ z.T).abs().max()) / 0.3)
+    assert ((got[0] - wanted[0]).abs() <= 2e-6 * unit).all()
+    assert all(torch.isfinite(value).all() for value in got)
+
+
+@pytest.mark.parametrize(("precision", "flips"), [("fp16", 5e-4), ("bf16", 5e-3)])
+def test_sixteen_bit_precisions(precision, flips, isa):
+    """Operands are rounded; sums and weights stay in float32."""
+    case = made_case(400, 64, 150, PropagationConfig(), 0.3)
+    wanted_sets = propagate(case.features, case.anchors, case.cfg, impl="torch")
+    single = case.to(torch.float32)
+    sets = propagate(single.features, single.anchors, single.cfg, precision=precision, impl="cpp")
+    rows = torch.arange(150)
+    for name in ("positives", "negatives"):
+        flipped = getattr(sets, name)(rows) != getattr(wanted_sets, name)(rows)
+        assert flipped.float().mean() <= flips
+    wanted = loss_and_gradient(materialised, case)
+    for form in (fused, in_parts):
+        got = natively(form, single, precision=precision)
+        theirs = loss_and_gradient(form, single, precision=precision, impl="torch")
+        for value, other, true in zip(got, theirs, wanted, strict=True):
+            assert (value - true).norm() <= 1.5 * (other - true).norm() + 1e-3 * true.norm()
+        assert not torch.equal(got[1], natively(form, single, precision="fp32")[1])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_number_of_threads_changes_no_bit(form, isa, threads):
+    case = made_case(2000, 48, 301, PropagationConfig(), 0.3).to(torch.float32)
+    threads(1)
+    first = natively(form, case)
+    for count in (2, 3, 7):
+        threads(count)
+        assert all(torch.equal(a, b) for a, b in zip(natively(form, case), first, strict=True))
+
+
+def test_repeats_are_bitwise_equal(isa, threads):
+    case = made_case(1000, 48, 301, PropagationConfig(), 0.3).to(torch.float32)
+    threads(2)
+    first = natively(fused, case)
+    for _ in range(30):
+        assert all(torch.equal(a, b) for a, b in zip(natively(fused, case), first, strict=True))
+
+
+def test_callers_on_two_threads():
+    case = made_case(600, 48, 301, PropagationConfig(), 0.3).to(torch.float32)
+    first, found = natively(fused, case), []
+    workers = [threading.Thread(target=lambda: found.append(natively(fused, case))) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 4
+    assert all(torch.equal(loss, first[0]) and torch.equal(dz, first[1]) for loss, dz in found)
+
+
+def test_after_a_fork():
+    """As in a loader's worker, which leaves torch one thread: nothing of the parent's threads is needed."""
+    code = (
+        "import os, torch; from ppap.kernels import *; torch.set_num_threads(2)\n"
+        "f = torch.nn.functional.normalize(torch.randn(500, 32), dim=1)\n"
+        "run = lambda: propagate(f, None, PropagationConfig(), impl='cpp').num_positives.sum().item()\n"
+        "wanted, child = run(), os.fork()\n"
+        "if child == 0:\n"
+        "    torch.set_num_threads(1); torch.get_num_threads = lambda: 2\n"
+        "    os._exit(0 if run() == wanted else 1)\n"
+        "assert os.waitpid(child, 0)[1] == 0 and run() == wanted\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("group_size", [None, 60])
+def test_temporaries_stay_within_the_budget(group_size):
+    """Tensors; what the library allocates for itself (packed rows, partial sums) is in the estimate too."""
+    case = made_case(3000, 31, 400, PropagationConfig(), 0.3).to(torch.float32)
+    unit, budget = normalise(case.features, torch.float32), 2**20
+
+    def run():
+        arguments = (case.anchors, case.cfg, 0.3, group_size or 400, True, "fp32", budget)
+        return native_impl.ppap_loss(unit, case.z, *arguments)
+
+    assert contrast.split_budget(budget, 3000, 1, True)[1] == 32, "several groups"
+    # Beyond the budget: padded embeddings, gradient and its part inside a group.
+    assert peak_bytes(run) <= budget + 4 * case.z.nbytes
+
+
+def test_layout_of_masks():
+    for rows, columns in [(1, 1), (31, 33), (32, 32), (33, 300), (100, 64)]:
+        mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(0)) < 0.3
+        words, bits = pack_masks(mask), native.empty_bits(columns, rows)
+        counts, back = torch.empty(rows, dtype=torch.int64), torch.empty_like(pack_masks(mask))
+        native.call("from_public", words, rows, columns, bits, native.stride(rows), counts)
+        native.call("to_public", bits, native.stride(rows), rows, columns, back)
+        assert torch.equal(back, words) and torch.equal(counts, mask.sum(1))
+        row, column = rows - 1, columns - 1
+        assert bool(bits[column, row // 8] >> (row % 8) & 1) == bool(mask[row, column])
+
+
+def test_opcheck_and_compile():
+    case = made_case(60, 16, 12, PropagationConfig(), 0.5).to(torch.float32)
+    arguments = (case.features, case.z.requires_grad_(), case.anchors, case.cfg.as_floats(), [0.5, 0.07])
+    torch.library.opcheck(torch.ops.ppap.ppap_loss.default, (*arguments, 0, True, "fp32", 2**22, "cpp"))
+    for form in FORMS:
+        run = functools.partial(form, impl="cpp")
+        got = loss_and_gradient(torch.compile(run, fullgraph=True, backend="aot_eager"), case)
+        for value, true in zip(got, loss_and_gradient(run, case), strict=True):
+            torch.testing.assert_close(value, true, atol=1e-7, rtol=1e-6)
+
+
+def test_auto_on_a_cpu_takes_it():
+    assert available_backends()["cpp"] is None
+    assert propagate(torch.randn(40, 16), None, PropagationConfig()).backend == "cpp"
+    assert propagate(torch.randn(40, 16).double(), None, PropagationConfig()).backend == "torch"
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setenv("PPAP_CPU_ISA", "sse9")
+    with pytest.raises(ValueError, match="PPAP_CPU_ISA is 'sse9'; this machine has: auto, .*portable"):
+        proxy_average(torch.eye(3), torch.eye(3), torch.zeros(3), impl="cpp")
+
+
+def test_without_the_library_the_reason_is_said(monkeypatch, tmp_path):
+    def reason_of(file: Path) -> str:
+        monkeypatch.setattr(native, "_FILE", file)
+        native.library.cache_clear()
+        return dispatch._probe("cpp")
+
+    try:
+        assert "was not built: install a C++ compiler" in reason_of(tmp_path / "none.so")
+        (tmp_path / "broken.so").write_text("no library")
+        assert "cannot be loaded" in reason_of(tmp_path / "broken.so")
+        monkeypatch.setattr(native, "ABI", 99)
+        assert "has interface 1, this version of ppap needs 99" in reason_of(ROOT / "kernels" / "_cpu.so")
+    finally:
+        monkeypatch.undo()
+        native.library.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
+def test_functions_shared_by_instruction_sets_run_everywhere():
+    """The linker keeps one copy of an inline function: that of the unit without special instructions."""
+    code = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", str(native._FILE)], capture_output=True, text=True, check=True
+    ).stdout
+    for name, body in re.findall(r"^[0-9a-f]+ <(_ZNSt\w+|_ZSt\w+)[^>]*>:\n((?:.+\n)*)", code, re.M):
+        assert not re.search(r"%[yz]mm", body), f"{name} holds vector instructions of one instruction set"
+
+
+def test_an_installation_without_a_compiler(tmp_path):
+    """setup.py builds everything else, and says what is missing."""
+    tree = tmp_path / "tree"
+    shutil.copytree(
+        ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "*.so", "build", "*.egg-info")
+    )
+    environment = {**os.environ, "PATH": str(tmp_path), "CXX": ""}
+    command = [sys.executable, "setup.py", "-q", "build", "--build-lib", str(tmp_path / "lib")]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "installed without its native CPU kernels: no C++ compiler" in done.stderr
+    assert (tmp_path / "lib" / "ppap" / "kernels" / "native.py").exists()
+    assert not list((tmp_path / "lib").rglob("_cpu.so"))
