@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup test test-gpu test-triton36 lint bench build clean
+.PHONY: setup test test-gpu test-triton36 lint bench build native valgrind clean
 
 setup: $(VENV)/.done
 
@@ -24,6 +24,16 @@ $(VENV)/triton36: $(VENV)/.done
 
 test-triton36: $(VENV)/triton36
 	PYTHONPATH=$(VENV)/triton36 $(BIN)/python -m pytest tests/test_triton.py -k "compiled or test_ops or test_loss"
+
+# The native CPU library, after a change of csrc/cpu.
+native:
+	$(PYTHON) csrc/build.py
+
+valgrind:
+	mkdir -p build
+	$(PYTHON) csrc/build.py --out build/valgrind.so -- -g
+	g++ -std=c++17 -g csrc/cpu/driver.cpp build/valgrind.so -Wl,-rpath,$(CURDIR)/build -o build/driver
+	valgrind --error-exitcode=1 build/driver
 
 lint: setup
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.shapes import SMALL, VITS16, VITS16_CHUNK, Shape
+from bench.shapes import SMALL, VITB16_CHUNK, VITS8_CHUNK, VITS16, VITS16_CHUNK, Shape
 
 _MIB = 2**20
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -22,7 +22,8 @@ def pytest_addoption(parser):
 
 def pytest_generate_tests(metafunc):
     if "shape" in metafunc.fixturenames:
-        shapes = [SMALL] if metafunc.config.getoption("--quick") else [SMALL, VITS16_CHUNK, VITS16]
+        quick = metafunc.config.getoption("--quick")
+        shapes = [SMALL] if quick else [SMALL, VITS16_CHUNK, VITS16, VITB16_CHUNK, VITS8_CHUNK]
         metafunc.parametrize("shape", shapes, ids=str)
 
 

@@ -23,6 +23,8 @@ class Shape:
 SMALL = Shape("8 crops of 14x14, every 4th patch", 8 * 196, 8 * 49, 384, 384)
 VITS16 = Shape("ViT-S/16, 64 crops of 14x14, every 4th patch", 64 * 196, 16 * 196, 384, 384)
 VITS16_CHUNK = Shape("ViT-S/16, 64 crops, one chunk of anchors", 64 * 196, 784, 384, 384)
+VITS8_CHUNK = Shape("ViT-S/8, 64 crops, one chunk of anchors", 64 * 784, 784, 384, 384)
+VITB16_CHUNK = Shape("ViT-B/16, 64 crops of 14x14, one chunk of anchors", 64 * 196, 784, 768, 768)
 VITS8 = Shape("ViT-S/8, 64 crops of 28x28, every 16th patch", 64 * 784, 64 * 49, 384, 384)
 VITB8 = Shape("ViT-B/8, 64 crops of 28x28, every 16th patch", 64 * 784, 64 * 49, 768, 768)
 

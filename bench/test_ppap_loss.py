@@ -1,8 +1,9 @@
-"""Propagation and loss: materialised reference against the backends, forward and forward with gradient."""
+"""Propagation and loss: reference, published form and backends, forward and forward with gradient."""
 
 import pytest
 import torch
 
+from bench import baselines
 from bench.conftest import DEVICE
 from bench.shapes import Shape, loss_inputs
 from ppap.kernels import PropagationConfig, available_backends, ppap_loss, propagate
@@ -17,6 +18,8 @@ def loss_of(impl: str, features, z, anchors) -> torch.Tensor:
     """The training form of the loss."""
     if impl == "reference":
         return reference.ppap_loss(features, z, anchors, CFG, temperature=TAU)
+    if impl == "published":
+        return baselines.published(features, z, anchors, CFG, TAU)
     return ppap_loss(features, z, anchors, CFG, temperature=TAU, precision="fp32", impl=impl)
 
 
@@ -58,9 +61,11 @@ def test_loss_forward(impl, shape, inputs, measure):
     measure(forward, shape)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", [*IMPLEMENTATIONS, "published"])
 def test_loss_forward_backward(impl, shape, inputs, measure):
     features, z, anchors = inputs
+    if impl == "published" and shape.patches * shape.anchors * shape.width > 4e9:
+        pytest.skip("takes minutes a step")
 
     def forward_backward():
         z.grad = None

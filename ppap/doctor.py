@@ -14,7 +14,7 @@ import torch
 
 from ppap import __version__
 from ppap.cli import parse, run
-from ppap.kernels import available_backends, dispatch
+from ppap.kernels import available_backends, dispatch, native
 from ppap.kernels.dense_crf.pydensecrf_impl import unavailable_reason
 
 PACKAGES = ("torch", "triton", "torchvision", "timm", "numpy", "scipy", "pillow", "safetensors", "tyro")
@@ -39,6 +39,7 @@ def report() -> dict[str, Any]:
         "variables": {name: os.environ.get(name) for name in dispatch.VARIABLES},
         "backends": {name: reason or "available" for name, reason in available_backends().items()},
         "auto": {device: _auto(device) for device in ("cpu", "cuda")},
+        "instruction sets": _instruction_sets(),
         "dense_crf": {"pydensecrf": unavailable_reason() or "available"},
         "compilers": {name: shutil.which(name) or "not on the PATH" for name in ("g++", "nvcc")},
     }
@@ -65,6 +66,19 @@ def _devices() -> dict[str, str]:
     return devices
 
 
+def _instruction_sets() -> dict[str, str]:
+    """Of the native CPU library: whether this processor has each, and which one runs."""
+    if native.reason() is not None:
+        return {"none": native.reason()}
+    found = native.available_isas()
+    try:
+        used = native.isa()
+    except ValueError as error:
+        return {"none": str(error)}
+    says = {index: "in use" if index == used else "available" for index in found.values()}
+    return {name: says.get(found.get(name), "not on this processor") for name in native.ISAS}
+
+
 def _auto(device: str) -> dict[str, str]:
     """Op -> backend that ``auto`` takes on a device type."""
     order = dispatch.AUTO[device]
@@ -87,6 +101,7 @@ def main(argv: Sequence[str]) -> None:
         "kernel backends": found["backends"],
         "backend that auto takes on CPU tensors": found["auto"]["cpu"],
         "backend that auto takes on CUDA tensors": found["auto"]["cuda"],
+        "instruction sets of the cpp backend": found["instruction sets"],
         "dense CRF": found["dense_crf"],
         "compilers": found["compilers"],
     }
