@@ -19,10 +19,12 @@ test-gpu: setup
 	$(BIN)/python -m pytest tests/test_gpu.py
 
 # The oldest Triton that is supported, laid over the environment.
-$(VENV)/triton36: $(VENV)/.done
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ triton==3.6.0 "numpy<2.4"
+$(VENV)/triton36/.done: $(VENV)/.done
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) triton==3.6.0 "numpy<2.4"
+	touch $@
 
-test-triton36: $(VENV)/triton36
+test-triton36: $(VENV)/triton36/.done
 	PYTHONPATH=$(VENV)/triton36 $(BIN)/python -m pytest tests/test_triton.py -k "compiled or test_ops or test_loss"
 
 # The native CPU library, after a change of csrc/cpu.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppap.kernels import PropagationConfig
-from ppap.kernels.common import exact_products, normalise, rows_within
+from ppap.kernels.common import computing_on, normalise, rows_within
 from ppap.kernels.ppap_loss import torch_impl
 from ppap.kernels.ppap_loss.chunks import chunked_loss
 from ppap.kernels.relation_masks.reference import relation_masks
@@ -51,9 +51,12 @@ def published(
 def compiled_chunks(temperature: float, cfg: PropagationConfig, precision: str, budget: int) -> Callable:
     """(features, z, anchors) -> (loss, dz): the torch backend, each chunk compiled by ``torch.compile``."""
 
+    # Every shape is compiled anew: past its limit of recompilations torch.compile would run eagerly, unsaid.
+    torch._dynamo.reset()
+
     def run(features: Tensor, z: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
         unit = normalise(features, torch.float32)
-        with exact_products(features.device):
+        with computing_on(features.device):
             work = torch_impl._Work(unit, z.float(), cfg, temperature, precision)
             rows = rows_within(budget, torch_impl.bytes_per_anchor(unit, z.float()))
             count = anchors.shape[0]

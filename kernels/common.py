@@ -112,26 +112,32 @@ def weight_operand(weights: torch.Tensor, precision: str) -> tuple[torch.Tensor,
 
 
 @contextlib.contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """Products as asked for, whatever the global settings: no autocast, no TF32, no bf16 in place of fp32.
+def computing_on(device: torch.device) -> Iterator[None]:
+    """What surrounds every op: launches go to `device`, and products are as asked for.
 
-    Torch keeps these settings for the process: another thread's products see them too while an op runs.
+    Triton and native launches take the current GPU, which need not be that of the tensors. Products follow no
+    global setting: no autocast, no TF32, no bf16 in place of fp32, no fp16 accumulation. Torch keeps these
+    settings for the process: another thread's products see them too while an op runs.
     """
     knobs = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
     # A knob that was never set reads as the general setting: it goes back to following that.
     general = torch.backends.fp32_precision
     saved = ["none" if knob.fp32_precision == general else knob.fp32_precision for knob in knobs]
-    try:
-        for knob in knobs:
-            knob.fp32_precision = "ieee"
+    accumulation = torch.backends.cuda.matmul.allow_fp16_accumulation
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
         if torch.amp.is_autocast_available(device.type):
-            with torch.autocast(device.type, enabled=False):
-                yield
-        else:
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        try:
+            torch.backends.cuda.matmul.allow_fp16_accumulation = False
+            for knob in knobs:
+                knob.fp32_precision = "ieee"
             yield
-    finally:
-        for knob, value in zip(knobs, saved, strict=True):
-            knob.fp32_precision = value
+        finally:
+            torch.backends.cuda.matmul.allow_fp16_accumulation = accumulation
+            for knob, value in zip(knobs, saved, strict=True):
+                knob.fp32_precision = value
 
 
 def rows_within(memory_budget: int, bytes_per_row: int, multiple: int = 1) -> int:

@@ -9,7 +9,7 @@ from .checks import check_anchors, check_budget, check_positive, check_rows, req
 from .common import (
     DEFAULT_BUDGET,
     accumulator,
-    exact_products,
+    computing_on,
     guard,
     in_range,
     nan_if_any,
@@ -43,7 +43,8 @@ def contrastive_loss(
             (positive, kept) of int32 words when every patch is an anchor.
         temperature: divides the logits, above 0.
         precision: ``auto | fp32 | fp16 | bf16`` of the logits and the gradient (masks: that of `rel`).
-        memory_budget: limit of all temporaries together [bytes].
+        memory_budget: limit of all temporaries together [bytes], apart from O((A + N) E) of rounded operands
+            and the gradient.
         impl: backend name; None = context, environment, ``auto``.
 
     Returns:
@@ -136,7 +137,7 @@ def _contrastive_loss(
     loss, lse = z.new_empty(anchors.shape[0]), z.new_empty(anchors.shape[0])
     impl = dispatch.load("masked_log_softmax", backend)
     relations = (keys, anchors, pos_queries, phi, neg_queries, psi, mask_precision)
-    with exact_products(z.device):
+    with computing_on(z.device):
         for chunk, positive, kept in _mask_chunks(relations, memory_budget, backend):
             loss[chunk], lse[chunk] = impl.masked_log_softmax(
                 z[anchors[chunk]], z, positive, kept, temperature, precision, memory_budget // 2
@@ -175,7 +176,7 @@ def _contrastive_loss_backward(
     dz, dloss = torch.zeros_like(values), dloss.to(dtype)
     impl = dispatch.load("masked_log_softmax", backend)
     relations = (keys, anchors, pos_queries, phi, neg_queries, psi, mask_precision)
-    with exact_products(z.device):
+    with computing_on(z.device):
         for chunk, positive, kept in _mask_chunks(relations, memory_budget, backend):
             rows = anchors[chunk]
             dz_anchors, dz_all = impl.masked_log_softmax_backward(

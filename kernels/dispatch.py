@@ -9,9 +9,12 @@ followed at every call.
 
 import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 import logging
 import os
+import shutil
+import sys
 import warnings
 from contextvars import ContextVar
 from pathlib import Path
@@ -28,13 +31,24 @@ OPS = ("proxy_average", "relation_masks", "masked_log_softmax", "ppap_loss")
 _FILES = {"torch": "torch_impl", "triton": "triton_impl", "cuda": "native_impl", "cpp": "native_impl"}
 # Device -> the order in which `auto` looks for a backend; other devices take torch.
 AUTO = {"cuda": ("triton", "cuda", "torch"), "cpu": ("cpp", "torch")}
-# Triton reads this when it is imported: its kernels then run on the CPU, one program at a time.
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _interpreted() -> bool:
+    """Whether Triton runs its kernels on the CPU, one program at a time: decided when it is imported."""
+    if os.environ.get("TRITON_INTERPRET", "0") != "1":
+        return False
+    language = sys.modules.get("triton.language")
+    return language is None or not isinstance(language.sum, sys.modules["triton"].runtime.JITFunction)
+
+
+INTERPRETED = _interpreted()
 # Backend -> the devices it runs on; torch runs on all.
 _DEVICES = {"triton": ("cuda", "cpu") if INTERPRETED else ("cuda",), "cuda": ("cuda",), "cpp": ("cpu",)}
 VARIABLES = ("PPAP_BACKEND", "PPAP_AUTOTUNE", "PPAP_CPU_ISA", "PPAP_CACHE_DIR")
 
 _INTERPRETER_HINT = "TRITON_INTERPRET=1, set before Python starts, runs its kernels on CPU tensors (slowly)"
+if os.environ.get("TRITON_INTERPRET") == "1" and not INTERPRETED:
+    _INTERPRETER_HINT = "Triton was imported before TRITON_INTERPRET=1 was set: set it before Python starts"
 
 _chosen: ContextVar[str | None] = ContextVar("ppap_backend", default=None)
 _logged: set[tuple[str, str]] = set()
@@ -51,6 +65,17 @@ def _probe(backend: str) -> str | None:
         return native.reason()
     if backend == "triton" and importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install triton"
+    if backend == "triton" and not INTERPRETED:
+        return _missing_compiler()
+    return None
+
+
+def _missing_compiler() -> str | None:
+    """Why Triton cannot build what launches its kernels: before 3.9, and on AMD GPUs, in C."""
+    old = tuple(map(int, importlib.metadata.version("triton").split(".")[:2])) < (3, 9)
+    commands = (os.environ.get("CC"), "gcc", "clang")
+    if (old or torch.version.hip) and not any(command and shutil.which(command) for command in commands):
+        return "Triton needs a C compiler here: install gcc or clang, or set CC"
     return None
 
 
@@ -63,7 +88,7 @@ def available_backends() -> dict[str, str | None]:
     if reasons["triton"] is None and not INTERPRETED:
         there = torch.cuda.is_available()
         reasons["triton"] = (
-            _too_old("triton", torch.device("cuda", 0)) if there else f"no GPU; {_INTERPRETER_HINT}"
+            _unfit("triton", torch.device("cuda", 0)) if there else f"no GPU; {_INTERPRETER_HINT}"
         )
     return reasons
 
@@ -111,8 +136,8 @@ def choose(impl: str | None, *tensors: torch.Tensor) -> str:
         if double:
             return "torch"
         order = AUTO.get(device.type, ("torch",))
-        return next(b for b in order if _REASONS[b] is None and _too_old(b, device) is None)
-    reason = _REASONS[name] or _too_old(name, device)
+        return next(b for b in order if _REASONS[b] is None and _unfit(b, device) is None)
+    reason = _REASONS[name] or _unfit(name, device)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} ({source}) is not available: {reason}")
     if name in _DEVICES and device.type not in _DEVICES[name]:
@@ -123,10 +148,13 @@ def choose(impl: str | None, *tensors: torch.Tensor) -> str:
     return name
 
 
-def _too_old(backend: str, device: torch.device) -> str | None:
-    if backend != "triton" or device.type != "cuda" or torch.version.hip:
+def _unfit(backend: str, device: torch.device) -> str | None:
+    if backend != "triton" or device.type != "cuda":
         return None
     found = torch.cuda.get_device_properties(device)  # a constant to torch.compile
+    if torch.version.hip:
+        known = found.gcnArchName.startswith("gfx942")
+        return None if known else f"its configurations are for gfx942, {found.name} is {found.gcnArchName}"
     if found.major >= 8:
         return None
     return f"it needs compute capability 8.0 or later, {found.name} has {found.major}.{found.minor}"

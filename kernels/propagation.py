@@ -11,7 +11,7 @@ from .checks import check_anchors, check_budget, check_rows, require
 from .common import (
     DEFAULT_BUDGET,
     accumulator,
-    exact_products,
+    computing_on,
     guard,
     in_range,
     normalise,
@@ -166,7 +166,7 @@ class Relations:
         rows = torch.as_tensor(rows, device=self.features.device, dtype=torch.int64).reshape(-1)
         q, count = self.queries(rows), self.features.shape[0]
         op = dispatch.load("relation_masks", self.backend)
-        with exact_products(self.features.device):
+        with computing_on(self.features.device):
             positive, kept, _, _ = op.relation_masks(
                 q.positive,
                 q.phi,
@@ -257,7 +257,7 @@ def _propagate(
     def average(queries_AD: torch.Tensor, phi_A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return averaging.proxy_average(queries_AD, unit_ND, phi_A, precision, memory_budget)
 
-    with exact_products(features.device):
+    with computing_on(features.device):
         q = walk(unit_ND[anchors], cfg, average)
         num_positives = torch.empty_like(anchors)
         num_negatives = torch.empty_like(anchors)

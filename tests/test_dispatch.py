@@ -18,7 +18,7 @@ from ppap.kernels import (
     proxy_average,
     use_backend,
 )
-from ppap.kernels.common import exact_products, resolve_precision
+from ppap.kernels.common import computing_on, resolve_precision
 
 KEYS = clustered(12, 8, seed=0)
 
@@ -129,6 +129,28 @@ def test_an_old_gpu_takes_another_backend(monkeypatch):
     assert dispatch.choose("auto", OnGpu()) == "triton"
 
 
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets here")
+def test_an_interpreter_that_comes_too_late_is_said():
+    code = (
+        "import os, triton; os.environ['TRITON_INTERPRET'] = '1'; import torch, ppap.kernels as k\n"
+        "print(k.available_backends()['triton'])\n"
+        "k.proxy_average(torch.eye(3), torch.eye(3), torch.zeros(3), impl='triton')\n"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert "Triton was imported before TRITON_INTERPRET=1 was set" in done.stderr
+    assert torch.cuda.is_available() or "imported before" in done.stdout
+
+
+def test_triton_without_a_c_compiler(monkeypatch):
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    monkeypatch.setattr(dispatch.shutil, "which", lambda command: None)
+    monkeypatch.setattr(dispatch.importlib.metadata, "version", lambda package: "3.6.0")
+    assert "install gcc or clang" in dispatch._probe("triton")
+    monkeypatch.setattr(dispatch.importlib.metadata, "version", lambda package: "3.10.1+git")
+    assert dispatch._probe("triton") is None
+
+
 def test_tensors_on_two_devices():
     with pytest.raises(ValueError, match="meta and cpu; move them to one device"):
         proxy_average(KEYS.to("meta"), KEYS, torch.zeros(12))
@@ -160,7 +182,7 @@ def test_autocast_gives_the_precision():
 def test_global_matmul_settings_are_kept_out_and_restored():
     torch.set_float32_matmul_precision("medium")
     try:
-        with exact_products(torch.device("cpu")):
+        with computing_on(torch.device("cpu")):
             assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
             assert torch.backends.cuda.matmul.fp32_precision == "ieee"
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
@@ -169,12 +191,42 @@ def test_global_matmul_settings_are_kept_out_and_restored():
         torch.set_float32_matmul_precision("highest")
 
 
+def test_sums_are_not_kept_in_sixteen_bits():
+    torch.backends.cuda.matmul.allow_fp16_accumulation = True
+    try:
+        with computing_on(torch.device("cpu")):
+            assert not torch.backends.cuda.matmul.allow_fp16_accumulation
+        assert torch.backends.cuda.matmul.allow_fp16_accumulation
+    finally:
+        torch.backends.cuda.matmul.allow_fp16_accumulation = False
+
+
+def test_launches_go_to_the_gpu_of_the_tensors(monkeypatch):
+    """Triton takes the current device, which need not be that of the tensors."""
+    entered = []
+
+    class Device:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            entered.append(self.device)
+
+        def __exit__(self, *error):
+            entered.append("left")
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    with computing_on(torch.device("cuda", 1)):
+        assert entered == [torch.device("cuda", 1)]
+    assert entered[-1] == "left"
+
+
 def test_a_setting_that_follows_the_general_one_still_does():
     try:
         # An earlier torch.set_float32_matmul_precision leaves a setting of its own here.
         torch.backends.cuda.matmul.fp32_precision = "none"
         torch.backends.fp32_precision = "tf32"
-        with exact_products(torch.device("cpu")):
+        with computing_on(torch.device("cpu")):
             assert torch.backends.cuda.matmul.fp32_precision == "ieee"
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
         torch.backends.fp32_precision = "ieee"

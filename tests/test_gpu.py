@@ -136,7 +136,20 @@ def test_a_second_stream(impl):
     assert torch.equal(got[0], wanted[0]) and torch.equal(got[1], wanted[1])
 
 
-def test_two_devices():
+@backends
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_tensors_on_a_gpu_that_is_not_the_current_one(impl):
+    case = on_gpu(made_case(600, 64, 130, CFG, 0.5)).to(torch.float32)
+    wanted = loss_and_gradient(fused, case, impl=impl)
+    moved = {
+        name: value.to("cuda:1") for name, value in vars(case).items() if isinstance(value, torch.Tensor)
+    }
+    got = loss_and_gradient(fused, LossCase(**{**vars(case), **moved}), impl=impl)
+    assert got[1].device.index == 1
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(got, wanted, strict=True))
+
+
+def test_tensors_on_two_devices():
     case = made_case(30, 8, 6, CFG, 0.3).to(torch.float32)
     with pytest.raises(ValueError, match="move them to one device"):
         ppap_loss(case.features.cuda(), case.z, case.anchors, CFG, temperature=0.3)

@@ -19,6 +19,7 @@ from ppap.kernels import (
     PropagationConfig,
     available_backends,
     dispatch,
+    masked_log_softmax,
     native,
     pack_masks,
     propagate,
@@ -242,6 +243,13 @@ def test_temporaries_stay_within_the_budget(group_size):
     assert contrast.split_budget(budget, 3000, 1, True)[1] == 32, "several groups"
     # Beyond the budget: padded embeddings, gradient and its part inside a group.
     assert peak_bytes(run) <= budget + 4 * case.z.nbytes
+
+
+def test_bits_past_the_last_column_count_for_nothing():
+    z_anchors, z, positive, kept = (t.float() if t.is_floating_point() else t for t in inputs(5, 40, 16))
+    wanted = packed(z_anchors, z, positive, kept, 0.3, impl="torch")
+    got = masked_log_softmax(z_anchors, z, (~pack_masks(~positive), ~pack_masks(~kept)), 0.3, impl="cpp")
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_layout_of_masks():

@@ -94,7 +94,11 @@ void ppap_from_public(int threads, const int32_t* words, int64_t C, int64_t N, u
     });
     ppap::parallel(threads, C, [&](int64_t a) {
         counts[a] = 0;
-        for (int64_t w = 0; w < width; ++w) counts[a] += __builtin_popcount(static_cast<uint32_t>(words[a * width + w]));
+        for (int64_t w = 0; w < width; ++w) {
+            // Bits past the last column are dropped, as above.
+            const uint32_t valid = 32 * w + 32 <= N ? ~0u : (1u << (N - 32 * w)) - 1;
+            counts[a] += __builtin_popcount(static_cast<uint32_t>(words[a * width + w]) & valid);
+        }
     });
 }
 }

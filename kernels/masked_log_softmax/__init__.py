@@ -4,7 +4,7 @@ import torch
 
 from .. import dispatch
 from ..checks import check_budget, check_positive, check_rows, require
-from ..common import DEFAULT_BUDGET, accumulator, exact_products, guard, nan_if_any, poison, resolve_precision
+from ..common import DEFAULT_BUDGET, accumulator, computing_on, guard, nan_if_any, poison, resolve_precision
 from ..masks import PackedMasks, num_words
 
 
@@ -69,7 +69,7 @@ def _masked_log_softmax(
     """Loss and log-sum-exp of the kept logits, both (A,); the latter is what the backward pass needs."""
     factor = guard({"z_anchors": z_anchors, "z": z}, None, 0)
     dtype = accumulator(precision)
-    with exact_products(z.device):
+    with computing_on(z.device):
         loss, lse = dispatch.load("masked_log_softmax", backend).masked_log_softmax(
             z_anchors.to(dtype), z.to(dtype), positive, kept, temperature, precision, memory_budget
         )
@@ -97,7 +97,7 @@ def _masked_log_softmax_backward(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     dtype = accumulator(precision)
-    with exact_products(z.device):
+    with computing_on(z.device):
         dz_anchors, dz = dispatch.load("masked_log_softmax", backend).masked_log_softmax_backward(
             dloss.to(dtype),
             z_anchors.to(dtype),

@@ -85,20 +85,22 @@ def contrast_chunk(
 def split_budget(
     memory_budget: int, num_patches: int, bytes_per_anchor: int, gradient: bool
 ) -> tuple[int, int]:
-    """(anchors per chunk, anchors per group of exponentials): at most half of the budget for the latter.
+    """(anchors per chunk, anchors per group of exponentials): about half of the budget for the latter.
 
     Raises:
-        MemoryBudgetError: not even the smallest group fits.
+        MemoryBudgetError: one anchor and the smallest group do not fit.
     """
     if not gradient:
         return native.chunk_rows(memory_budget, bytes_per_anchor), native.PANEL
     smallest = 4 * native.PANEL * max(num_patches, 1)
-    group = min(memory_budget // 2 // smallest * native.PANEL, native.GROUP)
-    if group == 0:
+    if memory_budget < smallest + bytes_per_anchor:
         raise MemoryBudgetError(
-            f"memory_budget is {memory_budget} bytes; {native.PANEL} anchors need {2 * smallest}: give more"
+            f"memory_budget is {memory_budget} bytes; one anchor needs {smallest + bytes_per_anchor}: "
+            "give more"
         )
-    return native.chunk_rows(memory_budget - memory_budget // 2, bytes_per_anchor), group
+    groups = max(memory_budget // 2 // smallest, 1)
+    group = min(groups * native.PANEL, native.GROUP)
+    return native.chunk_rows(memory_budget - group // native.PANEL * smallest, bytes_per_anchor), group
 
 
 def bytes_per_anchor(num_patches: int, width: int) -> int:

@@ -7,7 +7,7 @@ from ..checks import check_anchors, check_budget, check_positive, check_rows, re
 from ..common import (
     DEFAULT_BUDGET,
     accumulator,
-    exact_products,
+    computing_on,
     guard,
     in_range,
     normalise,
@@ -130,7 +130,7 @@ def _ppap_loss(
     factor = guard({"features": features, "z": z}, anchors, features.shape[0])
     dtype = accumulator(precision)
     group = group_size or max(anchors.shape[0], 1)
-    with exact_products(z.device):
+    with computing_on(z.device):
         loss_A, dz, num_positives, num_negatives = dispatch.load("ppap_loss", backend).ppap_loss(
             normalise(features, dtype),
             z.to(dtype),

@@ -4,7 +4,7 @@ import torch
 
 from .. import dispatch
 from ..checks import check_budget, check_rows, check_vector
-from ..common import DEFAULT_BUDGET, accumulator, exact_products, guard, poison, resolve_precision
+from ..common import DEFAULT_BUDGET, accumulator, computing_on, guard, poison, resolve_precision
 
 
 def proxy_average(
@@ -25,7 +25,7 @@ def proxy_average(
         keys: (N, D) floating, rows of unit norm (or zero).
         threshold: (A,) floating; a key on its threshold is not selected.
         precision: ``auto | fp32 | fp16 | bf16``, see the README.
-        memory_budget: limit of all temporaries together [bytes].
+        memory_budget: limit of all temporaries together [bytes], apart from O((A + N) D) of rounded operands.
         impl: backend name; None = context, environment, ``auto``.
 
     Returns:
@@ -59,7 +59,7 @@ def _proxy_average(
         {"queries": queries, "keys": keys, "threshold": threshold.nan_to_num(float("nan"))}, None, 0
     )
     dtype = accumulator(precision)
-    with exact_products(keys.device):
+    with computing_on(keys.device):
         proxy, count = dispatch.load("proxy_average", backend).proxy_average(
             queries.to(dtype), keys.to(dtype), threshold.to(dtype), precision, memory_budget
         )

@@ -78,13 +78,15 @@ def finish_kernel(
     rows,
     padded_rows,
     width,
-    unit,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """proxy = sum / max(|sum|, 1e-12), parts added in their order; a program owns ROWS whole rows."""
+    """proxy = sum / max(|sum|, 1e-12), parts added in their order; a program owns ROWS whole rows.
+
+    The scale of the keys' planes cancels.
+    """
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     o_channel = tl.arange(0, BLOCK)
     m_out = (o_row < rows)[:, None] & (o_channel < width)[None, :]
@@ -92,7 +94,6 @@ def finish_kernel(
     for i in tl.static_range(SPLITS):
         o_part = (i * padded_rows.to(tl.int64) + o_row)[:, None] * WIDTH + o_channel[None, :]
         b_sum += tl.load(p_sums + o_part, m_out, other=0.0)
-    b_sum *= unit
     b_norm = tl.maximum(tl.sqrt_rn(tl.sum(b_sum * b_sum, 1)), 1e-12)
     tl.store(p_proxy + o_row[:, None] * width + o_channel[None, :], tl.div_rn(b_sum, b_norm[:, None]), m_out)
 
@@ -135,7 +136,7 @@ def average_chunk(
     rows, width = queries_CD.shape
     block = launch.row_block(queries_CD.device)
     positive = Bits.empty(rows, keys.rows, block, queries_CD)
-    similarity(planes(queries_CD, precision, block), keys, positive, phi_C=threshold_C)
+    similarity(planes(queries_CD, precision, block, keys.scaled), keys, positive, phi_C=threshold_C)
     sums = mask_sum(positive, keys)
     proxy_CD = torch.empty_like(queries_CD, memory_format=torch.contiguous_format)
     per_program = launch.rows_per_program()
@@ -145,7 +146,6 @@ def average_chunk(
         rows,
         positive.words.shape[0],
         width,
-        float(keys.unit),
         WIDTH=keys.high.shape[1],
         ROWS=per_program,
         BLOCK=triton.next_power_of_2(width),
@@ -173,9 +173,9 @@ def proxy_average(
     (num_queries, width), num_keys = queries_AD.shape, keys_ND.shape[0]
     proxy_AD = torch.zeros((num_queries, width), device=keys_ND.device)
     count_A = torch.zeros(num_queries, dtype=torch.int64, device=keys_ND.device)
-    if num_queries == 0 or num_keys == 0:
+    if 0 in (num_queries, num_keys, width):
         return proxy_AD, count_A
-    keys = planes(keys_ND, precision, layout.COLUMN_BLOCK)
+    keys = planes(keys_ND, precision, layout.COLUMN_BLOCK, scaled=True)
     block = launch.row_block(keys_ND.device)
     rows = rows_within(memory_budget, bytes_per_query(num_keys, width, precision), block)
     for chunk in row_chunks(num_queries, rows):

@@ -4,7 +4,7 @@ import torch
 
 from .. import dispatch
 from ..checks import check_anchors, check_budget, check_rows, check_vector, require
-from ..common import DEFAULT_BUDGET, accumulator, exact_products, guard, resolve_precision
+from ..common import DEFAULT_BUDGET, accumulator, computing_on, guard, resolve_precision
 from ..masks import PackedMasks, num_words
 
 
@@ -94,7 +94,7 @@ def _relation_masks(
     )
     factor = guard(values, self_index, keys.shape[0])
     dtype = accumulator(precision)
-    with exact_products(keys.device):
+    with computing_on(keys.device):
         positive, kept, num_positives, num_kept = dispatch.load("relation_masks", backend).relation_masks(
             pos_queries.to(dtype),
             phi.to(dtype),

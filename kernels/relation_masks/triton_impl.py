@@ -94,8 +94,6 @@ def similarity(
     self_C: torch.Tensor | None = None,
 ) -> None:
     """Fill `positive` (unless phi is None) and `kept` (unless None), see :func:`similarity_kernel`."""
-    if queries.rows == 0 or keys.rows == 0:
-        return
     unit = queries.unit * keys.unit  # a power of two: thresholds move into the planes' scale exactly
     phi_C, psi_C = (None if t is None else t.float() / unit for t in (phi_C, psi_C))
     out = (positive.words, positive.counts) + ((None, None) if kept is None else (kept.words, kept.counts))
@@ -126,7 +124,8 @@ def similarity(
             **options,
         )
 
-    launch.run("similarity", keys, (queries.rows, keys.rows), start)
+    form = (queries.rows, keys.rows, phi_C is not None, kept is not None)
+    launch.run("similarity", keys, form, start)
 
 
 def relation_bits(
@@ -141,11 +140,11 @@ def relation_bits(
     """Positive and kept bits of some anchors."""
     rows, block = pos_queries_CD.shape[0], launch.row_block(pos_queries_CD.device)
     positive, kept = (Bits.empty(rows, keys.rows, block, pos_queries_CD) for _ in range(2))
-    queries = planes(pos_queries_CD, precision, block)
+    queries = planes(pos_queries_CD, precision, block, keys.scaled)
     # Clamped: the wrapper poisons the counts of an anchor out of range.
     own_C = in_range(self_index_C, keys.rows)
     if neg_queries_CD is not None:
-        negative = planes(neg_queries_CD, precision, block)
+        negative = planes(neg_queries_CD, precision, block, keys.scaled)
         similarity(queries, keys, positive, kept, phi_C, torch.full_like(psi_C, -torch.inf), own_C)
         similarity(negative, keys, positive, kept, None, psi_C, own_C)
     else:
@@ -175,7 +174,7 @@ def relation_masks(
     counts = [torch.zeros(num_anchors, dtype=torch.int64, device=keys_ND.device) for _ in range(2)]
     if num_anchors == 0 or num_keys == 0:
         return words[0], words[1], counts[0], counts[1]
-    keys = planes(keys_ND, precision, layout.COLUMN_BLOCK)
+    keys = planes(keys_ND, precision, layout.COLUMN_BLOCK, scaled=True)
     block = launch.row_block(keys_ND.device)
     rows = rows_within(memory_budget, bytes_per_anchor(num_keys, width, precision), block)
     for chunk in row_chunks(num_anchors, rows):

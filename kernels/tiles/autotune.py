@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 import triton
+from triton.errors import TritonError
 
 logger = logging.getLogger("ppap.kernels")
 
@@ -26,10 +27,25 @@ def cache_file(device: torch.device) -> Path:
     return root / "autotune" / f"{safe}-triton-{triton.__version__}.json"
 
 
+def wanted() -> bool:
+    """Whether PPAP_AUTOTUNE asks for a search.
+
+    Raises:
+        ValueError: it is neither 0 nor 1.
+    """
+    value = os.environ.get("PPAP_AUTOTUNE") or "0"
+    if value not in ("0", "1"):
+        raise ValueError(f"PPAP_AUTOTUNE is {value!r}; give 0 or 1")
+    return value == "1"
+
+
 @functools.cache
 def _known(path: Path) -> dict[str, dict[str, object]]:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
+        if isinstance(found, dict):
+            return found
+        raise ValueError("not a table of findings")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -60,23 +76,29 @@ def fastest(
     """
     path, name = cache_file(device), " ".join(map(str, key))
     known = _known(path)
-    if name not in known:
-        timings = [(timer(lambda: go(shipped)), shipped)]
-        for config in others:
-            try:
-                timings.append((timer(lambda config=config: go(config)), config))
-            except (triton.CompilationError, triton.runtime.errors.OutOfResources, RuntimeError) as error:
-                logger.debug("autotune: %s does not run: %s", config, error)
-        best_ms, best = min(timings, key=lambda timing: timing[0])
-        logger.info("autotune: %s: %s, %.3f ms (shipped %.3f ms)", name, best, best_ms, timings[0][0])
-        known[name] = asdict(best)
-        _save(path, known)
-    return type(shipped)(**known[name])
+    for config in (shipped, *others):
+        if known.get(name) == asdict(config):
+            return config
+    # Not searched yet, or what was found is no choice of this version.
+    timings = [(timer(lambda: go(shipped)), shipped)]
+    for config in others:
+        try:
+            timings.append((timer(lambda config=config: go(config)), config))
+        except TritonError as error:
+            logger.debug("autotune: %s does not run: %s", config, error)
+    best_ms, best = min(timings, key=lambda timing: timing[0])
+    logger.info("autotune: %s: %s, %.3f ms (shipped %.3f ms)", name, best, best_ms, timings[0][0])
+    known[name] = asdict(best)
+    _save(path, known)
+    return best
 
 
 def _save(path: Path, known: dict[str, dict[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        json.dump(known, file, indent=1)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "w") as file:
+            json.dump(known, file, indent=1)
+        os.replace(temporary, path)
+    except OSError as error:
+        logger.warning("autotune: findings are not kept, %s cannot be written (%s)", path, error)

@@ -75,9 +75,12 @@ def to_public_kernel(p_words, p_public, rows, groups, num_words, ROWS: tl.conste
 
 @triton.jit
 def from_public_kernel(
-    p_public, p_words, p_counts, rows, groups, num_words, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    p_public, p_words, p_counts, rows, columns, groups, num_words, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """The inverse, with the ones of each group; a program owns a tile (ROWS, BLOCK groups), padding too."""
+    """The inverse, with the ones of each group; a program owns a tile (ROWS, BLOCK groups), padding too.
+
+    Bits past the last column are dropped, as everywhere.
+    """
     o_row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     o_group = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
     o_out = tl.arange(0, 8)[None, None, :]
@@ -89,6 +92,8 @@ def from_public_kernel(
         )
         for i in tl.static_range(4):
             b_out |= ((b_word[:, :, None] >> (8 * i + o_out)) & 1) << (4 * w + i)
+    i_row, i_column = tl.program_id(0) * ROWS, tl.program_id(1) * BLOCK * 128
+    b_out &= device.valid_words(i_row, i_column, rows, columns, ROWS, BLOCK)
     m_group = (o_group < groups) & (o_row >= 0)
     o_store = o_row * groups + o_group
     tl.store(p_counts + o_store, device.count_bits(b_out).to(tl.int16), m_group)
@@ -105,12 +110,12 @@ def to_public(bits: Bits, out: torch.Tensor) -> None:
 
 
 def from_public(public: torch.Tensor, columns: int, row_block: int) -> Bits:
-    """Masks of int32 words (rows, ceil(N / 32)); bits past the last column must be 0."""
+    """Masks of int32 words (rows, ceil(N / 32))."""
     rows, words = public.shape
     bits, block = Bits.empty(rows, columns, row_block, public), rows_per_program()
     if bits.words.numel():
         # Row tiles are multiples of what a program owns.
         grid = (bits.words.shape[0] // block, triton.cdiv(bits.groups, 32))
-        args = (public.contiguous(), bits.words, bits.counts, rows, bits.groups, words)
+        args = (public.contiguous(), bits.words, bits.counts, rows, columns, bits.groups, words)
         from_public_kernel[grid](*args, ROWS=block, BLOCK=32, **ROW_OPTIONS)
     return bits

@@ -1,12 +1,11 @@
 """Launch configurations of the Triton kernels per architecture, and the one place that launches them.
 
-Chosen from the compiler's figures: none spills, see ``bench/results/aot.md`` for every kernel and line. None
+Chosen from the compiler's figures, see ``bench/results/aot.md`` for every kernel and line: none spills. None
 has been timed. ``PPAP_AUTOTUNE=1`` times the alternatives on the device at hand instead, see
 :mod:`.autotune`.
 """
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -60,7 +59,7 @@ _HOPPER = _table(
     Launch(tma=True),  # 146-214, 96: two programs per SM
     Launch(warps=8, stages=2, tma=True),  # 90-122, 128: one program per SM
     Launch(warps=8, tma=True),  # 126, 64
-    Launch(warps=8, stages=2, tma=True),  # 123, 66
+    Launch(warps=8, stages=3, tma=True),  # 126, 98; with two stages it spills at odd multiples of 64 channels
 )
 # Architecture -> kernel -> configuration. "interpret" keeps Triton's interpreter quick on small tests.
 TABLE: dict[str, dict[str, Launch]] = {
@@ -69,6 +68,7 @@ TABLE: dict[str, dict[str, Launch]] = {
     "sm_89": _AMPERE,
     "sm_90": _HOPPER,
     "sm_100": _HOPPER,
+    "sm_120": _AMPERE,
     "gfx942": _table(
         Launch(warps=8, stages=2),  # 86-124, 32
         Launch(block_k=32, warps=8, stages=2),  # 124-126, 32
@@ -95,8 +95,7 @@ def architecture(device: torch.device) -> str:
         return "interpret"
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
-        name = properties.gcnArchName.split(":")[0]
-        return name if name in TABLE else "gfx942"
+        return properties.gcnArchName.split(":")[0]
     capability = 10 * properties.major + properties.minor
     known = sorted(int(name[3:]) for name in TABLE if name.startswith("sm_"))
     return f"sm_{max(number for number in known if number <= capability)}"
@@ -118,14 +117,17 @@ def configuration(kernel: str, device: torch.device, split: bool) -> Launch:
 
 
 def run(
-    kernel: str, operand: Planes, problem: tuple[int, ...], start: Callable[[Launch, dict[str, object]], None]
+    kernel: str,
+    operand: Planes,
+    problem: tuple[object, ...],
+    start: Callable[[Launch, dict[str, object]], None],
 ) -> Launch:
     """Launch a tile kernel by `start(configuration, options)`; with PPAP_AUTOTUNE=1 in the fastest form.
 
     Args:
         kernel: one of :data:`KERNELS`.
         operand: planes that are streamed through the kernel.
-        problem: sizes that a search distinguishes.
+        problem: sizes and form that a search distinguishes.
         start: launches the kernel; called many times by a search, so it must only overwrite.
 
     Returns:
@@ -141,7 +143,7 @@ def run(
         options["enable_fp_fusion"] = True
         start(config, options)
 
-    if os.environ.get("PPAP_AUTOTUNE", "0") in ("", "0") or interpreted():
+    if interpreted() or not autotune.wanted():
         go(shipped)
         return shipped
     key = (kernel, str(operand.high.dtype), operand.split, operand.high.shape[1], *problem)

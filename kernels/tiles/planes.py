@@ -1,7 +1,7 @@
 """Operands of tensor-core products: 16-bit planes of float32 values, padded to whole tiles.
 
-``fp16`` and ``bf16`` have one plane. ``fp32`` has two of fp16, high and low, of values scaled to at most 256
-in magnitude: together they hold 22 bits of mantissa and the low one stays in fp16's normal range.
+``fp16`` and ``bf16`` have one plane. ``fp32`` has two of fp16, high and low, of values scaled to at most 2^15
+in magnitude: together they hold 22 bits of mantissa of any value down to 2^-19 of the largest.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ..common import product
 # Widths are padded to this many channels, patches to this many columns (the widest tile).
 WIDTH_BLOCK = 64
 COLUMN_BLOCK = 256
-_SPLIT_SCALE = 2.0**8
+_SPLIT_SCALE = 2.0**15
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class Planes:
     def split(self) -> bool:
         """Whether there are two planes."""
         return self.low is not None
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the values were divided by their largest magnitude; those of unit rows need not be."""
+        return isinstance(self.unit, torch.Tensor)
 
     def gather(self, index: torch.Tensor, multiple: int) -> "Planes":
         """Planes of some rows, padded to a multiple of rows."""
@@ -66,8 +71,9 @@ def planes(values: torch.Tensor, precision: str, multiple: int, scaled: bool = F
     """
     unit = 1.0
     if scaled and precision != "bf16" and values.numel():
-        unit = values.abs().amax()
-        unit = torch.where(unit == 0, torch.ones_like(unit), unit)
+        # The power of two at or above the largest magnitude: scaling by it rounds nothing.
+        unit = torch.exp2(values.abs().amax().log2().ceil())
+        unit = torch.where(unit > 0, unit, torch.ones_like(unit))
         values = values / unit
     rows, width = values.shape
     if precision != "fp32":

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from bench.shapes import clustered
-from ppap.kernels import pack_masks, proxy_average, relation_masks, unpack_masks
+from ppap.kernels import masked_log_softmax, pack_masks, proxy_average, relation_masks, unpack_masks
 from ppap.kernels.masked_log_softmax import reference as log_softmax
 from ppap.kernels.proxy_average import reference as averages
 from ppap.kernels.relation_masks import reference as relations
@@ -147,6 +147,32 @@ def test_layout_of_masks(rows, columns):
     row, column = rows - 1, columns - 1
     word = found.words[row, column // 128, column % 8].item()
     assert bool(word >> (column % 128 // 8) & 1) == bool(mask[row, column]), "the documented order"
+
+
+def test_bits_past_the_last_column_count_for_nothing():
+    """As with the other backends: ~words is a natural way to say "not in the set"."""
+    z_anchors, z, positive, kept = (t.float() if t.is_floating_point() else t for t in inputs(5, 40, 16))
+    wanted = packed(z_anchors, z, positive, kept, 0.3, impl="torch")
+    words = (~pack_masks(~positive), ~pack_masks(~kept))
+    assert not torch.equal(words[1], pack_masks(kept))
+    got = masked_log_softmax(z_anchors, z, words, 0.3, impl="triton")
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [100.0, 300.0, 1e6])
+def test_rows_that_are_not_of_unit_norm(scale):
+    keys, queries = scale * clustered(80, 32, seed=1), clustered(20, 32, seed=2)
+    threshold = torch.linspace(-0.5, 0.9, 20) * scale
+    wanted = proxy_average(queries, keys, threshold, precision="fp32", impl="torch")
+    proxy, count = proxy_average(queries, keys, threshold, precision="fp32", impl="triton")
+    assert torch.equal(count, wanted[1])
+    torch.testing.assert_close(proxy, wanted[0], atol=2e-6, rtol=0)
+
+
+def test_several_bands_of_tiles(monkeypatch):
+    monkeypatch.setattr(launch, "BAND", 2)
+    test_relation_masks(330, 300, False)
+    test_masked_log_softmax(330, 300, 64)
 
 
 @triton.jit

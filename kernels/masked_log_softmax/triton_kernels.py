@@ -1,0 +1,200 @@
+"""The Triton kernels of ``masked_log_softmax``; ``triton_impl.py`` has the mathematics and launches them."""
+
+import triton
+import triton.language as tl
+
+from ..tiles import device
+
+# Weights are at most 1 in magnitude and about 1 / N in the mean: this centres them in fp16's range.
+WEIGHT_SCALE = tl.constexpr(2.0**14)
+
+
+@triton.jit
+def log_sum_exp_kernel(
+    p_left,
+    p_left_low,
+    p_right,
+    p_right_low,
+    p_positive,
+    p_kept,
+    p_occupied,
+    p_scale,
+    p_tight,
+    p_bound,
+    p_top,
+    p_total,
+    p_hit,
+    rows,
+    groups,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BAND: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TMA: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Per row and column tile: top = shift, total = sum of 2^(x - top) [kept], hit = sum of x [P].
+
+    The shift is the row's bound if `tight`, else the tile's largest kept x, -inf where nothing is kept. A
+    program owns a tile, and one entry per row of the partial results: bitwise repeatable.
+    """
+    GROUPS: tl.constexpr = BLOCK_N // 128
+    i_m, i_n = device.tile_index(rows, groups * 128, BLOCK_M, BLOCK_N, BAND)
+    i_row = i_m * BLOCK_M
+    b_x = device.tile_product(
+        p_left,
+        p_left_low,
+        p_right,
+        p_right_low,
+        i_row,
+        i_n * BLOCK_N,
+        WIDTH,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        SPLIT,
+        TMA,
+        UPCAST,
+    )
+    b_x = device.grouped(b_x * tl.load(p_scale), BLOCK_M, GROUPS)
+    o_row = i_row + tl.arange(0, BLOCK_M)
+    o_words = device.word_offsets(i_row, i_n * GROUPS, groups, BLOCK_M, GROUPS)
+    b_hit = tl.zeros((BLOCK_M,), tl.float32)
+    if device.any_occupied(p_occupied + i_m * groups + i_n * GROUPS, GROUPS):
+        m_positive = device.expand(tl.load(p_positive + o_words).to(tl.int32))
+        b_hit = device.row_sum(tl.where(m_positive, b_x, 0.0))
+    b_x = tl.where(device.expand(tl.load(p_kept + o_words).to(tl.int32)), b_x, float("-inf"))
+    if tl.load(p_tight) != 0:
+        b_top = tl.load(p_bound + o_row, o_row < rows, other=0.0)
+    else:
+        b_top = tl.max(tl.max(tl.max(b_x, 3), 2), 1)
+    b_base = tl.where(b_top == float("-inf"), 0.0, b_top)
+    b_total = device.row_sum(tl.exp2(b_x - b_base[:, None, None, None]))
+    o_partial = o_row.to(tl.int64) * (groups // GROUPS) + i_n
+    tl.store(p_top + o_partial, b_top)
+    tl.store(p_total + o_partial, b_total)
+    tl.store(p_hit + o_partial, b_hit)
+
+
+@triton.jit
+def combine_kernel(
+    p_top,
+    p_total,
+    p_hit,
+    p_num_positive,
+    p_loss,
+    p_lse,
+    rows,
+    tiles,
+    groups,
+    GROUPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """loss [nats] and log-sum-exp [powers of two] from the column tiles; a program owns ROWS whole rows."""
+    o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    m_row = o_row < rows
+    b_top = tl.full((ROWS, BLOCK), float("-inf"), tl.float32)
+    for i in range(0, tiles, BLOCK):
+        o_tile = i + tl.arange(0, BLOCK)
+        m_tile = m_row[:, None] & (o_tile < tiles)[None, :]
+        p_tile = p_top + o_row[:, None] * tiles + o_tile[None, :]
+        b_top = tl.maximum(b_top, tl.load(p_tile, m_tile, other=float("-inf")))
+    b_base = tl.max(b_top, 1)
+    b_base = tl.where(b_base == float("-inf"), 0.0, b_base)
+    b_total = tl.zeros((ROWS, BLOCK), tl.float32)
+    b_hit = tl.zeros((ROWS, BLOCK), tl.float32)
+    b_count = tl.zeros((ROWS, BLOCK), tl.int32)
+    for i in range(0, tiles, BLOCK):
+        o_tile = i + tl.arange(0, BLOCK)
+        m_tile = m_row[:, None] & (o_tile < tiles)[None, :]
+        o_partial = o_row[:, None] * tiles + o_tile[None, :]
+        b_top = tl.load(p_top + o_partial, m_tile, other=float("-inf"))
+        b_part = tl.load(p_total + o_partial, m_tile, other=0.0)
+        # A NaN is not 0 and stays.
+        b_total += tl.where(b_part == 0, 0.0, b_part * tl.exp2(b_top - b_base[:, None]))
+        b_hit += tl.load(p_hit + o_partial, m_tile, other=0.0)
+        for j in tl.static_range(GROUPS):
+            p_num = p_num_positive + o_row[:, None] * groups + (o_tile * GROUPS + j)[None, :]
+            b_count += tl.load(p_num, m_tile, other=0).to(tl.int32)
+    b_sum = tl.sum(b_total, 1)
+    b_log = tl.where(b_sum == 0, float("-inf"), tl.log2(tl.where(b_sum == 0, 1.0, b_sum)))
+    b_num = tl.sum(b_count, 1)
+    ln2: tl.constexpr = 0.6931471805599453
+    b_lse = b_base + b_log
+    b_loss = (b_lse - tl.sum(b_hit, 1) / tl.maximum(b_num, 1)) * ln2
+    tl.store(p_loss + o_row, tl.where(b_num > 0, b_loss, 0.0), m_row)
+    tl.store(p_lse + o_row, b_lse, m_row)
+
+
+@triton.jit
+def weights_kernel(
+    p_left,
+    p_left_low,
+    p_right,
+    p_right_low,
+    p_positive,
+    p_kept,
+    p_occupied,
+    p_scale,
+    p_tight,
+    p_lse,
+    p_share,
+    p_weights,
+    p_weights_low,
+    rows,
+    groups,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BAND: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TMA: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """weights = (2^(x - lse) [kept] - share [P]) 2^14 in 16 bits; lse is inf and share 0 without positives.
+
+    A program owns a tile. The logits are formed again: two passes over z cost less than keeping them.
+    """
+    GROUPS: tl.constexpr = BLOCK_N // 128
+    i_m, i_n = device.tile_index(rows, groups * 128, BLOCK_M, BLOCK_N, BAND)
+    i_row = i_m * BLOCK_M
+    b_x = device.tile_product(
+        p_left,
+        p_left_low,
+        p_right,
+        p_right_low,
+        i_row,
+        i_n * BLOCK_N,
+        WIDTH,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        SPLIT,
+        TMA,
+        UPCAST,
+    )
+    o_row = i_row + tl.arange(0, BLOCK_M)
+    b_lse = tl.load(p_lse + o_row, o_row < rows, other=float("inf"))
+    b_x = b_x * tl.load(p_scale) - b_lse[:, None]
+    if tl.load(p_tight) == 0:
+        # No kept logit exceeds the log-sum-exp, but one of huge magnitude may seem to by its rounding.
+        b_x = tl.minimum(b_x, 0.0)
+    b_x = device.grouped(b_x, BLOCK_M, GROUPS)
+    o_words = device.word_offsets(i_row, i_n * GROUPS, groups, BLOCK_M, GROUPS)
+    m_kept = device.expand(tl.load(p_kept + o_words).to(tl.int32))
+    b_weight = tl.where(m_kept, tl.exp2(b_x), 0.0)
+    if device.any_occupied(p_occupied + i_m * groups + i_n * GROUPS, GROUPS):
+        b_share = tl.load(p_share + o_row, o_row < rows, other=0.0)
+        m_positive = device.expand(tl.load(p_positive + o_words).to(tl.int32))
+        b_weight -= tl.where(m_positive, b_share[:, None, None, None], 0.0)
+    b_weight = tl.reshape(b_weight * WEIGHT_SCALE, (BLOCK_M, BLOCK_N))
+    o_weight = device.entry_offsets(i_row, i_n * BLOCK_N, groups * 128, BLOCK_M, BLOCK_N)
+    b_high = b_weight.to(p_weights.dtype.element_ty)
+    tl.store(p_weights + o_weight, b_high)
+    if SPLIT:
+        b_low = (b_weight - b_high.to(tl.float32)).to(p_weights.dtype.element_ty)
+        tl.store(p_weights_low + o_weight, b_low)
