@@ -33,7 +33,9 @@ from ppap.kernels.masked_log_softmax import reference as log_softmax
 from ppap.kernels.ppap_loss import native_impl
 from ppap.kernels.proxy_average import reference as averages
 from ppap.kernels.relation_masks import reference as relations
+from tests import test_train
 from tests.helpers import CASES, GOLDEN_NAMES, golden_case, made_case, peak_bytes
+from tests.runs import tiny_run
 from tests.test_masked_log_softmax import inputs, loss_and_gradients, packed
 from tests.test_ppap_loss import FORMS, check_backend, fused, in_parts, loss_and_gradient, materialised
 
@@ -279,6 +281,18 @@ def test_auto_on_a_cpu_takes_it():
     assert available_backends()["cpp"] is None
     assert propagate(torch.randn(40, 16), None, PropagationConfig()).backend == "cpp"
     assert propagate(torch.randn(40, 16).double(), None, PropagationConfig()).backend == "torch"
+
+
+def test_a_run_has_the_loss_curve_of_the_torch_backend(tmp_path, monkeypatch):
+    curves = {}
+    for backend in ("torch", "cpp"):
+        monkeypatch.setenv("PPAP_BACKEND", backend)
+        options = ("--train.steps=20", "--train.val-every=0", "--train.save-every=20", "--optim.lr=0.01")
+        run_dir = tiny_run(tmp_path / backend, *options)
+        curves[backend] = [row["contrast_loss"] for row in test_train.rows(run_dir).values()]
+    assert len(curves["torch"]) == 20 and curves["torch"][-1] < curves["torch"][0]
+    assert curves["cpp"] != curves["torch"], "both backends ran"
+    assert curves["cpp"] == pytest.approx(curves["torch"], rel=2e-5)
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch):
