@@ -24,6 +24,7 @@ UNITS = {
     "isa_avx2.cpp": ["-mavx2", "-mfma"],
     "isa_avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"],
 }
+CUDA_ARCHITECTURES = (75, 80, 90)
 X86_ONLY = ("isa_avx2.cpp", "isa_avx512.cpp")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
@@ -72,10 +73,36 @@ def build_cpu(out: Path, extra: Sequence[str] = ()) -> None:
         os.replace(fresh, out)
 
 
-def _run(command: list[str]) -> None:
+def build_cuda(out: Path) -> str:
+    """Compile the CUDA library into `out` for sm_75, sm_80, sm_90 and, as PTX, later GPUs; ptxas's report.
+
+    Raises:
+        BuildError: no nvcc, or it fails; the message has its output.
+    """
+    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if nvcc is None:
+        raise BuildError("nvcc is not on the PATH: install the CUDA toolkit")
+    codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in CUDA_ARCHITECTURES]
+    codes.append(f"-gencode=arch=compute_{CUDA_ARCHITECTURES[-1]},code=compute_{CUDA_ARCHITECTURES[-1]}")
+    flags = ["-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
+    return _run([nvcc, *flags, *codes, str(HERE / "cuda" / "kernels.cu"), "-o", str(out)])
+
+
+def build_emulated_cuda(out: Path) -> None:
+    """Compile the CUDA library's kernels for the CPU, one thread after the other: to test them without a GPU.
+
+    Raises:
+        BuildError: no compiler, or it fails; the message has its output.
+    """
+    flags = [*FLAGS, "-shared", "-DPPAP_EMULATED", "-x", "c++"]
+    _run([*compiler(), *flags, str(HERE / "cuda" / "kernels.cu"), "-o", str(out)])
+
+
+def _run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise BuildError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
+    return done.stderr
 
 
 def main() -> int:

@@ -60,7 +60,7 @@ def _probe(backend: str) -> str | None:
     if not all((here / op / f"{_FILES[backend]}.py").exists() for op in OPS):
         return f"this version of ppap has no {backend} implementation"
     if backend == "cuda":
-        return "this version of ppap has no CUDA library"
+        return "this version of ppap does not call its CUDA library yet"
     if backend == "cpp":
         return native.reason()
     if backend == "triton" and importlib.util.find_spec("triton") is None:

@@ -171,7 +171,7 @@ def test_rows_that_are_not_of_unit_norm(scale):
 
 def test_several_bands_of_tiles(monkeypatch):
     monkeypatch.setattr(launch, "BAND", 2)
-    test_relation_masks(330, 300, False)
+    test_relation_masks(290, 300, False)
     test_masked_log_softmax(330, 300, 64)
 
 

@@ -1,0 +1,141 @@
+"""The kernels of the CUDA library without a GPU: their bodies emulated on the CPU, and compiled by nvcc.
+
+The emulation runs what stands around the tensor-core product: tiles, edges, thresholds, packing, sums and
+layouts.
+"""
+
+import ctypes
+import importlib.util
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.shapes import clustered
+from ppap.kernels import pack_masks
+from ppap.kernels.masked_log_softmax import reference as log_softmax
+
+ROOT = Path(__file__).parents[1]
+PRECISIONS = {"fp32": 0, "fp16": 1, "bf16": 2, "plain fp32": 3}
+SHAPES = [(37, 203, 32), (1, 1, 16), (130, 300, 33), (64, 128, 70)]
+
+
+def build_module():
+    """csrc/build.py."""
+    spec = importlib.util.spec_from_file_location("build_native", ROOT / "csrc" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    out = tmp_path_factory.mktemp("emulated") / "cuda.so"
+    build_module().build_emulated_cuda(out)
+    return ctypes.CDLL(str(out))
+
+
+@pytest.fixture
+def call(library):
+    """Call an entry point; tensors become addresses, whole numbers int64."""
+
+    def run(name: str, *arguments: torch.Tensor | int | None, precision: str | None = None) -> None:
+        passed = [ctypes.c_void_p(None)]  # the stream
+        passed += [] if precision is None else [ctypes.c_int(PRECISIONS[precision])]
+        for value in arguments:
+            if isinstance(value, int):
+                passed.append(ctypes.c_int64(value))
+            else:
+                passed.append(ctypes.c_void_p(None if value is None else value.data_ptr()))
+        assert getattr(library, f"ppap_cuda_{name}")(*passed) == 0
+
+    return run
+
+
+def bits_of(call, mask: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Patch-major bits of a mask (C, N), and their stride."""
+    rows, columns = mask.shape
+    stride = 4 * -(-rows // 32)
+    bits, counts = torch.full((columns, stride), 255, dtype=torch.uint8), torch.empty(rows, dtype=torch.int64)
+    call("from_public", pack_masks(mask), rows, columns, bits, stride, counts)
+    assert torch.equal(counts, mask.sum(1))
+    return bits, stride
+
+
+def mask_of(call, bits: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Words (C, ceil(N / 32)) of patch-major bits."""
+    words = torch.empty((rows, -(-columns // 32)), dtype=torch.int32)
+    call("to_public", bits, bits.shape[1], rows, columns, words)
+    return words
+
+
+@pytest.mark.parametrize(("anchors", "rows", "width"), SHAPES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_similarity_and_sums(call, anchors, rows, width, precision):
+    keys, queries = clustered(rows, width, 1, clusters=5), clustered(anchors, width, 2, clusters=5)
+    phi, psi = torch.linspace(0, 0.9, anchors), torch.linspace(-0.2, 0.5, anchors)
+    scale = torch.tensor(0.5)
+    sim = queries.double() @ keys.double().T
+    wanted = sim > phi[:, None].double(), (sim > phi[:, None].double()) | (sim < psi[:, None].double())
+    stride = 4 * -(-anchors // 32)
+    positive, kept = (torch.full((rows, stride), 255, dtype=torch.uint8) for _ in range(2))
+    counts = torch.zeros((2, anchors), dtype=torch.int64)
+    arguments = (queries, anchors, keys, rows, width, scale, phi / 2, psi / 2, positive, kept, stride)
+    call("similarity", *arguments, counts[0], counts[1], precision=precision)
+    for bits, count, mask in zip((positive, kept), counts, wanted, strict=True):
+        assert torch.equal(mask_of(call, bits, anchors, rows), pack_masks(mask))
+        assert torch.equal(count, mask.sum(1))
+    # Positives that are read, as for other queries of the negatives.
+    again, read = torch.full_like(kept, 255), torch.zeros(anchors, dtype=torch.int64)
+    arguments = (queries, anchors, keys, rows, width, scale, None, psi / 2, positive, again, stride)
+    call("similarity", *arguments, None, read, precision=precision)
+    assert torch.equal(again, kept) and torch.equal(read, counts[1])
+    for parts in (1, 3):
+        sums = torch.full((parts, anchors, width), math.nan)
+        call("mask_sum", positive, stride, anchors, keys, rows, width, parts, sums)
+        exact = wanted[0].double() @ keys.double()
+        torch.testing.assert_close(sums.sum(0).double(), exact, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("anchors", "rows", "width"), SHAPES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_log_sum_exp_and_weights(call, library, anchors, rows, width, precision):
+    g = torch.Generator().manual_seed(rows)
+    own, z = clustered(anchors, width, 3), clustered(rows, width, 4)
+    positive = torch.rand(anchors, rows, generator=g) < 0.1
+    kept = positive | (torch.rand(anchors, rows, generator=g) < 0.5)
+    (positive_bits, stride), (kept_bits, _) = bits_of(call, positive), bits_of(call, kept)
+    scale = torch.tensor(math.log2(math.e) / 0.3)
+    side = 64 if precision == "plain fp32" else 128
+    tiles = -(-rows // side)
+    top, total, hit = (torch.full((tiles, anchors), math.nan) for _ in range(3))
+    operands = (own, anchors, z, rows, width, scale, positive_bits, kept_bits, stride)
+    call("log_sum_exp", *operands, top, total, hit, precision=precision)
+    parts = torch.where(total > 0, top.double() + total.double().log2(), -torch.inf)
+    lse = torch.logsumexp(parts * math.log(2), 0) / math.log(2)
+    z_own, z_all = own.double().requires_grad_(), z.double()
+    loss = log_softmax.masked_log_softmax(z_own, z_all, positive, kept, 0.3)
+    count = positive.sum(1)
+    got = torch.where(count > 0, (lse - hit.double().sum(0) / count.clamp(min=1)) * math.log(2), 0.0)
+    torch.testing.assert_close(got, loss.detach(), atol=2e-5, rtol=2e-5)
+    has = count > 0
+    share = (has / count.clamp(min=1)).float()
+    weights = torch.full((rows, anchors), math.nan)
+    lse = torch.where(has, lse, torch.inf).float()
+    call("weights", *operands, lse, share, weights, precision=precision)
+    dz = (weights.T.double() / 2**14) @ z_all / 0.3
+    torch.testing.assert_close(dz, torch.autograd.grad(loss.sum(), z_own)[0], atol=2e-5, rtol=1e-4)
+    assert library.ppap_cuda_abi_version() == 1
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_nvcc_compiles_every_kernel_without_spills(tmp_path):
+    report = build_module().build_cuda(tmp_path / "cuda.so")
+    assert (tmp_path / "cuda.so").stat().st_size > 100_000
+    spills = [int(number) for number in re.findall(r"(\d+) bytes spill", report)]
+    assert len(spills) > 60 and not any(spills)
