@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 
 setup: $(VENV)/.done
 
-$(VENV)/.done: pyproject.toml setup.py
+$(VENV)/.done: pyproject.toml setup.py csrc/build.py $(wildcard csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@

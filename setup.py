@@ -5,6 +5,7 @@ library has no Python or torch headers, so that one wheel serves every version o
 the installation succeeds and leaves it out; `ppap doctor` says so.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).parent / "csrc"))
 import build as native  # noqa: E402
+
+# Installed too, so that the CUDA library can be built on demand.
+SOURCES = ["ppap.kernels.csrc", "ppap.kernels.csrc.cpu", "ppap.kernels.csrc.cuda"]
 
 
 class BuildNative(build_ext):
@@ -29,6 +33,11 @@ class BuildNative(build_ext):
             native.build_cpu(Path(self.get_ext_fullpath(ext.name)))
         except native.BuildError as error:
             print(f"warning: ppap is installed without its native CPU kernels: {error}", file=sys.stderr)
+        if os.environ.get("PPAP_BUILD_CUDA", "0") == "1":
+            try:
+                print(f"CUDA library: {native.build_cuda_once()}", file=sys.stderr)
+            except native.BuildError as error:
+                print(f"warning: ppap is installed without its CUDA kernels: {error}", file=sys.stderr)
 
 
 class Wheel(bdist_wheel):
@@ -41,8 +50,10 @@ class Wheel(bdist_wheel):
 
 setup(
     packages=["ppap", *(f"ppap.{name}" for name in find_packages("ppap")), "ppap.kernels"]
-    + [f"ppap.kernels.{name}" for name in find_packages("kernels")],
-    package_dir={"ppap": "ppap", "ppap.kernels": "kernels"},
+    + [f"ppap.kernels.{name}" for name in find_packages("kernels")]
+    + SOURCES,
+    package_dir={"ppap": "ppap", "ppap.kernels": "kernels", "ppap.kernels.csrc": "csrc"},
+    package_data={name: ["*.cpp", "*.h", "*.cu", "*.cuh"] for name in SOURCES},
     ext_modules=[
         Extension("ppap.kernels._cpu", [f"csrc/cpu/{name}" for name in native.UNITS], optional=True)
     ],

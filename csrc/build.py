@@ -5,6 +5,8 @@ unit of its own with its own flags; which one runs is decided at run time.
 """
 
 import argparse
+import fcntl
+import hashlib
 import os
 import platform
 import shutil
@@ -40,10 +42,12 @@ def compiler() -> list[str]:
         BuildError: there is none.
     """
     named = os.environ.get("CXX", "").split()
+    if named and shutil.which(named[0]) is None:
+        raise BuildError(f"the variable CXX names {named[0]!r}, which is not there")
     for command in [named, ["g++"], ["clang++"], ["c++"]]:
         if command and shutil.which(command[0]):
             return command
-    raise BuildError("no C++ compiler (g++, clang++ or c++) is on the PATH, and CXX names none")
+    raise BuildError("no C++ compiler (g++, clang++ or c++) is on the PATH")
 
 
 def build_cpu(out: Path, extra: Sequence[str] = ()) -> None:
@@ -67,10 +71,19 @@ def build_cpu(out: Path, extra: Sequence[str] = ()) -> None:
             list(pool.map(compile_unit, units, objects))
         linked = str(Path(scratch) / "linked.so")
         _run([*command, "-shared", *extra, *objects, "-o", linked, "-pthread"])
-        # A process that has the old library loaded keeps it: the new one takes its name, not its place.
-        fresh = out.with_name(out.name + ".new")
-        shutil.copy(linked, fresh)
+        _put(Path(linked), out)
+
+
+def _put(built: Path, out: Path) -> None:
+    """Give a file its name at once: whoever has the old one loaded keeps it, two builds do not meet."""
+    handle, fresh = tempfile.mkstemp(dir=out.parent, suffix=".so")
+    os.close(handle)
+    try:
+        shutil.copy(built, fresh)
         os.replace(fresh, out)
+    except OSError as error:
+        Path(fresh).unlink(missing_ok=True)
+        raise BuildError(f"{out} cannot be written: {error}") from error
 
 
 def build_cuda(out: Path) -> str:
@@ -86,6 +99,38 @@ def build_cuda(out: Path) -> str:
     codes.append(f"-gencode=arch=compute_{CUDA_ARCHITECTURES[-1]},code=compute_{CUDA_ARCHITECTURES[-1]}")
     flags = ["-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
     return _run([nvcc, *flags, *codes, str(HERE / "cuda" / "kernels.cu"), "-o", str(out)])
+
+
+def cuda_file() -> Path:
+    """Where the CUDA library of these sources is kept: below PPAP_CACHE_DIR, by default ~/.cache/ppap."""
+    sources = sorted((HERE / "cuda").iterdir())
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    root = Path(os.environ.get("PPAP_CACHE_DIR") or Path.home() / ".cache" / "ppap")
+    return root / "native" / f"cuda-{digest}.so"
+
+
+def build_cuda_once() -> Path:
+    """The file of :func:`cuda_file`, built unless it is there; who comes second waits for the first.
+
+    The compiler's output is kept beside it, with the ending .log.
+
+    Raises:
+        BuildError: no nvcc, or it fails; the message names the log.
+    """
+    file = cuda_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if file.exists():
+            return file
+        fresh, log = file.with_suffix(".new"), file.with_suffix(".log")
+        try:
+            log.write_text(build_cuda(fresh))
+        except BuildError as error:
+            log.write_text(str(error))
+            raise BuildError(f"{str(error).splitlines()[0]} (all of it: {log})") from error
+        os.replace(fresh, file)
+    return file
 
 
 def build_emulated_cuda(out: Path) -> None:

@@ -104,6 +104,12 @@ def scaled_operand(values: torch.Tensor, precision: str) -> tuple[torch.Tensor, 
     return operand(values / scale, precision), scale
 
 
+def power_of_two_above(values: torch.Tensor) -> torch.Tensor:
+    """Scalar: the power of two not below any magnitude, 1 for zeros. Scaling by it rounds nothing."""
+    unit = torch.exp2(values.abs().amax().log2().ceil())
+    return torch.where(unit > 0, unit, torch.ones_like(unit))
+
+
 def weight_operand(weights: torch.Tensor, precision: str) -> tuple[torch.Tensor, float]:
     """(operand of weights * s, s) for gradient weights of magnitude at most 1."""
     if precision != "fp16":

@@ -22,13 +22,13 @@ from types import ModuleType
 
 import torch
 
-from . import native
+from . import native, native_cuda
 
 logger = logging.getLogger("ppap.kernels")
 
 OPS = ("proxy_average", "relation_masks", "masked_log_softmax", "ppap_loss")
 # Backend -> the file of an op's folder that implements it.
-_FILES = {"torch": "torch_impl", "triton": "triton_impl", "cuda": "native_impl", "cpp": "native_impl"}
+_FILES = {"torch": "torch_impl", "triton": "triton_impl", "cuda": "cuda_impl", "cpp": "native_impl"}
 # Device -> the order in which `auto` looks for a backend; other devices take torch.
 AUTO = {"cuda": ("triton", "cuda", "torch"), "cpu": ("cpp", "torch")}
 
@@ -60,7 +60,7 @@ def _probe(backend: str) -> str | None:
     if not all((here / op / f"{_FILES[backend]}.py").exists() for op in OPS):
         return f"this version of ppap has no {backend} implementation"
     if backend == "cuda":
-        return "this version of ppap does not call its CUDA library yet"
+        return native_cuda.reason()
     if backend == "cpp":
         return native.reason()
     if backend == "triton" and importlib.util.find_spec("triton") is None:

@@ -9,7 +9,7 @@ import torch
 
 from .common import rows_within
 
-ABI = 1
+ABI = 2
 ISAS = ("avx512", "avx2", "portable")
 # Columns of z are padded to this, anchors of a group to it too.
 PANEL = 32
@@ -18,7 +18,7 @@ CHUNK = 784
 GROUP = 256
 _FILE = Path(__file__).parent / "_cpu.so"
 _BUILD_HINT = (
-    'install a C++ compiler (g++ or clang++) and run: pip install --force-reinstall --no-deps "ppap"'
+    "install a C++ compiler (g++ or clang++), then ppap again (a checkout: pip install --editable .)"
 )
 
 
@@ -34,9 +34,7 @@ def library() -> ctypes.CDLL:
         NativeError: it was not built, or is of another version.
     """
     if not _FILE.exists():
-        raise NativeError(
-            f"the native library was not built: {_BUILD_HINT} (from a checkout: pip install -e .)"
-        )
+        raise NativeError(f"the native library was not built: {_BUILD_HINT}")
     try:
         found = ctypes.CDLL(str(_FILE))
         found.ppap_isa_name.restype = ctypes.c_char_p
@@ -83,7 +81,8 @@ def isa() -> int:
 
 def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
     """Address of a contiguous tensor's data; null for None."""
-    assert tensor is None or tensor.is_contiguous()
+    if tensor is not None and not tensor.is_contiguous():
+        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous")
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
@@ -93,10 +92,19 @@ def call(name: str, *arguments: torch.Tensor | int | None) -> None:
     Args:
         name: entry point without ``ppap_``; those that end in ``_fwd`` also take the instruction set.
         arguments: contiguous tensors (None = null) and sizes.
+
+    Raises:
+        MemoryError: the library could not allocate what it needs.
     """
     passed = [ctypes.c_int64(value) if isinstance(value, int) else pointer(value) for value in arguments]
     first = [ctypes.c_int(isa())] if name.endswith("_fwd") else []
-    getattr(library(), f"ppap_{name}")(*first, ctypes.c_int(torch.get_num_threads()), *passed)
+    check(getattr(library(), f"ppap_{name}")(*first, ctypes.c_int(torch.get_num_threads()), *passed))
+
+
+def check(code: int) -> None:
+    """Raise MemoryError for what an entry point returns, unless it is 0."""
+    if code:
+        raise MemoryError("the native library could not allocate memory: lower memory_budget, or free some")
 
 
 def stride(anchors: int) -> int:
@@ -107,6 +115,11 @@ def stride(anchors: int) -> int:
 def empty_bits(patches: int, anchors: int) -> torch.Tensor:
     """Unwritten bits (patches, stride), see ``csrc/cpu/ppap_cpu.h``."""
     return torch.empty((patches, stride(anchors)), dtype=torch.uint8)
+
+
+def tile_bytes(patches: int, width: int) -> int:
+    """Bytes that the library keeps per anchor: two partial results for every tile of patches."""
+    return 8 * (patches * width * 4 // (128 << 10) + 1)
 
 
 def chunk_rows(memory_budget: int, bytes_per_anchor: int) -> int:

@@ -14,7 +14,8 @@ import torch
 
 from ppap import __version__
 from ppap.cli import parse, run
-from ppap.kernels import available_backends, dispatch, native
+from ppap.errors import UsageError
+from ppap.kernels import available_backends, dispatch, native, native_cuda
 from ppap.kernels.dense_crf.pydensecrf_impl import unavailable_reason
 
 PACKAGES = ("torch", "triton", "torchvision", "timm", "numpy", "scipy", "pillow", "safetensors", "tyro")
@@ -26,6 +27,9 @@ class DoctorArguments:
 
     json: bool = False
     """Print JSON, for a bug report."""
+
+    build_cuda: bool = False
+    """Build the CUDA library (backend cuda) with nvcc into the cache folder first; takes about a minute."""
 
 
 def report() -> dict[str, Any]:
@@ -41,7 +45,7 @@ def report() -> dict[str, Any]:
         "auto": {device: _auto(device) for device in ("cpu", "cuda")},
         "instruction sets": _instruction_sets(),
         "dense_crf": {"pydensecrf": unavailable_reason() or "available"},
-        "compilers": {name: shutil.which(name) or "not on the PATH" for name in ("g++", "nvcc")},
+        "compilers": {name: shutil.which(name) or "not on the PATH" for name in ("g++", "clang++", "nvcc")},
     }
 
 
@@ -64,6 +68,13 @@ def _devices() -> dict[str, str]:
         p = torch.cuda.get_device_properties(i)
         devices[f"cuda:{i}"] = f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB"
     return devices
+
+
+def _build_cuda() -> None:
+    try:
+        print(f"CUDA library: {native_cuda.build()}\n", file=sys.stderr)
+    except native.NativeError as error:
+        raise UsageError(f"the CUDA library cannot be built: {error}") from error
 
 
 def _instruction_sets() -> dict[str, str]:
@@ -89,6 +100,8 @@ def _auto(device: str) -> dict[str, str]:
 def main(argv: Sequence[str]) -> None:
     """Command ``doctor``."""
     arguments = parse(DoctorArguments, argv, command="doctor", description=__doc__)
+    if arguments.build_cuda:
+        _build_cuda()
     found = report()
     if arguments.json:
         print(json.dumps(found, indent=2))

@@ -15,8 +15,13 @@ import pytest
 import torch
 
 from bench.shapes import clustered
-from ppap.kernels import pack_masks
+from ppap.kernels import PropagationConfig, dispatch, native, native_cuda, pack_masks
+from ppap.kernels.common import normalise
+from ppap.kernels.masked_log_softmax import cuda_impl as log_softmax_impl
 from ppap.kernels.masked_log_softmax import reference as log_softmax
+from ppap.kernels.ppap_loss import cuda_impl
+from tests.helpers import CASES, GOLDEN_NAMES, golden_case, made_case, peak_bytes
+from tests.test_ppap_loss import FORMS, check_backend, fused, loss_and_gradient, materialised
 
 ROOT = Path(__file__).parents[1]
 PRECISIONS = {"fp32": 0, "fp16": 1, "bf16": 2, "plain fp32": 3}
@@ -131,6 +136,85 @@ def test_log_sum_exp_and_weights(call, library, anchors, rows, width, precision)
     dz = (weights.T.double() / 2**14) @ z_all / 0.3
     torch.testing.assert_close(dz, torch.autograd.grad(loss.sum(), z_own)[0], atol=2e-5, rtol=1e-4)
     assert library.ppap_cuda_abi_version() == 1
+
+
+@pytest.fixture
+def emulated(library, monkeypatch):
+    """The cuda backend's implementations on CPU tensors; the emulation writes weights in float32."""
+    library.ppap_cuda_tile.restype = ctypes.c_int64
+    monkeypatch.setattr(native_cuda, "library", lambda: library)
+    monkeypatch.setattr(log_softmax_impl, "weight_type", lambda precision: torch.float32)
+    monkeypatch.setattr(dispatch, "_REASONS", {**dispatch._REASONS, "cuda": None})
+    monkeypatch.setattr(dispatch, "_DEVICES", {**dispatch._DEVICES, "cuda": ("cpu",)})
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+@pytest.mark.parametrize("form", FORMS)
+def test_published_results(name, form, emulated):
+    case = golden_case(name)
+    loss, dz = loss_and_gradient(form, case.to(torch.float32), precision="fp32", impl="cuda")
+    assert loss.item() == pytest.approx(case.loss, rel=2e-5, abs=0)
+    assert (dz.double() - case.dz).abs().max() <= 2e-5 * case.dz.abs().max()
+
+
+@pytest.mark.parametrize("make", CASES)
+@pytest.mark.parametrize("form", FORMS)
+def test_equals_the_reference(make, form, emulated):
+    check_backend("cuda", make(), form)
+
+
+def test_several_chunks(emulated):
+    case = made_case(300, 48, 201, PropagationConfig(), 0.3)
+    budget = 60 * cuda_impl.bytes_per_anchor(case.features, case.z)
+    for case.group_size in (None, 4, 100):
+        check_backend("cuda", case, fused, memory_budget=budget)
+
+
+def test_embeddings_of_any_norm(emulated):
+    case = made_case(100, 32, 70, PropagationConfig(), 0.3)
+    case.z = case.z * torch.logspace(-3, 3, 100, dtype=torch.float64)[:, None]
+    wanted = loss_and_gradient(materialised, case)
+    for form in FORMS:
+        got = loss_and_gradient(form, case.to(torch.float32), precision="fp32", impl="cuda")
+        assert (got[0] - wanted[0]).abs() <= 2e-6 * wanted[0].abs()
+        assert (got[1] - wanted[1]).norm() <= 2e-5 * wanted[1].norm()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_sixteen_bit_precisions_run(precision, emulated):
+    case = made_case(260, 64, 70, PropagationConfig(), 0.3)
+    wanted = loss_and_gradient(materialised, case)
+    got = loss_and_gradient(fused, case.to(torch.float32), precision=precision, impl="cuda")
+    assert (got[1] - wanted[1]).norm() <= 0.02 * wanted[1].norm()
+
+
+def test_temporaries_stay_within_the_budget(emulated):
+    case = made_case(1500, 63, 768, PropagationConfig(), 0.3).to(torch.float32)
+    unit = normalise(case.features, torch.float32)
+    budget = 256 * cuda_impl.bytes_per_anchor(unit, case.z)
+
+    def run():
+        return cuda_impl.ppap_loss(unit, case.z, case.anchors, case.cfg, 0.3, 768, True, "fp32", budget)
+
+    # Beyond the budget: the gradient, what is added to it, scaled features and embeddings.
+    assert peak_bytes(run) <= budget + 7 * case.z.nbytes
+
+
+def test_not_built_or_not_buildable_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path))
+    native_cuda.library.cache_clear()
+    try:
+        assert "was not built; build it: python -m ppap.doctor --build-cuda" in dispatch._probe("cuda")
+        file = native_cuda.builder().cuda_file()
+        assert file.is_relative_to(tmp_path)
+        monkeypatch.setattr(native_cuda.builder().shutil, "which", lambda name: None)
+        with pytest.raises(native.NativeError, match=r"nvcc is not on the PATH.* \(all of it: .*log"):
+            native_cuda.build()
+        assert "nvcc is not on the PATH" in file.with_suffix(".log").read_text()
+        file.write_text("no library")
+        assert "cannot be loaded" in native_cuda.reason()
+    finally:
+        native_cuda.library.cache_clear()
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")

@@ -1,6 +1,8 @@
 """Four ways of importing: editable, wheel outside the tree, wheel beside the tree, uninstalled."""
 
 import importlib.metadata
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -79,6 +81,10 @@ def test_wheel_outside_the_tree_and_beside_it(built, tmp_path):
     assert "ppap/kernels/dispatch.py" in names and "ppap/kernels/ppap_loss/torch_impl.py" in names
     assert "ppap/data/folder.py" in names and "ppap/evaluation/metrics.py" in names
     assert {f"ppap/assets/scenes-vit/{name}" for name in ("model.safetensors", "config.json")} <= set(names)
+    assert {"ppap/kernels/csrc/build.py", "ppap/kernels/csrc/cuda/kernels.cu"} <= set(names)
+    if shutil.which("g++"):
+        assert "ppap/kernels/_cpu.so" in names
+    assert re.fullmatch(r"ppap-[\w.]+-py3-none-(?!any)\w+\.whl", wheel.name)
     foreign = [n for n in names if not n.startswith(("ppap/", "ppap-"))]
     assert not foreign, f"the wheel would install {foreign}"
     site = tmp_path / "site"
@@ -102,6 +108,7 @@ def test_source_archive_has_what_a_build_needs(built):
         names = {"/".join(name.split("/")[1:]) for name in tar.getnames()}
     assert {"setup.py", "pyproject.toml", "LICENSE", "kernels/dispatch.py", "ppap/train.py"} <= names
     assert "ppap/assets/scenes-vit/model.safetensors" in names
+    assert {"csrc/build.py", "csrc/cpu/kernels.h", "csrc/cuda/tile.cuh"} <= names
 
 
 def test_import_is_light():

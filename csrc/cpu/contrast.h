@@ -10,7 +10,7 @@ static std::vector<float> largest(int threads, const PpapContrast& c, const floa
     const int64_t rows = tile_rows(c.E), tiles = (c.N + rows - 1) / rows, panels = panels_of(count);
     const int64_t width = panels * PANEL, offset = first_anchor / 8;
     std::vector<float> parts(tiles * width), top(width, -INFINITY);
-    parallel(threads, tiles, [&](int64_t tile) {
+    parallel(busy_threads(threads, double(c.N) * c.E * count), tiles, [&](int64_t tile) {
         const int64_t first = tile * rows;
         for (int64_t panel = 0; panel < panels; ++panel) {
             vf m0 = splat(-INFINITY), m1 = m0;
@@ -18,8 +18,8 @@ static std::vector<float> largest(int threads, const PpapContrast& c, const floa
             row_tiles(std::min(rows, c.N - first), c.z + first * c.E, c.E, 1, packed + panel * c.E * PANEL, PANEL, c.E,
                       [&](int64_t row, vf x0, vf x1) {
                           const uint32_t kept = read_bits(c.kept + (first + row) * c.stride + offset, panel);
-                          m0 = max(m0, where(kept & LOW, x0) + where(~kept & LOW, none));
-                          m1 = max(m1, where(kept >> LANES, x1) + where(~(kept >> LANES) & LOW, none));
+                          m0 = max(where(kept & LOW, x0) + where(~kept & LOW, none), m0);
+                          m1 = max(where(kept >> LANES, x1) + where(~(kept >> LANES) & LOW, none), m1);
                       });
             store(&parts[tile * width + panel * PANEL], m0);
             store(&parts[tile * width + panel * PANEL + LANES], m1);
@@ -38,7 +38,7 @@ static void exponentials(int threads, const PpapContrast& c, const float* packed
     const int64_t rows = tile_rows(c.E), tiles = (c.N + rows - 1) / rows, panels = panels_of(count);
     const int64_t width = panels * PANEL, offset = first_anchor / 8;
     totals.assign(tiles * width, 0.0f), hits.assign(tiles * width, 0.0f);
-    parallel(threads, tiles, [&](int64_t tile) {
+    parallel(busy_threads(threads, double(c.N) * c.E * count), tiles, [&](int64_t tile) {
         const int64_t first = tile * rows;
         for (int64_t panel = 0; panel < panels; ++panel) {
             const vf s0 = load(shift + panel * PANEL), s1 = load(shift + panel * PANEL + LANES);
@@ -76,7 +76,7 @@ static void add_to_patches(int threads, const PpapContrast& c, int64_t first_anc
         for (int64_t e = 0; e < c.E; ++e)
             right[(e / PANEL * count + a) * PANEL + e % PANEL] = c.z_anchors[(first_anchor + a) * c.E + e] * scale[a];
     const int64_t rows = tile_rows(c.group), tiles = (c.N + rows - 1) / rows;
-    parallel(threads, tiles, [&](int64_t tile) {
+    parallel(busy_threads(threads, double(c.N) * c.E * count), tiles, [&](int64_t tile) {
         const int64_t first = tile * rows, here = std::min(rows, c.N - first);
         for (int64_t patch = first; patch < first + here; ++patch)
             for (int64_t panel = 0; panel < panels; ++panel) {
@@ -103,7 +103,7 @@ static void add_to_anchors(int threads, const PpapContrast& c, int64_t first_anc
     std::memset(out, 0, sizeof(float) * count * c.E);
     // How anchors are dealt to threads changes no sum.
     const int64_t block = std::max<int64_t>(ROWS, (count / std::max(threads, 1) + ROWS - 1) / ROWS * ROWS);
-    parallel(threads, (count + block - 1) / block, [&](int64_t part) {
+    parallel(busy_threads(threads, double(c.N) * c.E * count), (count + block - 1) / block, [&](int64_t part) {
         const int64_t begin = part * block, anchors = std::min(block, count - begin);
         for (int64_t first = 0; first < c.N; first += DEPTH)
             for (int64_t e = 0; e < c.E; e += PANEL)
@@ -135,7 +135,8 @@ static void contrast(int threads, const PpapContrast& c) {
             const double n = static_cast<double>(c.num_positive[begin + a]), log_total = std::log2(total);
             c.loss[begin + a] = n > 0 ? static_cast<float>((log_total - hit / n) * ln2) : 0.0f;
             c.lse[begin + a] = static_cast<float>((log_total + shift[a]) * ln2);
-            if (!c.row_weight || !(n > 0)) continue;
+            // Positives outside an empty kept set: there is no gradient to speak of.
+            if (!c.row_weight || !(n > 0) || total == 0) continue;
             share[a] = static_cast<float>(total / n);
             scale[a] = static_cast<float>(c.row_weight[begin + a] / total);
         }

@@ -120,7 +120,7 @@ static void similarity(int threads, const float* queries, int64_t C, const float
     const std::vector<float> above = padded(phi, C, INFINITY), below = padded(psi, C, -INFINITY);
     const int64_t rows = tile_rows(D), tiles = (N + rows - 1) / rows, panels = panels_of(C), width = panels * PANEL;
     std::vector<int32_t> positive_parts(phi ? tiles * width : 0), kept_parts(kept ? tiles * width : 0);
-    parallel(threads, tiles, [&](int64_t tile) {
+    parallel(busy_threads(threads, double(N) * D * C), tiles, [&](int64_t tile) {
         const int64_t first = tile * rows, count = std::min(rows, N - first);
         for (int64_t row = first; row < first + count; ++row) {
             if (phi) std::memset(positive + row * stride, 0, stride);
@@ -188,7 +188,7 @@ static void mask_sum(int threads, const uint8_t* positive, int64_t stride, int64
                      int64_t D, float* sums) {
     std::memset(sums, 0, sizeof(float) * C * D);
     const int64_t rows = tile_rows(D);
-    parallel(threads, (C + 31) / 32, [&](int64_t block) {
+    parallel(busy_threads(threads, double(N) * C / 8), (C + 31) / 32, [&](int64_t block) {
         std::vector<int32_t> lists[32];
         const int64_t anchors = std::min<int64_t>(32, C - block * 32);
         for (int64_t first = 0; first < N; first += rows) {

@@ -1,6 +1,7 @@
 // The C entry points, the choice of instruction set, and the masks' two layouts.
 #include <algorithm>
 #include <cstring>
+#include <exception>
 
 #include "kernels_table.h"
 #include "ppap_cpu.h"
@@ -33,11 +34,22 @@ void transpose(uint32_t* words) {
         }
 }
 
+// 0, or 1 where memory ran out: no exception may cross into C.
+template <class Job>
+int guarded(Job&& job) {
+    try {
+        job();
+        return 0;
+    } catch (const std::exception&) {
+        return 1;
+    }
+}
+
 }  // namespace
 
 extern "C" {
 
-int ppap_abi_version() { return 1; }
+int ppap_abi_version() { return 2; }
 
 const char* ppap_isa_name(int isa) { return isa >= 0 && isa < count ? isas[isa].name : nullptr; }
 
@@ -51,25 +63,27 @@ int ppap_isa_available(int isa) {
     return isa >= 0 && isa < count;
 }
 
-void ppap_similarity_fwd(int isa, int threads, const float* queries, int64_t C, const float* keys, int64_t N, int64_t D,
+int ppap_similarity_fwd(int isa, int threads, const float* queries, int64_t C, const float* keys, int64_t N, int64_t D,
                          const float* phi, const float* psi, uint8_t* positive, uint8_t* kept, int64_t stride,
                          int64_t* num_positive, int64_t* num_kept) {
-    isas[isa].table->similarity(threads, queries, C, keys, N, D, phi, psi, positive, kept, stride, num_positive,
-                                num_kept);
+    return guarded([&] {
+        isas[isa].table->similarity(threads, queries, C, keys, N, D, phi, psi, positive, kept, stride, num_positive,
+                                    num_kept);
+    });
 }
 
-void ppap_mask_sum_fwd(int isa, int threads, const uint8_t* positive, int64_t stride, int64_t C, const float* keys,
+int ppap_mask_sum_fwd(int isa, int threads, const uint8_t* positive, int64_t stride, int64_t C, const float* keys,
                        int64_t N, int64_t D, float* sums) {
-    isas[isa].table->mask_sum(threads, positive, stride, C, keys, N, D, sums);
+    return guarded([&] { isas[isa].table->mask_sum(threads, positive, stride, C, keys, N, D, sums); });
 }
 
-void ppap_contrast(int isa, int threads, const PpapContrast* arguments) {
-    isas[isa].table->contrast(threads, *arguments);
+int ppap_contrast(int isa, int threads, const PpapContrast* arguments) {
+    return guarded([&] { isas[isa].table->contrast(threads, *arguments); });
 }
 
-void ppap_to_public(int threads, const uint8_t* bits, int64_t stride, int64_t C, int64_t N, int32_t* words) {
+int ppap_to_public(int threads, const uint8_t* bits, int64_t stride, int64_t C, int64_t N, int32_t* words) {
     const int64_t width = (N + 31) / 32;
-    ppap::parallel(threads, width, [&](int64_t w) {
+    auto part = [&](int64_t w) {
         for (int64_t a = 0; a < C; a += 32) {
             uint32_t block[32] = {};
             for (int64_t i = 0; i < 32 && 32 * w + i < N; ++i)
@@ -77,13 +91,14 @@ void ppap_to_public(int threads, const uint8_t* bits, int64_t stride, int64_t C,
             transpose(block);
             for (int64_t i = 0; i < 32 && a + i < C; ++i) words[(a + i) * width + w] = static_cast<int32_t>(block[i]);
         }
-    });
+    };
+    return guarded([&] { ppap::parallel(threads, width, part); });
 }
 
-void ppap_from_public(int threads, const int32_t* words, int64_t C, int64_t N, uint8_t* bits, int64_t stride,
+int ppap_from_public(int threads, const int32_t* words, int64_t C, int64_t N, uint8_t* bits, int64_t stride,
                       int64_t* counts) {
     const int64_t width = (N + 31) / 32;
-    ppap::parallel(threads, width, [&](int64_t w) {
+    auto part = [&](int64_t w) {
         for (int64_t a = 0; a < 8 * stride; a += 32) {
             uint32_t block[32] = {};
             for (int64_t i = 0; i < 32 && a + i < C; ++i) block[i] = static_cast<uint32_t>(words[(a + i) * width + w]);
@@ -91,14 +106,18 @@ void ppap_from_public(int threads, const int32_t* words, int64_t C, int64_t N, u
             for (int64_t i = 0; i < 32 && 32 * w + i < N; ++i)
                 std::memcpy(bits + (32 * w + i) * stride + a / 8, &block[i], 4);
         }
-    });
-    ppap::parallel(threads, C, [&](int64_t a) {
+    };
+    auto count = [&](int64_t a) {
         counts[a] = 0;
         for (int64_t w = 0; w < width; ++w) {
             // Bits past the last column are dropped, as above.
             const uint32_t valid = 32 * w + 32 <= N ? ~0u : (1u << (N - 32 * w)) - 1;
             counts[a] += __builtin_popcount(static_cast<uint32_t>(words[a * width + w]) & valid);
         }
+    };
+    return guarded([&] {
+        ppap::parallel(threads, width, part);
+        ppap::parallel(threads, C, count);
     });
 }
 }

@@ -4,7 +4,7 @@
 // bit a % 8 of byte a / 8 of a patch's row is anchor a; rows are `stride` bytes, a multiple of 4 (padding bits are
 // 0). `isa` is an index into ppap_isa_name. Work is cut into parts that do not depend on `threads`, and partial
 // results are added in the order of the parts: every thread count gives the same bits. No state survives a call,
-// so that a forked process may call too.
+// so that a forked process may call too. Where a function returns int, 0 is done and 1 is out of memory.
 #pragma once
 #include <cstdint>
 
@@ -19,12 +19,12 @@ int ppap_isa_available(int isa);
 
 // positive = query . key > phi. With kept: kept = positive or query . key < psi. positive is read instead of formed
 // where phi is null. counts (C,) int64 of what was formed.
-void ppap_similarity_fwd(int isa, int threads, const float* queries, int64_t C, const float* keys, int64_t N,
-                         int64_t D, const float* phi, const float* psi, uint8_t* positive, uint8_t* kept,
-                         int64_t stride, int64_t* num_positive, int64_t* num_kept);
+int ppap_similarity_fwd(int isa, int threads, const float* queries, int64_t C, const float* keys, int64_t N,
+                        int64_t D, const float* phi, const float* psi, uint8_t* positive, uint8_t* kept,
+                        int64_t stride, int64_t* num_positive, int64_t* num_kept);
 
 // sums (C, D) = sum of the keys selected by `positive`, each anchor's in the order of the patches.
-void ppap_mask_sum_fwd(int isa, int threads, const uint8_t* positive, int64_t stride, int64_t C, const float* keys,
+int ppap_mask_sum_fwd(int isa, int threads, const uint8_t* positive, int64_t stride, int64_t C, const float* keys,
                        int64_t N, int64_t D, float* sums);
 
 struct PpapContrast {
@@ -45,11 +45,11 @@ struct PpapContrast {
 };
 
 // Loss and log-sum-exp of every anchor and, with row_weight, the gradients of sum(row_weight * loss).
-void ppap_contrast(int isa, int threads, const PpapContrast* arguments);
+int ppap_contrast(int isa, int threads, const PpapContrast* arguments);
 
 // Bits between the patch-major form and public words: int32 (C, ceil(N / 32)), bit k of word w = column 32 w + k.
-void ppap_to_public(int threads, const uint8_t* bits, int64_t stride, int64_t C, int64_t N, int32_t* words);
-void ppap_from_public(int threads, const int32_t* words, int64_t C, int64_t N, uint8_t* bits, int64_t stride,
+int ppap_to_public(int threads, const uint8_t* bits, int64_t stride, int64_t C, int64_t N, int32_t* words);
+int ppap_from_public(int threads, const int32_t* words, int64_t C, int64_t N, uint8_t* bits, int64_t stride,
                       int64_t* counts);
 }
 #pragma GCC visibility pop

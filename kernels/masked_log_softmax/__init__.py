@@ -66,7 +66,7 @@ def _masked_log_softmax(
     memory_budget: int,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and log-sum-exp of the kept logits, both (A,); the latter is what the backward pass needs."""
+    """Loss and log-sum-exp of the kept logits, both (A,); the latter is for the backend's own backward."""
     factor = guard({"z_anchors": z_anchors, "z": z}, None, 0)
     dtype = accumulator(precision)
     with computing_on(z.device):

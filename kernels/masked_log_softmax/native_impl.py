@@ -76,9 +76,8 @@ def contrast_chunk(
     sizes = {"C": rows, "N": patches, "E": width, "stride": native.stride(rows), "group": group}
     addresses = {name: native.pointer(tensor) for name, tensor in tensors.items()}
     arguments = _Arguments(**addresses, **sizes, temperature=temperature)
-    native.library().ppap_contrast(
-        ctypes.c_int(native.isa()), ctypes.c_int(torch.get_num_threads()), ctypes.byref(arguments)
-    )
+    threads = ctypes.c_int(torch.get_num_threads())
+    native.check(native.library().ppap_contrast(ctypes.c_int(native.isa()), threads, ctypes.byref(arguments)))
     return tensors["loss"], tensors["lse"], own_CE
 
 
@@ -91,7 +90,7 @@ def split_budget(
         MemoryBudgetError: one anchor and the smallest group do not fit.
     """
     if not gradient:
-        return native.chunk_rows(memory_budget, bytes_per_anchor), native.PANEL
+        return native.chunk_rows(memory_budget, bytes_per_anchor), native.GROUP
     smallest = 4 * native.PANEL * max(num_patches, 1)
     if memory_budget < smallest + bytes_per_anchor:
         raise MemoryBudgetError(
@@ -105,7 +104,8 @@ def split_budget(
 
 def bytes_per_anchor(num_patches: int, width: int) -> int:
     """Bytes of temporaries that one anchor needs: two bits a patch, rows of embeddings, packed and not."""
-    return 2 * (num_patches // 8 + 1) + 24 * (width + native.PANEL) + 64
+    tiles = native.tile_bytes(num_patches, width + native.PANEL)
+    return 2 * (num_patches // 8 + 1) + tiles + 24 * (width + native.PANEL) + 64
 
 
 def masked_log_softmax(
@@ -127,6 +127,7 @@ def masked_log_softmax(
     for chunk in row_chunks(z_AE.shape[0], rows):
         sets = _sets(positive_AW[chunk], kept_AW[chunk], num_patches)
         loss_A[chunk], lse_A[chunk], _ = contrast_chunk(anchors[chunk], patches, sets, temperature, group)
+        del sets  # before the next chunk's are made
     return loss_A, lse_A
 
 
@@ -153,6 +154,7 @@ def masked_log_softmax_backward(
         weight_C = (dloss_A[chunk] / temperature).contiguous()
         _, _, own_CE = contrast_chunk(anchors[chunk], patches, sets, temperature, group, weight_C, dz_NE)
         dz_AE[chunk] = own_CE[:, :width]
+        del sets, own_CE  # before the next chunk's are made
     return dz_AE, dz_NE[:, :width].contiguous()
 
 

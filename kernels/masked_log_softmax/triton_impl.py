@@ -151,13 +151,12 @@ def masked_log_softmax(
     precision: str,
     memory_budget: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and log-sum-exp [nats] of every anchor; embeddings are float32."""
+    """Loss [nats] and log-sum-exp [powers of two] of every anchor; embeddings are float32."""
     loss_A, lse_A = z_AE.new_zeros(z_AE.shape[0]), z_AE.new_full((z_AE.shape[0],), -torch.inf)
     for chunk, logits in _chunks(
         z_AE, z_NE, positive_AW, kept_AW, temperature, precision, memory_budget, False
     ):
-        loss_A[chunk], lse_C = logits.log_sum_exp()
-        lse_A[chunk] = lse_C * math.log(2)
+        loss_A[chunk], lse_A[chunk] = logits.log_sum_exp()
     return loss_A, lse_A
 
 
@@ -178,7 +177,7 @@ def masked_log_softmax_backward(
         z_AE, z_NE, positive_AW, kept_AW, temperature, precision, memory_budget, True
     ):
         row_C1 = dloss_A[chunk, None] / temperature
-        weights = logits.weights(lse_A[chunk] * math.log2(math.e))
+        weights = logits.weights(lse_A[chunk])
         own_CE, other_NE = gradient(weights, logits.right, z_AE[chunk] * row_C1, precision)
         dz_AE[chunk] = own_CE * row_C1
         dz_NE += other_NE

@@ -23,7 +23,7 @@ def average_chunk(
 
 def bytes_per_query(num_keys: int, width: int) -> int:
     """Bytes of temporaries of :func:`average_chunk` for one query: a bit a key, queries, sums."""
-    return num_keys // 8 + 1 + 20 * width + 64
+    return num_keys // 8 + 1 + native.tile_bytes(num_keys, width) + 20 * width + 64
 
 
 def proxy_average(

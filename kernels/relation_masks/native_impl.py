@@ -55,13 +55,13 @@ def relation_bits(
         num_positive, _ = similarity(queries, keys_ND, positive, phi_C=phi_C)
         _, num_kept = similarity(operand(neg_queries_CD, precision), keys_ND, positive, kept, None, psi_C)
     for bits, counts in ((positive, num_positive), (kept, num_kept)):
-        _clear_own(bits, counts, in_range(self_index_C, patches))
+        clear_own(bits, counts, in_range(self_index_C, patches))
     return positive, kept, num_positive, num_kept
 
 
-def _clear_own(bits: torch.Tensor, counts: torch.Tensor, own_C: torch.Tensor) -> None:
+def clear_own(bits: torch.Tensor, counts: torch.Tensor, own_C: torch.Tensor) -> None:
     """Take every anchor out of its own set, in place."""
-    column = torch.arange(own_C.shape[0])
+    column = torch.arange(own_C.shape[0], device=bits.device)
     place, bit = column // 8, (1 << (column % 8)).to(torch.uint8)
     counts -= (bits[own_C, place] & bit).ne(0).long()
     # One anchor after the other in a byte: eight of them share it if their rows are equal.
@@ -71,8 +71,8 @@ def _clear_own(bits: torch.Tensor, counts: torch.Tensor, own_C: torch.Tensor) ->
 
 
 def bytes_per_anchor(num_keys: int, width: int) -> int:
-    """Bytes of temporaries that one anchor needs: two bits a key, packed and rounded queries."""
-    return 2 * (num_keys // 8 + 1) + 16 * width + 64
+    """Bytes of temporaries that one anchor needs: two bits a key, counts per tile, queries in three forms."""
+    return 2 * (num_keys // 8 + 1) + native.tile_bytes(num_keys, width) + 16 * width + 64
 
 
 def relation_masks(
@@ -98,4 +98,5 @@ def relation_masks(
         rows = chunk.stop - chunk.start
         for i, bits in enumerate(masks):
             native.call("to_public", bits, native.stride(rows), rows, num_keys, words[i][chunk])
+        del masks, bits  # before the next chunk's are made
     return words[0], words[1], counts[0], counts[1]

@@ -185,4 +185,5 @@ def relation_masks(
         for i, mask in enumerate(masks):
             layout.to_public(mask, words[i][chunk])
             counts[i][chunk] = mask.totals()
+        del masks, mask  # before the next chunk's are made
     return words[0], words[1], counts[0], counts[1]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..common import product
+from ..common import power_of_two_above, product
 
 # Widths are padded to this many channels, patches to this many columns (the widest tile).
 WIDTH_BLOCK = 64
@@ -71,9 +71,7 @@ def planes(values: torch.Tensor, precision: str, multiple: int, scaled: bool = F
     """
     unit = 1.0
     if scaled and precision != "bf16" and values.numel():
-        # The power of two at or above the largest magnitude: scaling by it rounds nothing.
-        unit = torch.exp2(values.abs().amax().log2().ceil())
-        unit = torch.where(unit > 0, unit, torch.ones_like(unit))
+        unit = power_of_two_above(values)
         values = values / unit
     rows, width = values.shape
     if precision != "fp32":

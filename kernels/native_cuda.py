@@ -1,0 +1,176 @@
+"""The native CUDA library: found, built, called on the tensors' stream; for GPUs without Triton.
+
+Nothing here waits for the device. ``csrc/cuda/ppap_cuda.h`` is the interface.
+"""
+
+import ctypes
+import functools
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from .common import power_of_two_above
+from .native import NativeError, stride
+
+ABI = 1
+_PRECISIONS = {"fp32": 0, "fp16": 1, "bf16": 2}
+# Parts of the patches that are summed apart and added in order.
+_PARTS = 8
+_HINT = "build it: python -m ppap.doctor --build-cuda (needs nvcc and a C++ compiler)"
+
+
+@functools.cache
+def builder() -> ModuleType:
+    """csrc/build.py, of an installation or of a checkout.
+
+    Raises:
+        NativeError: neither is there.
+    """
+    here = Path(__file__).parent
+    for file in (here / "csrc" / "build.py", here.parent / "csrc" / "build.py"):
+        if file.exists():
+            spec = importlib.util.spec_from_file_location("ppap_csrc_build", file)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module
+    raise NativeError("the sources of the CUDA library are not installed: use a checkout of ppap")
+
+
+def build() -> Path:
+    """Build the library unless it is there; its file.
+
+    Raises:
+        NativeError: it cannot be built; the message says why and where the compiler's output is.
+    """
+    try:
+        file = builder().build_cuda_once()
+    except builder().BuildError as error:
+        raise NativeError(str(error)) from error
+    library.cache_clear()
+    return file
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The loaded library.
+
+    Raises:
+        NativeError: it was not built, or cannot be loaded.
+    """
+    file = builder().cuda_file()
+    if not file.exists():
+        raise NativeError(f"the CUDA library was not built; {_HINT}")
+    try:
+        found = ctypes.CDLL(str(file))
+        found.ppap_cuda_error.restype = ctypes.c_char_p
+        found.ppap_cuda_tile.restype = ctypes.c_int64
+        version = found.ppap_cuda_abi_version()
+    except (OSError, AttributeError) as error:
+        raise NativeError(f"{file} cannot be loaded ({error}); delete it and {_HINT}") from error
+    if version != ABI:
+        raise NativeError(f"{file} has interface {version}, this version of ppap needs {ABI}; {_HINT}")
+    return found
+
+
+def reason() -> str | None:
+    """Why the library cannot be used, or None."""
+    try:
+        library()
+    except NativeError as error:
+        return str(error)
+    return None
+
+
+def call(name: str, *arguments: torch.Tensor | int | None, precision: str | None = None) -> None:
+    """Call an entry point on the current stream of the current device.
+
+    Raises:
+        RuntimeError: the launch failed.
+    """
+    on_gpu = torch.cuda.is_available()
+    stream = torch.cuda.current_stream().cuda_stream if on_gpu else None
+    passed = [ctypes.c_void_p(stream)]
+    passed += [] if precision is None else [ctypes.c_int(_PRECISIONS[precision])]
+    for value in arguments:
+        if isinstance(value, int):
+            passed.append(ctypes.c_int64(value))
+        else:
+            assert value is None or value.is_contiguous()
+            passed.append(ctypes.c_void_p(None if value is None else value.data_ptr()))
+    code = getattr(library(), f"ppap_cuda_{name}")(*passed)
+    if code:
+        raise RuntimeError(f"ppap_cuda_{name} failed: {library().ppap_cuda_error(code).decode()}")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Rows of a product: float32 values of magnitude at most 1 (any for bf16), times a device scalar.
+
+    Attributes:
+        values: (rows, width) float32, contiguous.
+        unit: scalar, a power of two.
+    """
+
+    values: torch.Tensor
+    unit: torch.Tensor
+
+    @classmethod
+    def of(cls, values: torch.Tensor, precision: str) -> "Operand":
+        """Values scaled as `precision` needs."""
+        if precision == "bf16" or values.numel() == 0:
+            return cls(values.contiguous(), torch.ones((), device=values.device))
+        unit = power_of_two_above(values)
+        return cls((values / unit).contiguous(), unit)
+
+    def take(self, index: torch.Tensor | slice) -> "Operand":
+        """Some rows."""
+        return Operand(self.values[index].contiguous(), self.unit)
+
+
+def empty_bits(patches: int, anchors: int, device: torch.device) -> torch.Tensor:
+    """Unwritten bits (patches, stride), see ``csrc/cpu/ppap_cpu.h``."""
+    return torch.empty((patches, stride(anchors)), dtype=torch.uint8, device=device)
+
+
+def similarity(
+    queries: Operand,
+    keys: Operand,
+    precision: str,
+    positive: torch.Tensor,
+    kept: torch.Tensor | None = None,
+    phi_C: torch.Tensor | None = None,
+    psi_C: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fill bits `positive` (read where phi is None) and `kept` (unless None); counts (C,) of both."""
+    (rows, width), patches = queries.values.shape, keys.values.shape[0]
+    counts = torch.zeros((2, rows), dtype=torch.int64, device=positive.device)
+    thresholds = [None if t is None else t.float().contiguous() for t in (phi_C, psi_C)]
+    operands = (queries.values, rows, keys.values, patches, width, queries.unit * keys.unit)
+    out = (positive, kept, positive.shape[1], counts[0], counts[1])
+    call("similarity", *operands, *thresholds, *out, precision=precision)
+    return counts[0], counts[1]
+
+
+def mask_sum(positive: torch.Tensor, keys: Operand, anchors: int) -> torch.Tensor:
+    """(C, D) sums of the selected keys, up to the keys' unit."""
+    patches, width = keys.values.shape
+    sums = torch.empty((_PARTS, anchors, width), device=positive.device)
+    call("mask_sum", positive, positive.shape[1], anchors, keys.values, patches, width, _PARTS, sums)
+    return sums.sum(dim=0)
+
+
+def to_public(bits: torch.Tensor, anchors: int, out: torch.Tensor) -> None:
+    """Write int32 words (C, ceil(N / 32)) of bits into `out`."""
+    call("to_public", bits, bits.shape[1], anchors, bits.shape[0], out)
+
+
+def from_public(words: torch.Tensor, patches: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bits of int32 words (C, ceil(N / 32)) and their counts (C,)."""
+    anchors = words.shape[0]
+    bits = empty_bits(patches, anchors, words.device)
+    counts = torch.empty(anchors, dtype=torch.int64, device=words.device)
+    call("from_public", words.contiguous(), anchors, patches, bits, bits.shape[1], counts)
+    return bits, counts
