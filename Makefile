@@ -34,7 +34,7 @@ native:
 valgrind:
 	mkdir -p build
 	$(PYTHON) csrc/build.py --out build/valgrind.so -- -g
-	g++ -std=c++17 -g csrc/cpu/driver.cpp build/valgrind.so -Wl,-rpath,$(CURDIR)/build -o build/driver
+	$(CXX) -std=c++17 -g csrc/cpu/driver.cpp build/valgrind.so -Wl,-rpath,$(CURDIR)/build -o build/driver
 	valgrind --error-exitcode=1 build/driver
 
 lint: setup

@@ -24,7 +24,7 @@ import triton
 
 from bench import baselines
 from bench.shapes import VITB8, VITS8, Shape, loss_inputs
-from ppap.kernels import PropagationConfig, contrastive_loss, ppap_loss, propagate
+from ppap.kernels import PropagationConfig, available_backends, contrastive_loss, ppap_loss, propagate
 
 CFG = PropagationConfig()
 TAU = 0.1
@@ -46,6 +46,7 @@ FORMS = (
     "published fp32",
     "triton bf16",
     "triton fp32",
+    "cuda fp16",
 )
 
 
@@ -97,7 +98,7 @@ def synchronise() -> None:
 def runner(form: str, part: str, features, z, anchors) -> Callable[[], object]:
     """What one cell times."""
     name, _, precision = form.rpartition(" ")
-    impl = {"triton": "triton", "eager chunks": "torch"}.get(name)
+    impl = {"triton": "triton", "cuda": "cuda", "eager chunks": "torch"}.get(name)
     options = {"temperature": TAU, "precision": precision, "memory_budget": BUDGET, "impl": impl}
 
     def gradient(loss: torch.Tensor) -> torch.Tensor:
@@ -151,10 +152,12 @@ def benchmark(shapes: tuple[Shape, ...], device: torch.device, deadline: float, 
         data = None
         for form in FORMS:
             for part in PARTS:
-                if part != PARTS[-1] and not form.startswith(("triton", "eager")):
+                if part != PARTS[-1] and not form.startswith(("triton", "cuda", "eager")):
                     continue  # the form has no such part
                 cell = Cell(shape.name, form, part)
-                if time.monotonic() < deadline:
+                if form.startswith("cuda") and available_backends()["cuda"] is not None:
+                    cell.note = "not built"
+                elif time.monotonic() < deadline:
                     if data is None:
                         features, z, anchors = (tensor.to(device) for tensor in loss_inputs(shape))
                         data = features, z.requires_grad_(), anchors
@@ -288,7 +291,8 @@ def main() -> int:
     gpu = torch.cuda.is_available()
     if not gpu and not options.tiny and not options.unmeasured:
         print(
-            "bench.gpu: torch sees no GPU here; --tiny rehearses on the CPU with TRITON_INTERPRET=1",
+            "bench.gpu: torch sees no GPU here; --tiny rehearses on the CPU with TRITON_INTERPRET=1, "
+            "python -m bench.aot compiles the kernels",
             file=sys.stderr,
         )
         return 2

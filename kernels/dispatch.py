@@ -44,7 +44,7 @@ def _interpreted() -> bool:
 INTERPRETED = _interpreted()
 # Backend -> the devices it runs on; torch runs on all.
 _DEVICES = {"triton": ("cuda", "cpu") if INTERPRETED else ("cuda",), "cuda": ("cuda",), "cpp": ("cpu",)}
-VARIABLES = ("PPAP_BACKEND", "PPAP_AUTOTUNE", "PPAP_CPU_ISA", "PPAP_CACHE_DIR")
+VARIABLES = ("PPAP_BACKEND", "PPAP_AUTOTUNE", "PPAP_CPU_ISA", "PPAP_CACHE_DIR", "PPAP_BUILD_CUDA")
 
 _INTERPRETER_HINT = "TRITON_INTERPRET=1, set before Python starts, runs its kernels on CPU tensors (slowly)"
 if os.environ.get("TRITON_INTERPRET") == "1" and not INTERPRETED:
@@ -82,9 +82,16 @@ def _missing_compiler() -> str | None:
 _REASONS = {backend: _probe(backend) for backend in _FILES}
 
 
+def look_again(backend: str) -> None:
+    """Find out anew whether a backend can be used, after something was built."""
+    _REASONS[backend] = _probe(backend)
+
+
 def available_backends() -> dict[str, str | None]:
     """Every backend's name -> None if it can be used here, else the reason why not."""
     reasons = dict(_REASONS)
+    if reasons["cuda"] is None and not torch.cuda.is_available():
+        reasons["cuda"] = "no GPU"
     if reasons["triton"] is None and not INTERPRETED:
         there = torch.cuda.is_available()
         reasons["triton"] = (
@@ -169,21 +176,43 @@ def _requested(impl: str | None) -> tuple[str, str]:
     return _check_name(os.environ.get("PPAP_BACKEND") or "auto", "PPAP_BACKEND"), "PPAP_BACKEND"
 
 
+def autotune_wanted() -> bool:
+    """Whether PPAP_AUTOTUNE asks for a search of launch configurations.
+
+    Raises:
+        ValueError: it is neither 0 nor 1.
+    """
+    value = os.environ.get("PPAP_AUTOTUNE") or "0"
+    if value not in ("0", "1"):
+        raise ValueError(f"PPAP_AUTOTUNE is {value!r}; give 0 or 1")
+    return value == "1"
+
+
+def check_environment() -> None:
+    """Refuse wrong values of the variables that only a kernel would read, before any long work.
+
+    Raises:
+        ValueError: PPAP_CPU_ISA or PPAP_AUTOTUNE is none of its values.
+    """
+    autotune_wanted()
+    if _REASONS["cpp"] is None:
+        native.isa()
+
+
 def load(op: str, backend: str) -> ModuleType:
     """Implementation module of `op` for `backend`; imported on first use, logged once per op and backend."""
     if (op, backend) not in _logged:
         _logged.add((op, backend))
-        absent = ", ".join(name for name, why in _REASONS.items() if why is not None)
-        hint = f" (not available: {absent}; python -m ppap.doctor says why)" if absent else ""
-        logger.info("%s runs on the %s backend%s", op, backend, hint)
+        logger.info("%s runs on the %s backend (python -m ppap.doctor says why)", op, backend)
     return importlib.import_module(f"{__package__}.{op}.{_FILES[backend]}")
 
 
 def _warn_of_unknown_variables() -> None:
-    known = (*VARIABLES, "PPAP_BUILD_CUDA")
-    unknown = sorted(key for key in os.environ if key.startswith("PPAP_") and key not in known)
+    unknown = sorted(key for key in os.environ if key.startswith("PPAP_") and key not in VARIABLES)
     if unknown:
-        warnings.warn(f"unknown environment variables {unknown}; ppap reads {', '.join(known)}", stacklevel=2)
+        warnings.warn(
+            f"unknown environment variables {unknown}; ppap reads {', '.join(VARIABLES)}", stacklevel=2
+        )
 
 
 _warn_of_unknown_variables()

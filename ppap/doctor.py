@@ -44,6 +44,7 @@ def report() -> dict[str, Any]:
         "backends": {name: reason or "available" for name, reason in available_backends().items()},
         "auto": {device: _auto(device) for device in ("cpu", "cuda")},
         "instruction sets": _instruction_sets(),
+        "taken": {"CPU tensors": _taken()},
         "dense_crf": {"pydensecrf": unavailable_reason() or "available"},
         "compilers": {name: shutil.which(name) or "not on the PATH" for name in ("g++", "clang++", "nvcc")},
     }
@@ -75,6 +76,7 @@ def _build_cuda() -> None:
         print(f"CUDA library: {native_cuda.build()}\n", file=sys.stderr)
     except native.NativeError as error:
         raise UsageError(f"the CUDA library cannot be built: {error}") from error
+    dispatch.look_again("cuda")
 
 
 def _instruction_sets() -> dict[str, str]:
@@ -97,6 +99,15 @@ def _auto(device: str) -> dict[str, str]:
     return dict.fromkeys(dispatch.OPS, taken)
 
 
+def _taken() -> str:
+    """What the ops take on CPU tensors with the variables as they are, or why they would refuse."""
+    try:
+        dispatch.check_environment()
+        return dispatch.choose(None, torch.empty(0))
+    except (ValueError, RuntimeError) as error:
+        return f"none: {error}"
+
+
 def main(argv: Sequence[str]) -> None:
     """Command ``doctor``."""
     arguments = parse(DoctorArguments, argv, command="doctor", description=__doc__)
@@ -114,6 +125,7 @@ def main(argv: Sequence[str]) -> None:
         "kernel backends": found["backends"],
         "backend that auto takes on CPU tensors": found["auto"]["cpu"],
         "backend that auto takes on CUDA tensors": found["auto"]["cuda"],
+        "backend that the variables above choose": found["taken"],
         "instruction sets of the cpp backend": found["instruction sets"],
         "dense CRF": found["dense_crf"],
         "compilers": found["compilers"],

@@ -61,7 +61,8 @@ def main(argv: Sequence[str]) -> None:
     dataset = datasets.val
     if dataset is None or not dataset.labelled:
         raise DataError(
-            f"{datasets.description} There are no validation labels: nothing to measure. Give labels/val"
+            "there are no validation labels, so nothing can be measured; give images/val and labels/val. "
+            f"What was found: {datasets.description}"
         )
     _check_classes(checkpoint, dataset.classes)
     engine = load_engine(checkpoint, device, for_inference(config, device))

@@ -233,7 +233,7 @@ def find_images(paths: Sequence[str]) -> dict[str, Path]:
         for stem, path in found:
             if stem == "legend":
                 raise DataError(f"the mask of {path} would be named like the legend; rename the image")
-            if stem in files:
+            if stem in files and not path.samefile(files[stem]):
                 raise DataError(
                     f"{files[stem]} and {path} would both become {stem}.png; predict them separately"
                 )

@@ -66,7 +66,7 @@ def write_report(
             path = run.pictures / "comparison.png"
             draw_comparison(engine, dataset, comparison, config.eval.pictures, path)
             lines += ["", "![images, truth and clusters of every row](pictures/comparison.png)"]
-    lines += ["", "## Scores", "", *score_lines(evaluation, dataset.class_names)]
+    lines += ["", "## Scores", "", _SCORES_TEXT, "", *score_lines(evaluation, dataset.class_names)]
     lines += ["", "## Curves", "", "![curves](pictures/curves.png)"]
     if has_strip:
         lines += ["", "## Images", "", "![images](pictures/strip.png)"]
@@ -115,6 +115,10 @@ _OWN_IMAGES = (
     "python -m ppap.pretrain folder --data.root DIR --train.out vit",
     "python -m ppap.analyze thresholds folder --data.root DIR --model.weights vit/backbone --out thresholds",
     "```",
+)
+_SCORES_TEXT = (
+    "Of the probes that were trained along with the network, as `ppap eval` measures them. The comparison, "
+    "where there is one, fits probes of its own to every row."
 )
 _POSITIVES_TEXT = (
     "Anchors (framed) and their positives among the frozen features, by propagation step. Lit patches are in",

@@ -58,8 +58,9 @@ class StopRequest:
 
 
 def _backend(device: torch.device) -> str:
-    """Kernel backend of the loss on a device; refuses a wrong PPAP_BACKEND before any work."""
+    """Kernel backend of the loss on a device; refuses wrong PPAP_ variables before any work."""
     try:
+        dispatch.check_environment()
         return dispatch.choose(None, torch.empty(0, device=device))
     except (ValueError, RuntimeError) as error:
         raise UsageError(str(error)) from None

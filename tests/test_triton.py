@@ -106,14 +106,13 @@ def test_without_triton_the_remedy_is_said(monkeypatch):
     assert "pip install triton" in dispatch._probe("triton")
 
 
-@compiles
 def test_a_search_is_asked_for_by_one(monkeypatch):
-    assert not autotune.wanted()
+    assert not dispatch.autotune_wanted()
     monkeypatch.setenv("PPAP_AUTOTUNE", "1")
-    assert autotune.wanted()
+    assert dispatch.autotune_wanted()
     monkeypatch.setenv("PPAP_AUTOTUNE", "false")
     with pytest.raises(ValueError, match="PPAP_AUTOTUNE is 'false'; give 0 or 1"):
-        autotune.wanted()
+        dispatch.autotune_wanted()
 
 
 @pytest.fixture

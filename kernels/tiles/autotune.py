@@ -27,18 +27,6 @@ def cache_file(device: torch.device) -> Path:
     return root / "autotune" / f"{safe}-triton-{triton.__version__}.json"
 
 
-def wanted() -> bool:
-    """Whether PPAP_AUTOTUNE asks for a search.
-
-    Raises:
-        ValueError: it is neither 0 nor 1.
-    """
-    value = os.environ.get("PPAP_AUTOTUNE") or "0"
-    if value not in ("0", "1"):
-        raise ValueError(f"PPAP_AUTOTUNE is {value!r}; give 0 or 1")
-    return value == "1"
-
-
 @functools.cache
 def _known(path: Path) -> dict[str, dict[str, object]]:
     try:

@@ -30,6 +30,6 @@ def test_the_gpu_script_can_be_rehearsed(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     (table,) = tmp_path.glob("*.md")
     results = json.loads(table.with_suffix(".json").read_text())
-    assert all(cell["ms"] > 0 for cell in results["cells"])
+    assert all(cell["ms"] > 0 for cell in results["cells"] if cell["note"] != "not built")
     assert {cell["form"] for cell in results["cells"]} >= {"triton fp32", "published fp32"}
     assert "| triton fp16 |" in table.read_text()
