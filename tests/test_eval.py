@@ -197,7 +197,7 @@ def test_bad_input(finished, tmp_path, capsys):
         "--data.classes=3",
               "--data.class-names", "--data.ignore-ids", "9"])  # fmt: skip
     unlabelled = make_folder(tmp_path / "b", labels=False)
-    with pytest.raises(DataError, match="nothing to measure"):
+    with pytest.raises(DataError, match="nothing can be measured"):
         main([str(finished), "--data.kind=folder", f"--data.root={unlabelled}"])
     existing = tmp_path / "mine.json"
     existing.write_text("precious")
