@@ -14,9 +14,9 @@ static inline vf max(vf a, vf b) { return a < b ? b : a; }
 
 // Bits of a > b, lane 0 in bit 0.
 static inline uint32_t greater(vf a, vf b) {
-#if PPAP_LANES == 16
+#if PPAP_LANES == 16 && defined(__AVX512F__)
     return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GT_OQ);
-#elif PPAP_LANES == 8
+#elif PPAP_LANES == 8 && defined(__AVX2__)
     return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(a > b)));
 #else
     vi m = a > b;
@@ -28,7 +28,7 @@ static inline uint32_t greater(vf a, vf b) {
 
 // v where the lane's bit is set, else 0.
 static inline vf where(uint32_t bits, vf v) {
-#if PPAP_LANES == 16
+#if PPAP_LANES == 16 && defined(__AVX512F__)
     return reinterpret_cast<vf>(_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), reinterpret_cast<__m512>(v)));
 #else
     vi lane, all = static_cast<int32_t>(bits) - vi{};
