@@ -16,9 +16,7 @@ FLAGS = [
     "-O1",
     "-g",
 ]
-TESTS = (
-    "(published or reference or proxy or relation or softmax or norm or layout or chunks) and not any_shape"
-)
+TESTS = "(fused and published) or softmax or proxy or relation or layout or chunks or past"
 # The tests run against the library of this path in the place of the installed one.
 RUN = """
 import sys
