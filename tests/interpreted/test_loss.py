@@ -47,7 +47,7 @@ def test_several_chunks(group_size):
     check(case, memory_budget=budget_of_chunks(case, BLOCK))
 
 
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(deadline=None, max_examples=12, derandomize=True)
 @given(
     rows=st.integers(1, 300),
     width=st.integers(1, 80),
