@@ -14,7 +14,7 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 _SIXTEEN_BIT = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 # Softmax weights are at most 1 and about 1/N in the mean; this power of two centres them in fp16's range.
-_FP16_WEIGHT_SCALE = 2.0**14
+FP16_WEIGHT_SCALE = 2.0**14
 
 
 class MemoryBudgetError(ValueError):
@@ -114,7 +114,7 @@ def weight_operand(weights: torch.Tensor, precision: str) -> tuple[torch.Tensor,
     """(operand of weights * s, s) for gradient weights of magnitude at most 1."""
     if precision != "fp16":
         return operand(weights, precision), 1.0
-    return operand(weights * _FP16_WEIGHT_SCALE, precision), _FP16_WEIGHT_SCALE
+    return operand(weights * FP16_WEIGHT_SCALE, precision), FP16_WEIGHT_SCALE
 
 
 @contextlib.contextmanager

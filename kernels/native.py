@@ -86,6 +86,11 @@ def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
+def as_argument(value: torch.Tensor | int | None) -> ctypes.c_int64 | ctypes.c_void_p:
+    """What a C entry point takes for a size or a tensor."""
+    return ctypes.c_int64(value) if isinstance(value, int) else pointer(value)
+
+
 def call(name: str, *arguments: torch.Tensor | int | None) -> None:
     """Call an entry point on torch's number of threads.
 
@@ -96,7 +101,7 @@ def call(name: str, *arguments: torch.Tensor | int | None) -> None:
     Raises:
         MemoryError: the library could not allocate what it needs.
     """
-    passed = [ctypes.c_int64(value) if isinstance(value, int) else pointer(value) for value in arguments]
+    passed = [as_argument(value) for value in arguments]
     first = [ctypes.c_int(isa())] if name.endswith("_fwd") else []
     check(getattr(library(), f"ppap_{name}")(*first, ctypes.c_int(torch.get_num_threads()), *passed))
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 
 from .common import power_of_two_above
-from .native import NativeError, stride
+from .native import NativeError, as_argument, stride
 
 ABI = 1
 _PRECISIONS = {"fp32": 0, "fp16": 1, "bf16": 2}
@@ -94,12 +94,7 @@ def call(name: str, *arguments: torch.Tensor | int | None, precision: str | None
     stream = torch.cuda.current_stream().cuda_stream if on_gpu else None
     passed = [ctypes.c_void_p(stream)]
     passed += [] if precision is None else [ctypes.c_int(_PRECISIONS[precision])]
-    for value in arguments:
-        if isinstance(value, int):
-            passed.append(ctypes.c_int64(value))
-        else:
-            assert value is None or value.is_contiguous()
-            passed.append(ctypes.c_void_p(None if value is None else value.data_ptr()))
+    passed += [as_argument(value) for value in arguments]
     code = getattr(library(), f"ppap_cuda_{name}")(*passed)
     if code:
         raise RuntimeError(f"ppap_cuda_{name} failed: {library().ppap_cuda_error(code).decode()}")

@@ -37,7 +37,13 @@ from tests import test_train
 from tests.helpers import CASES, GOLDEN_NAMES, golden_case, made_case, peak_bytes
 from tests.runs import tiny_run
 from tests.test_masked_log_softmax import inputs, loss_and_gradients, packed
-from tests.test_ppap_loss import FORMS, check_backend, fused, in_parts, loss_and_gradient, materialised
+from tests.test_ppap_loss import (
+    FORMS,
+    check_backend,
+    check_sixteen_bits,
+    fused,
+    loss_and_gradient,
+)
 
 ROOT = Path(__file__).parents[1]
 NO_COMPILER = shutil.which("g++") is None and shutil.which("clang++") is None
@@ -193,20 +199,7 @@ def test_no_memory_is_an_exception():
 def test_sixteen_bit_precisions(precision, flips, isa):
     """Operands are rounded; sums and weights stay in float32."""
     case = made_case(400, 64, 150, PropagationConfig(), 0.3)
-    wanted_sets = propagate(case.features, case.anchors, case.cfg, impl="torch")
-    single = case.to(torch.float32)
-    sets = propagate(single.features, single.anchors, single.cfg, precision=precision, impl="cpp")
-    rows = torch.arange(150)
-    for name in ("positives", "negatives"):
-        flipped = getattr(sets, name)(rows) != getattr(wanted_sets, name)(rows)
-        assert flipped.float().mean() <= flips
-    wanted = loss_and_gradient(materialised, case)
-    for form in (fused, in_parts):
-        got = natively(form, single, precision=precision)
-        theirs = loss_and_gradient(form, single, precision=precision, impl="torch")
-        for value, other, true in zip(got, theirs, wanted, strict=True):
-            assert (value - true).norm() <= 1.5 * (other - true).norm() + 1e-3 * true.norm()
-        assert not torch.equal(got[1], natively(form, single, precision="fp32")[1])
+    check_sixteen_bits("cpp", case, precision, flips)
 
 
 @pytest.mark.parametrize("form", FORMS)

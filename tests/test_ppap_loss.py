@@ -84,6 +84,25 @@ def check_backend(impl: str, case: LossCase, form=fused, tolerance: float = 2e-5
     assert (got[1] - wanted[1]).abs().max() <= tolerance * wanted[1].abs().max().clamp(min=1e-5)
 
 
+def check_sixteen_bits(impl: str, case: LossCase, precision: str, flips: float) -> None:
+    """Sets flipped in a share of `flips` at most; loss and gradient as good as the torch backend's."""
+    wanted_sets = propagate(case.features, case.anchors, case.cfg, impl="torch")
+    single = case.to(torch.float32)
+    sets = propagate(single.features, single.anchors, single.cfg, precision=precision, impl=impl)
+    rows = torch.arange(len(case.anchors))
+    for name in ("positives", "negatives"):
+        flipped = getattr(sets, name)(rows) != getattr(wanted_sets, name)(rows)
+        assert flipped.float().mean() <= flips
+    wanted = loss_and_gradient(materialised, case)
+    for form in (fused, in_parts):
+        got = loss_and_gradient(form, single, precision=precision, impl=impl)
+        theirs = loss_and_gradient(form, single, precision=precision, impl="torch")
+        for value, other, true in zip(got, theirs, wanted, strict=True):
+            assert (value - true).norm() <= 1.5 * (other - true).norm() + 1e-3 * true.norm()
+        exact = loss_and_gradient(form, single, precision="fp32", impl=impl)
+        assert not torch.equal(got[1], exact[1]), "the precision asked for was used"
+
+
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 @pytest.mark.parametrize("form", [*FORMS, materialised])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from .. import native_cuda as cuda
-from ..common import operand, product, row_chunks, rows_within, scaled_operand
+from ..common import FP16_WEIGHT_SCALE, operand, product, row_chunks, rows_within, scaled_operand
 from .native_impl import Sets
 
-# The library scales weights, which are at most 1 and about 1 / N in the mean, into fp16's range.
-_WEIGHT_SCALE = 2.0**14
 _WEIGHT_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -72,7 +70,7 @@ def gradient(
     own_CE = product(weights_NC.T, operand(patches.values, precision))
     rows_op, rows_scale = scaled_operand(rows_CE, precision)
     other_NE = product(weights_NC, rows_op)
-    return own_CE * (patches.unit / _WEIGHT_SCALE), other_NE * (rows_scale / _WEIGHT_SCALE)
+    return own_CE * (patches.unit / FP16_WEIGHT_SCALE), other_NE * (rows_scale / FP16_WEIGHT_SCALE)
 
 
 def masked_log_softmax(

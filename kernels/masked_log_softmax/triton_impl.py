@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..common import row_chunks, rows_within
+from ..common import FP16_WEIGHT_SCALE, row_chunks, rows_within
 from ..tiles import bits as layout
 from ..tiles import launch
 from ..tiles.bits import Bits
 from ..tiles.planes import Planes, padded, plane_count, planes, planes_product
-from .triton_kernels import WEIGHT_SCALE, combine_kernel, log_sum_exp_kernel, weights_kernel
+from .triton_kernels import combine_kernel, log_sum_exp_kernel, weights_kernel
 
 # Below this bound of |x|, in powers of two, the bound itself serves as the shift: no exponential of a
 # difference of logits leaves float32's normal range, and no maximum is taken. The price is the rounding of
@@ -103,7 +103,7 @@ class Logits:
         high = torch.empty(shape, dtype=self.right.high.dtype, device=self.scale.device)
         low = torch.empty_like(high) if self.right.split else None
         self._run(weights_kernel, "weights", (lse_C, share_C, high, low))
-        return Planes(high, low, 1 / WEIGHT_SCALE.value, self.positive.rows, self.positive.columns)
+        return Planes(high, low, 1 / FP16_WEIGHT_SCALE, self.positive.rows, self.positive.columns)
 
     def _run(self, kernel: triton.JITFunction, name: str, arguments: tuple) -> launch.Launch:
         """Launch a kernel over all tiles; `arguments` stand before the sizes."""

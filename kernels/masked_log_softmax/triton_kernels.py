@@ -3,10 +3,10 @@
 import triton
 import triton.language as tl
 
+from ..common import FP16_WEIGHT_SCALE
 from ..tiles import device
 
-# Weights are at most 1 in magnitude and about 1 / N in the mean: this centres them in fp16's range.
-WEIGHT_SCALE = tl.constexpr(2.0**14)
+WEIGHT_SCALE = tl.constexpr(FP16_WEIGHT_SCALE)
 
 
 @triton.jit

@@ -11,7 +11,13 @@ from ppap.kernels import PropagationConfig, propagate
 from ppap.kernels.ppap_loss import triton_impl
 from ppap.kernels.tiles.launch import row_block
 from tests.helpers import CASES, GOLDEN_NAMES, golden_case, made_case
-from tests.test_ppap_loss import FORMS, check_backend, fused, in_parts, loss_and_gradient, materialised
+from tests.test_ppap_loss import (
+    FORMS,
+    check_backend,
+    check_sixteen_bits,
+    loss_and_gradient,
+    materialised,
+)
 
 BLOCK = row_block(torch.device("cpu"))
 on_triton = functools.partial(loss_and_gradient, impl="triton")
@@ -80,20 +86,7 @@ def smallest_margin(case) -> float:
 def test_sixteen_bit_products(precision, flips):
     """Sets as good as rounding allows; loss and gradient as near to float64 as the torch backend's are."""
     case = made_case(260, 64, 70, PropagationConfig(), 0.3)
-    wanted_sets = propagate(case.features, case.anchors, case.cfg, impl="torch")
-    single = case.to(torch.float32)
-    sets = propagate(single.features, single.anchors, single.cfg, precision=precision, impl="triton")
-    rows = torch.arange(70)
-    for name in ("positives", "negatives"):
-        flipped = getattr(sets, name)(rows) != getattr(wanted_sets, name)(rows)
-        assert flipped.float().mean() <= flips
-    wanted = loss_and_gradient(materialised, case)
-    for form in (fused, in_parts):
-        got = on_triton(form, single, precision=precision)
-        theirs = loss_and_gradient(form, single, precision=precision, impl="torch")
-        for value, other, true in zip(got, theirs, wanted, strict=True):
-            assert (value - true).norm() <= 1.5 * (other - true).norm() + 1e-3 * true.norm()
-        assert not torch.equal(got[1], on_triton(form, single, precision="fp32")[1])
+    check_sixteen_bits("triton", case, precision, flips)
 
 
 def test_embeddings_of_any_norm():
