@@ -19,6 +19,10 @@ import tyro
 
 from ppap.errors import UsageError
 
+DataKind = Literal[
+    "scenes", "folder", "cocostuff27", "cocostuff15", "cocostuff3", "cityscapes27", "potsdam3", "imagenet_s"
+]
+
 
 def check_field(ok: bool, name: str, value: Any, remedy: str) -> None:
     """Refuse an impossible value with a ValueError that names option, value and remedy."""
@@ -30,16 +34,7 @@ def check_field(ok: bool, name: str, value: Any, remedy: str) -> None:
 class DataConfig:
     """Images and labels."""
 
-    kind: Literal[
-        "scenes",
-        "folder",
-        "cocostuff27",
-        "cocostuff15",
-        "cocostuff3",
-        "cityscapes27",
-        "potsdam3",
-        "imagenet_s",
-    ] = "folder"
+    kind: DataKind = "folder"
     """scenes = generated on the fly, folder = images (and labels, if any) under --data.root; the others are
     public benchmarks under --data.root (docs/datasets.md has their files)."""
     root: str | None = None
