@@ -25,7 +25,10 @@ DECODED = 48  # pairs per split that are decoded before a run
 WORDS = {"train": "training", "val": "validation"}
 PROBLEMS = {
     "missing": ("images are missing", "add them, or accept the rest with --data.partial"),
-    "count": ("image counts are not the data set's", "add the rest, or accept it with --data.partial"),
+    "count": (
+        "counts of images differ from the data set's",
+        "add the rest, or accept it with --data.partial",
+    ),
     "unlabelled": ("images have no label", "add the files named"),
     "damaged": ("files are damaged", "copy them again from their archive"),
     "content": ("pairs cannot be used", "check that the folders hold this data set in its own encoding"),
