@@ -7,6 +7,7 @@ sorted ones, 1000 = ignored. Training images have no labels; those of ``train-se
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,7 @@ def build(config: DataConfig, splits: tuple[str, ...] = SPLITS) -> Datasets:
     root = data_root(config)
     base, categories = find_variant(root, config.classes)
     names = class_names(base, categories)
-    if config.classes != categories:
-        check_classes(config, names)
+    check_classes(replace(config, classes=None) if config.classes == categories else config, names)
     parts = {}
     for split in splits:
         folder = config.imagenet_s_train if split == "train" else "validation"

@@ -158,7 +158,7 @@ def data_root(config: DataConfig) -> Path:
 
 
 def check_classes(config: DataConfig, names: Sequence[str]) -> None:
-    """Refuse another number of classes, or other names, than the data set's.
+    """Refuse another number of classes, other names or other ignored ids than the data set's.
 
     Raises:
         UsageError: as said.
@@ -168,6 +168,8 @@ def check_classes(config: DataConfig, names: Sequence[str]) -> None:
         raise UsageError(
             f"{config.kind} has its own {len(names)} classes; leave out --data.classes and --data.class-names"
         )
+    if config.ignore_ids != (255,):
+        raise UsageError(f"{config.kind} has its own ignored ids; leave out --data.ignore-ids")
 
 
 def assemble(config: DataConfig, root: Path, parts: dict[str, Part], names: Sequence[str]) -> Datasets:
