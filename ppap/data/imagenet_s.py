@@ -16,7 +16,7 @@ from PIL import Image
 from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets
 from ppap.data.images import naming
-from ppap.data.pairs import PairedFiles, Part, assemble, check_classes, data_root
+from ppap.data.pairs import PairedFiles, Part, assemble, check_classes, data_root, name_array
 from ppap.errors import DataError, UsageError
 
 COUNTS = {
@@ -138,7 +138,7 @@ def images_of(base: Path, folder: str, categories: int) -> Part:
     if not names:
         raise DataError(f"{images}: no {{wnid}}/*.JPEG; docs/datasets.md says how the tree is made")
     label = None if folder == "train" else (str(masks) + os.sep, ".png")
-    files = PairedFiles(np.array(sorted(names), "S"), (str(images) + os.sep, ".JPEG"), label)
+    files = PairedFiles(name_array(sorted(names)), (str(images) + os.sep, ".JPEG"), label)
     return Part(files, MaskReader(categories), f"{base.name}/{folder}", (COUNTS[categories][folder],))
 
 

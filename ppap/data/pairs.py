@@ -51,7 +51,7 @@ class PairedFiles:
 
     def name(self, i: int) -> str:
         """Name of image ``i``."""
-        return self.names[i].decode()
+        return os.fsdecode(self.names[i])
 
     def image_path(self, i: int) -> str:
         """Path of image ``i``."""
@@ -140,6 +140,11 @@ class PairedDataset(SegmentationDataset):
             label, image = (f"{w}x{h}" for w, h in (ids.shape[::-1], picture.size))
             raise DataError(f"{path}: {label} for an image of {image} pixels ({self.files.image_path(i)})")
         return picture, ids
+
+
+def name_array(names: Sequence[str]) -> np.ndarray:
+    """Names as ``PairedFiles`` holds them."""
+    return np.array([os.fsencode(name) for name in names])
 
 
 def data_root(config: DataConfig) -> Path:
