@@ -10,12 +10,12 @@ import torch
 from ppap import __version__
 from ppap.analysis.positives import draw_positives
 from ppap.config import Config, config_hash, to_dict
-from ppap.data import SegmentationDataset
+from ppap.data import SegmentationDataset, class_colours
 from ppap.engine import Engine
 from ppap.evaluation.comparison import TITLES, Row, table
 from ppap.evaluation.evaluate import Evaluation, pixel_scores
 from ppap.evaluation.metrics import Scores, apply_assignment
-from ppap.pictures import curves, palette, strip
+from ppap.pictures import curves, strip
 from ppap.rundir import RunDir
 
 _POSITIVE_IMAGES = 6  # in the picture of positives
@@ -178,7 +178,13 @@ def draw_comparison(
             cells.append(apply_assignment(clusters, row.scores.plain["cluster"].assignment))
         rows.append(cells)
     titles = ["image", "truth", *(TITLES[name] for name in comparison)]
-    strip(rows, titles, path, colours=palette(dataset.classes), names=dataset.class_names)
+    strip(
+        rows,
+        titles,
+        path,
+        colours=class_colours(engine.config.data.kind, dataset.classes),
+        names=dataset.class_names,
+    )
 
 
 def _draw_positives(engine: Engine, dataset: SegmentationDataset, path: Path) -> bool:
@@ -198,7 +204,7 @@ def draw_strip(
     engine: Engine, dataset: SegmentationDataset, evaluation: Evaluation | None, count: int, path: Path
 ) -> None:
     """Image | truth | clusters | linear of `count` images over the set; unlabelled: image | clusters."""
-    colours = palette(dataset.classes)
+    colours = class_colours(engine.config.data.kind, dataset.classes)
     assignment = evaluation.plain["cluster"].assignment if evaluation else None
     rows = []
     for index in spread(len(dataset), count):
