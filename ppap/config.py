@@ -323,6 +323,12 @@ class Config:
 
     preset: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "folder"
     """Name of the preset these settings started from."""
+    method: Literal["ppap", "frozen", "fixed", "tps", "ans", "random", "hp", "stego"] = "ppap"
+    """What is trained. ppap = Progressive Proxy Anchor Propagation; frozen = nothing but the probes, on the
+    backbone's features; fixed, tps, ans = PPAP without propagation, with trustworthy positives alone, with
+    ambiguous patches excluded alone (Table 5); random = a control, PPAP with the sets of random patches;
+    hp = Hidden Positives; stego = STEGO.
+    """
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
