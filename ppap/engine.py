@@ -112,8 +112,8 @@ class Engine(nn.Module):
         """One step on a batch, as :meth:`start` gave it, of images (B, 3, H, W) and labels (B, H, W).
 
         Returns:
-            Detached scalars: loss (the sum), contrast_loss (the method's own), linear_loss, cluster_loss, those
-            that the method logs, and grad_norm (0 where no network is trained).
+            Detached scalars: loss (the sum), contrast_loss (the method's own), linear_loss, cluster_loss,
+            what the method logs, and grad_norm (0 where no network is trained).
 
         Raises:
             NumberError: on CPUs, a loss or gradient that is not finite, before the optimisers' step. On GPUs
