@@ -415,7 +415,7 @@ class Config:
     backbone's features; fixed, tps, ans = PPAP without propagation, with trustworthy positives alone, with
     ambiguous patches excluded alone (Table 5); random = a control, PPAP with the sets of random patches;
     hp = Hidden Positives; stego = STEGO. With hp or stego, the defaults of --hp, --stego, --optim and
-    --train are those that the method published for the preset's data, where it did.
+    --train are those that the method published for the preset's data, where it did; hp caches no features.
     """
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -129,7 +129,7 @@ def test_without_positives_the_loss_is_zero_and_bad_numbers_show():
 
 
 def test_memory_is_bounded():
-    """Whole cosines of this batch take 39 MB in fp32; with the sets of a chunk all stays within the budget."""
+    """The cosines of this batch take 39 MB in fp32; all temporaries together stay within a budget of 12."""
     count, budget = 3136, 12 * 2**20
     features, z = clustered(count, 16, seed=0), clustered(count, 16, seed=1).requires_grad_()
     kept = torch.rand(784, count) < 0.02
