@@ -232,7 +232,9 @@ def test_a_method_brings_its_published_settings_where_there_are_any():
 
 
 BAD = [
-    pytest.param(["demo", "--method=steg"], ["no method is called 'steg'", "did you mean 'stego'"], id="name"),
+    pytest.param(
+        ["demo", "--method=steg"], ["no method is called 'steg'", "did you mean 'stego'"], id="name"
+    ),
     pytest.param(["demo", "--method=hp", "--data.cache-features"], ["--hp.consistency 0"], id="hp cached"),
     pytest.param(
         ["demo", "--data.cache-features", "--compare.rows", "hp"],
