@@ -17,13 +17,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ppap.checks import check_field
 from ppap.errors import UsageError
-
-
-def check_field(ok: bool, name: str, value: Any, remedy: str) -> None:
-    """Refuse an impossible value with a ValueError that names option, value and remedy."""
-    if not ok:
-        raise ValueError(f"--{name} is {value!r}; {remedy}")
+from ppap.evaluation.config import CompareConfig as CompareConfig  # parts of Config, imported from here
+from ppap.evaluation.config import EvalConfig as EvalConfig
+from ppap.evaluation.config import NeighboursConfig as NeighboursConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,73 +211,6 @@ class OptimConfig:
                 "give a positive number",
             )
         check_field(self.weight_decay >= 0, "optim.weight-decay", self.weight_decay, "give 0 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Evaluation of both probes on the validation images."""
-
-    batch_size: int = 16
-    """Images per batch."""
-    crf: Literal["none", "pydensecrf"] = "none"
-    """Dense CRF on the class scores; results without it are always reported too."""
-    crf_workers: int = 2
-    """Processes that run the CRF; 0 = in the main process, without a time-out."""
-    crf_timeout: float = 60.0
-    """Longest time for the CRF of one image [s]; an image over it keeps its labels without CRF and is
-    counted.
-    """
-
-    crf_image: Literal["original", "published"] = "original"
-    """Picture that the CRF sees: original = the pixels as loaded, published = the normalised image turned
-    back and truncated, which makes some values 1 too low."""
-    pictures: int = 6
-    """Validation images drawn in the report."""
-
-    def __post_init__(self) -> None:
-        check_field(self.pictures >= 0, "eval.pictures", self.pictures, "give 0 or more")
-        check_field(self.batch_size >= 1, "eval.batch-size", self.batch_size, "give at least 1")
-        check_field(self.crf_workers >= 0, "eval.crf-workers", self.crf_workers, "give 0 or more")
-        check_field(
-            self.crf_timeout > 0, "eval.crf-timeout", self.crf_timeout, "give a positive number of seconds"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """A table at the end of training: several codes under the same probes, whose initial weights and batches
-    follow --train.seed."""
-
-    rows: tuple[Literal["colour", "frozen", "fixed", "random", "ppap"], ...] = ()
-    """colour = colours of the patches; frozen = the backbone's features; fixed = trained with positives above
-    a fixed threshold (Table 5, first row); random = trained with random positives; ppap = this run. Empty =
-    no table."""
-    fixed_phi0: float | None = None
-    """Threshold of the row fixed [cosine]; None = --loss.phi0."""
-    images: int = 1024
-    """Training images at most, spread over the set, that the probes learn from; their codes and labels are
-    held in memory."""
-    steps: int = 200
-    """Steps of the probes."""
-    batch_size: int = 16
-    """Images per step."""
-    lr: float = 0.05
-    """Adam's first rate; it falls to 0 along a cosine, so that the probes settle."""
-    starts: int = 5
-    """Cluster probes from different initial weights; the one with the least probe loss counts."""
-
-    def __post_init__(self) -> None:
-        check_field(len(set(self.rows)) == len(self.rows), "compare.rows", self.rows, "name each row once")
-        for name in ("images", "steps", "batch_size", "starts"):
-            value = getattr(self, name)
-            check_field(value >= 1, f"compare.{name.replace('_', '-')}", value, "give at least 1")
-        check_field(self.lr > 0 and math.isfinite(self.lr), "compare.lr", self.lr, "give a positive number")
-        check_field(
-            self.fixed_phi0 is None or math.isfinite(self.fixed_phi0),
-            "compare.fixed-phi0",
-            self.fixed_phi0,
-            "give a finite cosine",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
