@@ -171,8 +171,8 @@ class LossConfig:
     """Divides the proxy's movement before it raises psi (Eq. 5)."""
     temperature: float = 0.8
     """Temperature tau of the softmax."""
-    base_temperature: float = 0.07
-    """The loss is multiplied by temperature / base_temperature (published code)."""
+    base_temperature: float | None = 0.07
+    """The loss is multiplied by temperature / base_temperature (published code); None = by 1 (Eq. 8)."""
     trustworthy_positives: bool = True
     """Propagate the positives (TPS, Table 5); off = positives above phi0 around the anchor itself."""
     ambiguity_excluded: bool = True
@@ -193,7 +193,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("sigma_pos", "sigma_amb", "temperature", "base_temperature"):
             value = getattr(self, name)
-            ok = value > 0 and math.isfinite(value)
+            ok = (value is None and name == "base_temperature") or (value > 0 and math.isfinite(value))
             check_field(ok, f"loss.{name.replace('_', '-')}", value, "give a finite positive number")
         for name in ("phi0", "psi0"):
             check_field(
@@ -249,6 +249,8 @@ class TrainConfig:
     """Checkpoint that the report, eval, predict and load take: last = the last step, decided beforehand; best
     = the largest sum of the four scores on the labelled validation images, as published. Both are
     written."""
+    extra_clusters: int = 0
+    """Centres of the cluster probe beyond one per class; --eval.unmatched says what their pixels count."""
     epochs: int = 5
     """Passes over the training images; --train.steps, when given, decides instead."""
     steps: int | None = None
@@ -273,7 +275,7 @@ class TrainConfig:
         check_field(0 <= self.seed < 2**63, "train.seed", self.seed, "give 0 to 2^63 - 1")
         check_field(self.steps is None or self.steps >= 1, "train.steps", self.steps, "give at least 1")
         check_field(self.log_every >= 1, "train.log-every", self.log_every, "give at least 1")
-        for name in ("val_every", "save_every"):
+        for name in ("val_every", "save_every", "extra_clusters"):
             value = getattr(self, name)
             check_field(value >= 0, f"train.{name.replace('_', '-')}", value, "give 0 or more")
 
