@@ -11,8 +11,8 @@ from ppap.protocol import with_protocol
 from ppap.train_request import parse_arguments
 
 # The published code's configuration files, one column per preset:
-# Phi0, Psi0, sigma_pos, sigma_amb, T, tau, trainpatchsplit, batch, resolution, optimiser, rate, decay, rate of
-# the linear probe, rate of the cluster probe, epochs, iterations between validations.
+# Phi0, Psi0, sigma_pos, sigma_amb, T, tau, trainpatchsplit, batch, resolution, optimiser, rate, decay,
+# rates of the linear and the cluster probe, epochs, iterations between validations.
 PUBLISHED = """
 cocostuff27-vits8    0.55  0.2   3  3  2  0.8   16  64  224  adamw  1e-3  0.1   1e-3  5e-3   5  100
 cocostuff27-vits16   0.55  0.15  3  4  2  0.8    4  64  224  adamw  1e-3  0.01  1e-3  1e-3   5  100
