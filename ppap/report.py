@@ -10,12 +10,12 @@ import torch
 from ppap.analysis.positives import draw_positives
 from ppap.checkpoint import Checkpoint
 from ppap.config import Config, config_hash
-from ppap.data import SegmentationDataset
+from ppap.data import SegmentationDataset, class_colours
 from ppap.engine import Engine
 from ppap.evaluation.comparison import TITLES, Row, table
 from ppap.evaluation.evaluate import Evaluation, pixel_scores
 from ppap.evaluation.metrics import Scores, apply_assignment
-from ppap.pictures import curves, palette, strip
+from ppap.pictures import curves, strip
 from ppap.provenance import device_name, provenance, versions
 from ppap.rundir import RunDir
 
@@ -155,7 +155,7 @@ def evaluation_record(
     """All of an evaluation of both probes, as plain containers for JSON."""
     crf = config.eval.crf if evaluation.crf else "none"
     return {
-        **_backbone(engine),
+        **backbone_facts(engine),
         "provenance": provenance(config, engine.device, checkpoint, crf=crf),
         "summary": evaluation.summary(),
         "scores": evaluation.to_dict(),
@@ -172,7 +172,7 @@ def comparison_record(config: Config, engine: Engine, rows: Mapping[str, Row], s
     crf = config.eval.crf if any(row.scores.crf for row in rows.values()) else "none"
     why = "the last step, for every row alike"
     return {
-        **_backbone(engine),
+        **backbone_facts(engine),
         "provenance": provenance(config, engine.device, engine.weights(), step=step, selection=why, crf=crf),
         "summary": summaries(rows),
         "scores": {name: row.scores.to_dict() for name, row in rows.items()},
@@ -215,7 +215,13 @@ def draw_comparison(
             cells.append(apply_assignment(clusters, row.scores.plain["cluster"].assignment))
         rows.append(cells)
     titles = ["image", "truth", *(TITLES[name] for name in comparison)]
-    strip(rows, titles, path, colours=palette(dataset.classes), names=dataset.class_names)
+    strip(
+        rows,
+        titles,
+        path,
+        colours=class_colours(engine.config.data.kind, dataset.classes),
+        names=dataset.class_names,
+    )
 
 
 def _draw_positives(engine: Engine, dataset: SegmentationDataset, path: Path) -> bool:
@@ -228,8 +234,9 @@ def draw_strip(
     engine: Engine, dataset: SegmentationDataset, evaluation: Evaluation | None, count: int, path: Path
 ) -> None:
     """Image | truth | clusters | linear of `count` images over the set; unlabelled: image | clusters."""
-    colours = palette(len(engine.cluster.clusters))
     assignment = evaluation.plain["cluster"].assignment if evaluation else None
+    ids = dataset.classes if assignment else len(engine.cluster.clusters)
+    colours = class_colours(engine.config.data.kind, ids)
     rows = []
     for index in spread(len(dataset), count):
         sample, picture = dataset[index], dataset.pixels(index)

@@ -129,12 +129,18 @@ def _write(path: Path, config: Config, seeds: Sequence[int]) -> None:
 
 
 def spread_of(summaries: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Score name -> mean, standard deviation (None for one run) and the single values, of several runs."""
+    """Score name -> mean, standard deviation (None for one run), min, max and all values of several runs."""
     result = {}
     for key in summaries[0]:
         values = [summary[key] for summary in summaries]
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        result[key] = {"mean": float(np.mean(values)), "std": std, "values": values}
+        result[key] = {
+            "mean": float(np.mean(values)),
+            "std": std,
+            "min": min(values),
+            "max": max(values),
+            "values": values,
+        }
     return result
 
 
