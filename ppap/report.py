@@ -162,7 +162,8 @@ def evaluation_record(
     }
 
 
-def _backbone(engine: Engine) -> dict[str, Any]:
+def backbone_facts(engine: Engine) -> dict[str, Any]:
+    """Where the backbone came from, and the warning that random weights deserve."""
     backbone = engine.net.backbone
     return {"backbone": backbone.origin, "warning": RANDOM_WARNING if backbone.is_random else None}
 

@@ -75,7 +75,7 @@ class NeighbourEvaluation:
     """What a reader must know."""
 
     def summary(self) -> dict[str, float]:
-        """Flat numbers [%]: ``neighbours_miou``, ``neighbours_accuracy`` and, if asked for, ``rematched_*``."""
+        """Flat numbers [%]: ``neighbours_miou``, ``neighbours_accuracy``; ``rematched_*`` if asked for."""
         flat = {"neighbours_miou": self.scores.miou, "neighbours_accuracy": self.scores.accuracy}
         if self.rematched is not None:
             flat |= {"rematched_miou": self.rematched.miou, "rematched_accuracy": self.rematched.accuracy}

@@ -37,7 +37,8 @@ def refit_clusters(
         seeds: of initial weights and batches, one per probe.
 
     Returns:
-        Per seed ``cluster_accuracy`` and ``cluster_miou`` [%], with the prefix ``crf/`` too where the CRF ran.
+        Per seed ``cluster_accuracy`` and ``cluster_miou`` [%]; with the prefix ``crf/`` too where the CRF
+        ran.
 
     Raises:
         NumberError: the code is not finite.
