@@ -18,30 +18,49 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ppap.errors import UsageError
+from ppap.evaluation.config import CompareConfig as CompareConfig  # parts of Config, imported from here
+from ppap.evaluation.config import EvalConfig as EvalConfig
+from ppap.evaluation.config import NeighboursConfig as NeighboursConfig
+from ppap.fields import check_field
+from ppap.methods.config import HPConfig as HPConfig
+from ppap.methods.config import MethodName
+from ppap.methods.config import StegoConfig as StegoConfig
 
-Method = Literal["ppap", "frozen", "fixed", "tps", "ans", "random", "hp", "stego"]
-
-
-def check_field(ok: bool, name: str, value: Any, remedy: str) -> None:
-    """Refuse an impossible value with a ValueError that names option, value and remedy."""
-    if not ok:
-        raise ValueError(f"--{name} is {value!r}; {remedy}")
+DataKind = Literal[
+    "scenes", "folder", "cocostuff27", "cocostuff15", "cocostuff3", "cityscapes27", "potsdam3", "imagenet_s"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Images and labels."""
 
-    kind: Literal["scenes", "folder"] = "folder"
-    """scenes = generated on the fly, folder = images (and labels, if any) under --data.root."""
+    kind: DataKind = "folder"
+    """scenes = generated on the fly, folder = images (and labels, if any) under --data.root; the others are
+    public benchmarks under --data.root (docs/datasets.md has their files)."""
     root: str | None = None
     """Folder with images/{train,val} and, optionally, labels/{train,val}; or any folder of unlabelled
-    images.
+    images; or the folder of the benchmark.
     """
     classes: int | None = None
     """Number of classes, and of clusters. None = from the labels (largest id + 1), 27 where there are
-    none.
+    none. Benchmarks know their own; imagenet_s: 919, 300 or 50 says which one, if the folder does not.
     """
+    crop: Literal["five", "none"] = "five"
+    """Training images of cocostuff* and cityscapes27: five = the crops that ppap prepare makes (published),
+    none = whole images."""
+    crop_ratio: float = 0.5
+    """Side of a crop as a share of the image's; names the folder of crops."""
+    crop_root: str | None = None
+    """Folder that holds cropped/, if ppap prepare was given another --out; None = --data.root."""
+    coco_list: Literal["auto", "full", "7", "few6"] = "auto"
+    """Which list of COCO training images: full = 97,702 (what the published code reads), 7 = 49,629 (what
+    papers quote), few6 = COCO-Stuff-3's own; auto = full, 7, few6 for cocostuff27, 15, 3. Validation takes
+    list 7, cocostuff3 its few6 if training does."""
+    imagenet_s_train: Literal["train", "train-semi"] = "train"
+    """Training images of imagenet_s: train = all, without labels, train-semi = ten labelled ones a class."""
+    partial: bool = False
+    """Accept a benchmark of which images are missing; scores are then not comparable with published ones."""
     ignore_ids: tuple[int, ...] = (255,)
     """Label ids that are left out of losses and metrics."""
     class_names: tuple[str, ...] = ()
@@ -73,7 +92,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_field(
-            self.classes is None or 1 <= self.classes <= 255, "data.classes", self.classes, "give 1 to 255"
+            self.classes is None or 1 <= self.classes <= 1000, "data.classes", self.classes, "give 1 to 1000"
+        )
+        check_field(
+            0 < self.crop_ratio < 1, "data.crop-ratio", self.crop_ratio, "give a share between 0 and 1"
         )
         check_field(
             all(0 <= i <= 255 for i in self.ignore_ids),
@@ -149,8 +171,8 @@ class LossConfig:
     """Divides the proxy's movement before it raises psi (Eq. 5)."""
     temperature: float = 0.8
     """Temperature tau of the softmax."""
-    base_temperature: float = 0.07
-    """The loss is multiplied by temperature / base_temperature (published code)."""
+    base_temperature: float | None = 0.07
+    """The loss is multiplied by temperature / base_temperature (published code); None = by 1 (Eq. 8)."""
     chunk: int = 784
     """Anchors are drawn and averaged per chunk of this many consecutive patches."""
     anchor_divisor: int = 4
@@ -163,7 +185,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("sigma_pos", "sigma_amb", "temperature", "base_temperature"):
             value = getattr(self, name)
-            ok = value > 0 and math.isfinite(value)
+            ok = (value is None and name == "base_temperature") or (value > 0 and math.isfinite(value))
             check_field(ok, f"loss.{name.replace('_', '-')}", value, "give a finite positive number")
         for name in ("phi0", "psi0"):
             check_field(
@@ -176,100 +198,6 @@ class LossConfig:
         for name in ("chunk", "anchor_divisor", "memory_budget_mib"):
             value = getattr(self, name)
             check_field(value >= 1, f"loss.{name.replace('_', '-')}", value, "give at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HPConfig:
-    """Method hp: Hidden Positives (CVPR 2023); the defaults are its values for COCO-Stuff."""
-
-    dim: int = 512
-    """Channels E of the code (published: 512, Potsdam 256)."""
-    temperature: float = 0.8
-    """Temperature tau of the softmax (published: 0.8, Cityscapes 0.6, Potsdam 0.4)."""
-    base_temperature: float = 0.07
-    """The loss is multiplied by temperature / base_temperature (published code)."""
-    consistency: float = 0.05
-    """Weight alpha of the distance to the embedding of the recoloured image; 0 = off (Potsdam)."""
-    augment: Literal["published", "pixels"] = "published"
-    """Recolouring for the consistency. published = of the normalised image, where jitter clamps to 0..1 and
-    so sets all that is darker than the mean colour to it; pixels = of the image before normalisation."""
-    negatives_kept: float = 0.02
-    """Share rho of random patches in the denominator beside the positives (published: 0.02, Potsdam 1)."""
-    pool_size: int = 2048
-    """Patches M of a reference pool, each of another image while there are enough (Potsdam 1024)."""
-    renew_every: int = 100
-    """Steps, within an epoch, between renewals of the task-specific pool (Cityscapes and Potsdam 20)."""
-    warmup: int = 1000
-    """Steps before the weight of task-specific positives rises from 0 to 1 at the end (Cityscapes 50,
-    Potsdam 100)."""
-    ema: float = 0.99
-    """Decay of the averaged head that finds task-specific positives (Cityscapes and Potsdam 0.999)."""
-    reweighting: bool = True
-    """Weight anchors by their number of positives."""
-    dropout: float = 0.1
-    """Share of channels dropped per image, in seven places."""
-
-    def __post_init__(self) -> None:
-        for name in ("dim", "pool_size", "renew_every"):
-            value = getattr(self, name)
-            check_field(value >= 1, f"hp.{name.replace('_', '-')}", value, "give at least 1")
-        for name in ("temperature", "base_temperature"):
-            value = getattr(self, name)
-            ok = value > 0 and math.isfinite(value)
-            check_field(ok, f"hp.{name.replace('_', '-')}", value, "give a finite positive number")
-        ok = self.consistency >= 0 and math.isfinite(self.consistency)
-        check_field(ok, "hp.consistency", self.consistency, "give 0 or a finite positive number")
-        for name in ("negatives_kept", "ema"):
-            value = getattr(self, name)
-            check_field(0 <= value <= 1, f"hp.{name.replace('_', '-')}", value, "give a number from 0 to 1")
-        check_field(self.warmup >= 0, "hp.warmup", self.warmup, "give 0 or more")
-        check_field(0 <= self.dropout < 1, "hp.dropout", self.dropout, "give 0 <= p < 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StegoConfig:
-    """Method stego: STEGO (ICLR 2022); the defaults are the block its configuration file has for COCO-Stuff
-    and ViT-S. ppap.methods.published has its other blocks."""
-
-    dim: int = 70
-    """Channels E of the code."""
-    samples: int = 11
-    """Side S of the S x S random points of an image that are compared."""
-    neighbours: int = 7
-    """The positive image is one of this many nearest images, drawn anew each time."""
-    negative_draws: int = 5
-    """Random re-orderings of the batch whose images are negatives."""
-    weight_self: float = 0.67
-    """Weight of an image with itself."""
-    weight_neighbour: float = 0.25
-    """Weight of an image with a near one."""
-    weight_random: float = 0.63
-    """Weight of an image with others of the batch."""
-    shift_self: float = 0.08
-    """Feature correlation b above which points of an image are pulled together."""
-    shift_neighbour: float = 0.02
-    """The same, of near images."""
-    shift_random: float = 0.66
-    """The same, of other images."""
-    pointwise: bool = True
-    """Subtract from each point's correlations their mean."""
-    zero_clamp: bool = True
-    """Take negative correlations of codes as 0."""
-    dropout: float = 0.1
-    """Share of channels dropped per image, in the head and in the features that are compared."""
-
-    def __post_init__(self) -> None:
-        for name in ("dim", "samples", "neighbours", "negative_draws"):
-            value = getattr(self, name)
-            check_field(value >= 1, f"stego.{name.replace('_', '-')}", value, "give at least 1")
-        for term in ("self", "neighbour", "random"):
-            for name in (f"weight_{term}", f"shift_{term}"):
-                value = getattr(self, name)
-                ok = math.isfinite(value) and (value >= 0 or name.startswith("shift"))
-                check_field(
-                    ok, f"stego.{name.replace('_', '-')}", value, "give a finite number, a weight >= 0"
-                )
-        check_field(0 <= self.dropout < 1, "stego.dropout", self.dropout, "give 0 <= p < 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,77 +232,17 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Evaluation of both probes on the validation images."""
-
-    batch_size: int = 16
-    """Images per batch."""
-    crf: Literal["none", "pydensecrf"] = "none"
-    """Dense CRF on the class scores; results without it are always reported too."""
-    crf_workers: int = 2
-    """Processes that run the CRF; 0 = in the main process, without a time-out."""
-    crf_timeout: float = 60.0
-    """Longest time for the CRF of one image [s]; an image over it keeps its labels without CRF and is
-    counted.
-    """
-
-    crf_image: Literal["original", "published"] = "original"
-    """Picture that the CRF sees: original = the pixels as loaded, published = the normalised image turned
-    back and truncated, which makes some values 1 too low."""
-    pictures: int = 6
-    """Validation images drawn in the report."""
-
-    def __post_init__(self) -> None:
-        check_field(self.pictures >= 0, "eval.pictures", self.pictures, "give 0 or more")
-        check_field(self.batch_size >= 1, "eval.batch-size", self.batch_size, "give at least 1")
-        check_field(self.crf_workers >= 0, "eval.crf-workers", self.crf_workers, "give 0 or more")
-        check_field(
-            self.crf_timeout > 0, "eval.crf-timeout", self.crf_timeout, "give a positive number of seconds"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """A table at the end of training: several codes under the same probes, whose initial weights and batches
-    follow --train.seed."""
-
-    rows: tuple[Literal["colour", Method], ...] = ()
-    """colour = colours of the patches; the others are methods (--method), trained as this run is, but for the
-    method, with its batches, steps and optimiser. Empty = no table."""
-    fixed_phi0: float | None = None
-    """Threshold of the row fixed [cosine]; None = --loss.phi0."""
-    images: int = 1024
-    """Training images at most, spread over the set, that the probes learn from; their codes and labels are
-    held in memory."""
-    steps: int = 200
-    """Steps of the probes."""
-    batch_size: int = 16
-    """Images per step."""
-    lr: float = 0.05
-    """Adam's first rate; it falls to 0 along a cosine, so that the probes settle."""
-    starts: int = 5
-    """Cluster probes from different initial weights; the one with the least probe loss counts."""
-
-    def __post_init__(self) -> None:
-        check_field(len(set(self.rows)) == len(self.rows), "compare.rows", self.rows, "name each row once")
-        for name in ("images", "steps", "batch_size", "starts"):
-            value = getattr(self, name)
-            check_field(value >= 1, f"compare.{name.replace('_', '-')}", value, "give at least 1")
-        check_field(self.lr > 0 and math.isfinite(self.lr), "compare.lr", self.lr, "give a positive number")
-        check_field(
-            self.fixed_phi0 is None or math.isfinite(self.fixed_phi0),
-            "compare.fixed-phi0",
-            self.fixed_phi0,
-            "give a finite cosine",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop."""
 
     batch_size: int = 64
     """Images per step."""
+    selection: Literal["last", "best"] = "last"
+    """Checkpoint that the report, eval, predict and load take: last = the last step, decided beforehand; best
+    = the largest sum of the four scores on the labelled validation images, as published. Both are
+    written."""
+    extra_clusters: int = 0
+    """Centres of the cluster probe beyond one per class; --eval.unmatched says what their pixels count."""
     epochs: int = 5
     """Passes over the training images; --train.steps, when given, decides instead."""
     steps: int | None = None
@@ -399,7 +267,7 @@ class TrainConfig:
         check_field(0 <= self.seed < 2**63, "train.seed", self.seed, "give 0 to 2^63 - 1")
         check_field(self.steps is None or self.steps >= 1, "train.steps", self.steps, "give at least 1")
         check_field(self.log_every >= 1, "train.log-every", self.log_every, "give at least 1")
-        for name in ("val_every", "save_every"):
+        for name in ("val_every", "save_every", "extra_clusters"):
             value = getattr(self, name)
             check_field(value >= 0, f"train.{name.replace('_', '-')}", value, "give 0 or more")
 
@@ -410,13 +278,16 @@ class Config:
 
     preset: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "folder"
     """Name of the preset these settings started from."""
-    method: Method = "ppap"
+    method: MethodName = "ppap"
     """What is trained. ppap = Progressive Proxy Anchor Propagation; frozen = nothing but the probes, on the
     backbone's features; fixed, tps, ans = PPAP without propagation, with trustworthy positives alone, with
     ambiguous patches excluded alone (Table 5); random = a control, PPAP with the sets of random patches;
-    hp = Hidden Positives; stego = STEGO. With hp or stego, the defaults of --hp, --stego, --optim and
-    --train are those that the method published for the preset's data, where it did; hp caches no features.
+    hp = Hidden Positives; stego = STEGO. With hp or stego, the defaults of --optim and --train are those
+    that the method published for the preset's data, where it did; hp caches no features.
     """
+    protocol: Literal["code", "paper"] = "code"
+    """Where the paper and its published code differ: code = the preset as it stands, paper = as the paper
+    says it (ppap.protocol has the list). Any other option given beside it wins."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -463,6 +334,11 @@ def _is_tuple(hint: Any) -> bool:
 
 
 def config_hash(config: Any) -> str:
-    """First 12 hex digits of the sha256 of the config's canonical JSON."""
-    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    """First 12 hex digits of the sha256 of the config's canonical JSON, but for the run's folder.
+
+    The same run written to another folder (``train.out``) has the same hash.
+    """
+    values = to_dict(config)
+    values.get("train", {}).pop("out", None)
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -53,6 +53,10 @@ class HPNet(Network):
         features = frozen.guidance.float()
         return self.head(self.drop(features), self.drop(features)).float()
 
+    def embedding(self, frozen: FrozenTokens) -> Tensor:
+        """z: the projected code."""
+        return self.embed(self.code_of(frozen))
+
     @torch.no_grad()
     def averaged(self, features: Tensor) -> Tensor:
         """The averaged head's code s', with dropout: (B, E, h, w), fp32."""
