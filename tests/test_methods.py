@@ -13,6 +13,7 @@ from ppap.cli import run
 from ppap.config import HPConfig, LossConfig, StegoConfig
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.eval import main as evaluate
+from ppap.evaluation.neighbours import map_source
 from ppap.kernels import PropagationConfig
 from ppap.kernels.ppap_loss import reference
 from ppap.methods.published import published_hp, published_stego, with_method
@@ -73,6 +74,10 @@ def test_every_method_is_trained_measured_and_predicts(method, tmp_path, capsys)
     scores = json.loads((tmp_path / "scores.json").read_text())["scores"]["plain"]
     assert scores["cluster"]["miou"] == pytest.approx(last["cluster_miou"])
 
+    if method == "hp":
+        evaluate([str(out), "--frozen", "--frozen-steps=1", f"--out={tmp_path / 'frozen.json'}"])
+        assert json.loads((tmp_path / "frozen.json").read_text())["frozen"] is True
+
     Image.new("RGB", (50, 40), (90, 120, 60)).save(tmp_path / "photo.png")
     predict([str(out), str(tmp_path / "photo.png"), f"--out={tmp_path / 'masks'}", "--resolution=32"])
     assert Image.open(tmp_path / "masks/photo.png").size == (50, 40)
@@ -128,6 +133,16 @@ def test_sixteen_bit_autocast(method):
         values = engine.train_step(next(loader), step)
         assert all(torch.isfinite(value) for value in values.values())
     assert engine.code(torch.zeros(1, 3, 32, 32)).dtype == torch.float32
+
+
+def test_neighbours_compare_the_projection_of_methods_that_have_one():
+    for method, width in (("ppap", 24), ("hp", 8)):
+        engine = tiny_engine(method, hp=HPConfig(dim=8, pool_size=8))
+        z = map_source(engine, "z")(torch.randn(2, 3, 32, 24))
+        assert z.shape == (2, width, 4, 3)
+        torch.testing.assert_close(z.norm(dim=1), torch.ones(2, 4, 3))
+    with pytest.raises(UsageError, match="method stego projects nothing; give code or guidance"):
+        map_source(tiny_engine("stego"), "z")(torch.zeros(1, 3, 32, 32))
 
 
 def test_rows_of_a_comparison_are_methods(tmp_path):

@@ -2,6 +2,10 @@
 
 Legend: B images, h w patch grid, N = B h w patches, D channels of the backbone, E of the code. Read
 ``hidden_positives`` for the sets, ``hp_loss`` for the contrast, ``local_mixing`` for the mixed code.
+
+Settings and order of operations are the published code's. Different here: products and sums are in fp32, not
+fp16; a chunk without anchors gives 0, not NaN; the grid may have any size, not 28 x 28 alone; a pool larger
+than the set of images goes through it again; checkpoints hold projection and pools, so that a run resumes.
 """
 
 import copy
