@@ -21,7 +21,9 @@ from ppap.errors import UsageError
 from ppap.evaluation.config import CompareConfig as CompareConfig  # parts of Config, imported from here
 from ppap.evaluation.config import EvalConfig as EvalConfig
 from ppap.evaluation.config import NeighboursConfig as NeighboursConfig
-from ppap.fields import check_field
+from ppap.fields import Method, check_field
+from ppap.methods.config import HPConfig as HPConfig
+from ppap.methods.config import StegoConfig as StegoConfig
 
 DataKind = Literal[
     "scenes", "folder", "cocostuff27", "cocostuff15", "cocostuff3", "cityscapes27", "potsdam3", "imagenet_s"
@@ -154,7 +156,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Propagation (paper Eq. 1-7) and contrastive loss (Eq. 8)."""
+    """PPAP's propagation (paper Eq. 1-7) and contrastive loss (Eq. 8)."""
 
     phi0: float = 0.55
     """Initial threshold of the positives [cosine]."""
@@ -170,14 +172,6 @@ class LossConfig:
     """Temperature tau of the softmax."""
     base_temperature: float | None = 0.07
     """The loss is multiplied by temperature / base_temperature (published code); None = by 1 (Eq. 8)."""
-    trustworthy_positives: bool = True
-    """Propagate the positives (TPS, Table 5); off = positives above phi0 around the anchor itself."""
-    ambiguity_excluded: bool = True
-    """Leave ambiguous patches out of the denominator (ANS, Table 5); off = every non-positive is a
-    negative.
-    """
-    shuffle_guidance: bool = False
-    """Control: every anchor gets the sets of a random other patch. Nothing can be learned from them."""
     chunk: int = 784
     """Anchors are drawn and averaged per chunk of this many consecutive patches."""
     anchor_divisor: int = 4
@@ -185,7 +179,7 @@ class LossConfig:
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Products of the loss; auto = the autocast type, else that of the inputs."""
     memory_budget_mib: int = 512
-    """Limit of all temporaries of the loss [MiB]."""
+    """Limit of all temporaries of the loss [MiB]; method hp keeps to it too."""
 
     def __post_init__(self) -> None:
         for name in ("sigma_pos", "sigma_amb", "temperature", "base_temperature"):
@@ -215,8 +209,8 @@ class OptimConfig:
     """Learning rate of the trainable block and the projection."""
     weight_decay: float = 0.01
     """Weight decay of the trainable block and the projection (adamw: decoupled)."""
-    clip_norm: float = 10.0
-    """Largest L2 norm of the network's gradient; the probes are not clipped."""
+    clip_norm: float | None = 10.0
+    """Largest L2 norm of the network's gradient; the probes are not clipped. None = no clipping."""
     linear_lr: float = 1e-3
     """Learning rate of the linear probe (Adam)."""
     cluster_lr: float = 1e-3
@@ -228,7 +222,7 @@ class OptimConfig:
         for name in ("lr", "clip_norm", "linear_lr", "cluster_lr"):
             value = getattr(self, name)
             check_field(
-                value > 0 and math.isfinite(value),
+                (value is None and name == "clip_norm") or (value > 0 and math.isfinite(value)),
                 f"optim.{name.replace('_', '-')}",
                 value,
                 "give a positive number",
@@ -286,9 +280,18 @@ class Config:
     protocol: Literal["code", "paper"] = "code"
     """Where the paper and its published code differ: code = the preset as it stands, paper = as the paper
     says it (ppap.protocol has the list). Any other option given beside it wins."""
+    method: Method = "ppap"
+    """What is trained. ppap = Progressive Proxy Anchor Propagation; frozen = nothing but the probes, on the
+    backbone's features; fixed, tps, ans = PPAP without propagation, with trustworthy positives alone, with
+    ambiguous patches excluded alone (Table 5); random = a control, PPAP with the sets of random patches;
+    hp = Hidden Positives; stego = STEGO. With hp or stego, the defaults of --hp, --stego, --optim and
+    --train are those that the method published for the preset's data, where it did; hp caches no features.
+    """
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    hp: HPConfig = field(default_factory=HPConfig)
+    stego: StegoConfig = field(default_factory=StegoConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)

@@ -41,7 +41,8 @@ def provenance(
         crf: the implementation that ran, or ``none``.
 
     Returns:
-        ``preset``, ``protocol``, ``seed``, ``settings`` (hash) and ``config`` (all of it), ``versions``,
+        ``preset``, ``method``, ``protocol``, ``seed``, ``settings`` (hash) and ``config`` (all of it),
+        ``versions``,
         ``device``, ``backend`` (of the loss' kernels on this device), ``precision`` (of the forward pass, of
         the loss), ``crf``, and ``weights``: sha256 of their safetensors file and, for a checkpoint, path,
         step and selection.
@@ -50,6 +51,7 @@ def provenance(
     loss = forward if config.loss.precision == "auto" else config.loss.precision
     return {
         "preset": config.preset,
+        "method": config.method,
         "protocol": config.protocol,
         "seed": config.train.seed,
         "settings": config_hash(config),

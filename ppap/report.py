@@ -12,9 +12,10 @@ from ppap.checkpoint import Checkpoint
 from ppap.config import Config, config_hash
 from ppap.data import SegmentationDataset, class_colours
 from ppap.engine import Engine
-from ppap.evaluation.comparison import TITLES, Row, table
+from ppap.evaluation.comparison import Row, table
 from ppap.evaluation.evaluate import Evaluation, pixel_scores
 from ppap.evaluation.metrics import Scores, apply_assignment
+from ppap.methods.table import TITLES
 from ppap.pictures import curves, strip
 from ppap.provenance import device_name, provenance, versions
 from ppap.rundir import RunDir
@@ -55,7 +56,8 @@ def write_report(
     if engine.net.backbone.is_random:
         lines += [f"> **{RANDOM_WARNING}**", ""]
     lines += [
-        f"- preset `{config.preset}`, protocol {config.protocol}, seed {config.train.seed}, "
+        f"- preset `{config.preset}`, method `{config.method}`, protocol {config.protocol}, "
+        f"seed {config.train.seed}, "
         f"settings `{config_hash(config)}`",
         f"- backbone: {engine.net.backbone.origin}",
         f"- device: {device_name(engine.device)}; "
@@ -226,9 +228,12 @@ def draw_comparison(
 
 
 def _draw_positives(engine: Engine, dataset: SegmentationDataset, path: Path) -> bool:
-    """Draw the propagation's positives on a few images; False where no patch has any."""
+    """Draw the propagation's positives on a few images; False where there are none to draw."""
+    propagation = engine.method.propagation
+    if propagation is None:
+        return False
     indices = spread(len(dataset), _POSITIVE_IMAGES)
-    return bool(draw_positives(engine.net.eval(), dataset, indices, engine.contrast.propagation, path))
+    return bool(draw_positives(engine.net.eval(), dataset, indices, propagation, path))
 
 
 def draw_strip(

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ppap.fields import check_field
+from ppap.fields import Method, check_field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +95,9 @@ class CompareConfig:
     """A table at the end of training: several codes under the same probes, whose initial weights and batches
     follow --train.seed."""
 
-    rows: tuple[Literal["colour", "frozen", "fixed", "random", "ppap"], ...] = ()
-    """colour = colours of the patches; frozen = the backbone's features; fixed = trained with positives above
-    a fixed threshold (Table 5, first row); random = trained with random positives; ppap = this run. Empty =
-    no table."""
+    rows: tuple[Literal["colour", Method], ...] = ()
+    """colour = colours of the patches; the others are methods (--method), trained as this run is, but for the
+    method, with its batches, steps and optimiser. Empty = no table."""
     fixed_phi0: float | None = None
     """Threshold of the row fixed [cosine]; None = --loss.phi0."""
     images: int = 1024
