@@ -40,14 +40,16 @@ Rows allocate(int64_t floats) {
     return Rows(static_cast<float*>(memory));
 }
 
-// The four lanes' result of an associative operation, and wider vectors by halves.
+// An associative operation over all lanes.
 template <class Op>
 inline float across(vf v, Op&& op) {
-    float lane[LANES];
-    std::memcpy(lane, &v, sizeof(v));
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; ++i) lane[i] = op(lane[i], lane[i + width]);
-    return lane[0];
+    typedef float quarter __attribute__((vector_size(16)));
+    quarter parts[LANES / 4];
+    std::memcpy(parts, &v, sizeof(v));
+    for (int width = LANES / 8; width; width /= 2)
+        for (int i = 0; i < width; ++i)
+            for (int k = 0; k < 4; ++k) parts[i][k] = op(parts[i][k], parts[i + width][k]);
+    return op(op(parts[0][0], parts[0][1]), op(parts[0][2], parts[0][3]));
 }
 
 inline void prefetch_row(const float* row, int64_t floats) {
@@ -118,7 +120,7 @@ class MeanField {
         }
     }
 
-    void softmax(const float* energy, float* q) const {
+    __attribute__((noinline)) void softmax(const float* energy, float* q) const {
         vf top = load(energy);
         for (int64_t i = LANES; i < row_; i += LANES) top = max(top, load(energy + i));
         const vf shift = splat(across(top, [](float a, float b) { return std::max(a, b); }));
@@ -132,7 +134,7 @@ class MeanField {
         for (int64_t i = 0; i < row_; i += LANES) store(q + i, load(q + i) * inverse);
     }
 
-    void splat_all(const crf::Lattice& lattice, const float* q, float* values) const {
+    __attribute__((noinline)) void splat_all(const crf::Lattice& lattice, const float* q, float* values) const {
         for (int64_t v = 0; v < lattice.vertices; ++v)
             for (int64_t block = 0; block < row_; block += V * LANES) {
                 vf sum[V] = {};
@@ -170,7 +172,7 @@ class MeanField {
     }
 
     // New probabilities of a row of pixels from the filtered old ones.
-    void sweep(int64_t y, const float* old, float* fresh) const {
+    __attribute__((noinline)) void sweep(int64_t y, const float* old, float* fresh) const {
         const crf::Stencil* stencil = kernels_.stencils.empty() ? nullptr : &kernels_.stencils[0];
         for (int64_t x = 0; x < width_; ++x) {
             const int64_t p = y * width_ + x;
@@ -182,24 +184,29 @@ class MeanField {
                     const crf::Lattice& lattice = kernels_.lattices[k];
                     const Entry* entries = &lattice.slice[p * lattice.corners];
                     const float* values = vertices_[k].get() + block;
-                    for (int r = 0; r < lattice.corners; ++r)
-                        accumulate(r % 2 ? rest : sum, entries[r].weight, values + entries[r].index * row_);
+                    if (x + VERTICES_AHEAD < width_)
+                        for (int r = 0; r < lattice.corners; ++r)
+                            prefetch_row(values + entries[VERTICES_AHEAD * lattice.corners + r].index * row_, V * LANES);
+                    add_terms(sum, rest, entries, entries + lattice.corners, values);
                 }
                 if (stencil) {
                     const int64_t at = stencil->row[y] * width_ + x;
-                    const Entry *tap = stencil->taps.data() + stencil->first[at],
-                                *end = stencil->taps.data() + stencil->first[at + 1];
-                    const float* here = old + p * row_ + block;
-                    for (; tap + 1 < end; tap += 2) {
-                        accumulate(sum, tap[0].weight, here + tap[0].index * row_);
-                        accumulate(rest, tap[1].weight, here + tap[1].index * row_);
-                    }
-                    if (tap < end) accumulate(sum, tap->weight, here + tap->index * row_);
+                    const Entry* taps = stencil->taps.data();
+                    add_terms(sum, rest, taps + stencil->first[at], taps + stencil->first[at + 1], old + p * row_ + block);
                 }
                 for (int k = 0; k < V; ++k) store(to + block + k * LANES, sum[k] + rest[k]);
             }
             softmax(to, to);
         }
+    }
+
+    // Into two sums by turns: a sum waits for its last product.
+    void add_terms(vf* sum, vf* rest, const Entry* entry, const Entry* end, const float* rows) const {
+        for (; entry + 1 < end; entry += 2) {
+            accumulate(sum, entry[0].weight, rows + entry[0].index * row_);
+            accumulate(rest, entry[1].weight, rows + entry[1].index * row_);
+        }
+        if (entry < end) accumulate(sum, entry->weight, rows + entry->index * row_);
     }
 
     static int64_t vertex(int32_t link) { return link < 0 ? ~link : link; }

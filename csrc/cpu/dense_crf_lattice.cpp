@@ -326,13 +326,12 @@ Lattice lattice_of(Mesh&& mesh, double weight) {
 // Rows of the operator slice * blur * splat of a mesh, one after the other.
 class OperatorRows {
   public:
-    OperatorRows(const Mesh& mesh, const Lattice& lattice) : mesh_(mesh), lattice_(lattice), before_(mesh.next.size()) {
-        for (size_t axis = 0; axis < before_.size(); ++axis) {
-            before_[axis].assign(mesh.vertices, -1);
-            for (int64_t v = 0; v < mesh.vertices; ++v)
-                if (mesh.next[axis][v] >= 0) before_[axis][mesh.next[axis][v]] = static_cast<int32_t>(v);
-        }
-        values_.assign(mesh.vertices, 0.0f), blurred_.assign(mesh.vertices, 0.0f);
+    OperatorRows(const std::vector<std::vector<int32_t>>& next, const Lattice& lattice)
+        : next_(next), lattice_(lattice), before_(next.size(), std::vector<int32_t>(lattice.vertices, -1)),
+          values_(lattice.vertices), blurred_(lattice.vertices) {
+        for (size_t axis = 0; axis < next.size(); ++axis)
+            for (int64_t v = 0; v < lattice.vertices; ++v)
+                if (next[axis][v] >= 0) before_[axis][next[axis][v]] = static_cast<int32_t>(v);
     }
 
     // visit(pixel, weight) for every term of a pixel's sum; a pixel may come several times.
@@ -348,7 +347,7 @@ class OperatorRows {
                 values_[v] = 0.0f;
                 add(v, value, blurred_, next_active_);
                 add(before_[axis][v], 0.5f * value, blurred_, next_active_);
-                add(mesh_.next[axis][v], 0.5f * value, blurred_, next_active_);
+                add(next_[axis][v], 0.5f * value, blurred_, next_active_);
             }
             active_.clear();
             std::swap(active_, next_active_), std::swap(values_, blurred_);
@@ -368,7 +367,7 @@ class OperatorRows {
         values[vertex] += value;
     }
 
-    const Mesh& mesh_;
+    const std::vector<std::vector<int32_t>>& next_;
     const Lattice& lattice_;
     std::vector<std::vector<int32_t>> before_;
     std::vector<float> values_, blurred_;
@@ -377,40 +376,38 @@ class OperatorRows {
 
 // With a sigma of 1 pixel a step of one row is a step of the lattice itself: rows have the same sums but for rounding,
 // which has a period of 3, and for those near the upper and lower border. So the table is that of a low image.
-constexpr int64_t BORDER = 8, PERIOD = 3;
+constexpr int64_t BORDER = 5, PERIOD = 3;
+// A simplex and all blurs reach 1, 2 and 1 pixels; at 4 pixels nothing is left.
+constexpr int64_t REACH = 3;
 constexpr float SMALLEST = 1e-7f;  // sums below it are rounding
 
 Stencil stencil_of(const PpapDenseCrf& problem, double weight) {
-    const int64_t width = problem.W, height = problem.H;
-    const int64_t low = std::min(height, 2 * BORDER + PERIOD + (height + PERIOD - 2 * BORDER % PERIOD) % PERIOD);
+    const int64_t width = problem.W, height = problem.H, least = 2 * BORDER + PERIOD;
+    const int64_t low = height < least ? height : least + (height - least) % PERIOD;
     Mesh small = mesh<2>({width, low, 1.0f, nullptr, 1.0f});
-    Mesh kept = small;
+    const std::vector<std::vector<int32_t>> next = small.next;
     const Lattice lattice = lattice_of(std::move(small), weight);
-    OperatorRows rows(kept, lattice);
+    OperatorRows rows(next, lattice);
     Stencil out;
+    out.reach = REACH;
     for (int64_t y = 0; y < height; ++y) {
-        int64_t row = y;
-        if (height > low) row = y < BORDER ? y : y >= height - BORDER ? y - height + low : BORDER + (y - BORDER) % PERIOD;
+        const bool inside = height > low && y >= BORDER && y < height - BORDER;
+        const int64_t row = inside ? BORDER + (y - BORDER) % PERIOD : y < BORDER ? y : y - height + low;
         out.row.push_back(static_cast<int32_t>(row));
     }
     std::vector<float> sums(width * low, 0.0f);
-    std::vector<int64_t> touched;
-    for (int64_t pixel = 0; pixel < width * low; ++pixel) {
-        out.first.push_back(out.taps.size());
-        rows.terms(pixel, [&](int64_t other, float value) {
-            if (sums[other] == 0.0f) touched.push_back(other);
-            sums[other] += value;
-        });
-        std::sort(touched.begin(), touched.end());
-        for (int64_t other : touched) {
-            if (std::abs(sums[other]) >= SMALLEST) {
-                out.taps.push_back({static_cast<int32_t>(other - pixel), sums[other]});
-                out.reach = std::max(out.reach, std::abs(other / width - pixel / width));
-            }
-            sums[other] = 0.0f;
+    for (int64_t y = 0; y < low; ++y)
+        for (int64_t x = 0; x < width; ++x) {
+            const int64_t pixel = y * width + x;
+            rows.terms(pixel, [&](int64_t other, float value) { sums[other] += value; });
+            out.first.push_back(out.taps.size());
+            for (int64_t v = std::max<int64_t>(0, y - REACH); v <= std::min(low - 1, y + REACH); ++v)
+                for (int64_t u = std::max<int64_t>(0, x - REACH); u <= std::min(width - 1, x + REACH); ++u) {
+                    const int64_t other = v * width + u;
+                    if (sums[other] >= SMALLEST) out.taps.push_back({static_cast<int32_t>(other - pixel), sums[other]});
+                    sums[other] = 0.0f;
+                }
         }
-        touched.clear();
-    }
     out.first.push_back(out.taps.size());
     return out;
 }
