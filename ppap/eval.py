@@ -24,7 +24,7 @@ from ppap.data.base import SPLITS
 from ppap.engine import Engine, for_inference, load_engine, pick_device
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.comparison import table
-from ppap.evaluation.crf import crf_available
+from ppap.evaluation.crf import crf_missing
 from ppap.evaluation.evaluate import evaluate
 from ppap.evaluation.frozen import train_frozen_probes
 from ppap.evaluation.neighbours import NeighbourEvaluation, build_bank, evaluate_neighbours, map_source
@@ -58,7 +58,7 @@ class EvalArguments:
     out: str | None = None
     """JSON file for the results, never overwritten; None = a new evaluation*.json in the run."""
     data: DataConfig = field(default_factory=DataConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    eval: EvalConfig = field(default_factory=lambda: _with_crf(EvalConfig()))
 
     def __post_init__(self) -> None:
         if self.frozen_steps is not None and self.frozen_steps < 1:
@@ -92,8 +92,13 @@ def _parse(argv: Sequence[str]) -> tuple[EvalArguments, list[Path]]:
         path, name = first.checkpoint, _name(first)
     runs = seeds.runs_of(Path(path)) if seeds.is_set(Path(path)) else [Path(path)]
     config = _settings(load_checkpoint(runs[0], name))
-    defaults = EvalArguments(checkpoint=path, data=config.data, eval=config.eval)
+    defaults = EvalArguments(checkpoint=path, data=config.data, eval=_with_crf(config.eval))
     return parse(EvalArguments, argv, command="eval", description=__doc__, default=defaults), runs
+
+
+def _with_crf(config: EvalConfig) -> EvalConfig:
+    """The settings of a training as defaults here: where it did without CRF, the native one."""
+    return dataclasses.replace(config, crf="native") if config.crf == "none" else config
 
 
 def _name(arguments: EvalArguments) -> str | None:
@@ -178,8 +183,7 @@ def _measure_probes(
     engine: Engine, checkpoint: Checkpoint, config: Config, datasets: Datasets, arguments: EvalArguments
 ) -> Measured:
     dataset, code_of, batch_code = datasets.val, engine.code, engine.code_of
-    missing = crf_available(config.eval.crf) if config.eval.crf != "none" else None
-    if missing:
+    if missing := crf_missing(config.eval.crf):
         print(f"{missing}; going on without", flush=True)
     if arguments.frozen:
         if not datasets.train.labelled:
@@ -196,8 +200,10 @@ def _measure_probes(
         workers=config.data.workers,
     )
     names = dataset.class_names if dataset.classes <= _LISTED_CLASSES else ()
-    lines = [score_table(result, names), *result.notes]
     record = evaluation_record(config, engine, checkpoint, result)
+    lines = [score_table(result, names), *result.notes]
+    if result.crf:
+        lines.insert(1, f"CRF by {record['provenance']['crf']}")
     if arguments.refit_clusters:
         numbers = range(config.train.seed + 1, config.train.seed + 1 + arguments.refit_clusters)
         summaries = refit_clusters(code_of, batch_code, engine, datasets, config, numbers)

@@ -38,7 +38,8 @@ def provenance(
             as an untouched backbone.
         step: training step of tensors that lie in no checkpoint; None = they were not trained.
         selection: why these weights; None = what the checkpoint says.
-        crf: the implementation that ran, or ``none``.
+        crf: the implementation that ran, as :func:`ppap.evaluation.crf.crf_implementation` names it, or
+            ``none``.
 
     Returns:
         ``preset``, ``method``, ``protocol``, ``seed``, ``settings`` (hash) and ``config`` (all of it),
