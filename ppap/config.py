@@ -21,9 +21,8 @@ from ppap.errors import UsageError
 from ppap.evaluation.config import CompareConfig as CompareConfig  # parts of Config, imported from here
 from ppap.evaluation.config import EvalConfig as EvalConfig
 from ppap.evaluation.config import NeighboursConfig as NeighboursConfig
-from ppap.fields import check_field
+from ppap.fields import Method, check_field
 from ppap.methods.config import HPConfig as HPConfig
-from ppap.methods.config import MethodName
 from ppap.methods.config import StegoConfig as StegoConfig
 
 DataKind = Literal[
@@ -278,16 +277,16 @@ class Config:
 
     preset: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "folder"
     """Name of the preset these settings started from."""
-    method: MethodName = "ppap"
+    protocol: Literal["code", "paper"] = "code"
+    """Where the paper and its published code differ: code = the preset as it stands, paper = as the paper
+    says it (ppap.protocol has the list). Any other option given beside it wins."""
+    method: Method = "ppap"
     """What is trained. ppap = Progressive Proxy Anchor Propagation; frozen = nothing but the probes, on the
     backbone's features; fixed, tps, ans = PPAP without propagation, with trustworthy positives alone, with
     ambiguous patches excluded alone (Table 5); random = a control, PPAP with the sets of random patches;
     hp = Hidden Positives; stego = STEGO. With hp or stego, the defaults of --optim and --train are those
     that the method published for the preset's data, where it did; hp caches no features.
     """
-    protocol: Literal["code", "paper"] = "code"
-    """Where the paper and its published code differ: code = the preset as it stands, paper = as the paper
-    says it (ppap.protocol has the list). Any other option given beside it wins."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -304,6 +303,10 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+# Fields of earlier checkpoints that nothing reads any more.
+_GONE = ("config.eval.crf_timeout",)
+
+
 def from_dict(values: dict[str, Any], kind: type = Config, where: str = "config") -> Any:
     """Rebuild a config from :func:`to_dict`; unknown keys are refused with the nearest valid name.
 
@@ -314,6 +317,8 @@ def from_dict(values: dict[str, Any], kind: type = Config, where: str = "config"
     hints = typing.get_type_hints(kind)
     built = {}
     for key, value in values.items():
+        if f"{where}.{key}" in _GONE:
+            continue
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(fields)}"

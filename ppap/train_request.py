@@ -45,8 +45,8 @@ def parse_arguments(argv: Sequence[str]) -> Request:
         prog="ppap train", usage=f"ppap {command} [options]", add_help=False, allow_abbrev=False
     )
     pre.add_argument("--resume", metavar="RUN")
-    pre.add_argument("--method", metavar="METHOD")
     pre.add_argument("--protocol", default=None)
+    pre.add_argument("--method", metavar="METHOD")
     pre.add_argument("--seeds", metavar="SEED", nargs="+", default=())
     known, rest = pre.parse_known_args(list(argv))
     if known.protocol is not None:

@@ -206,12 +206,14 @@ def _check_files(part: Part, split: str, partial: bool, problems: Problems) -> P
     missing, damaged = find_incomplete(files.image_path, len(files), f"check {split} images")
     for text in damaged.values():
         problems.add("damaged", text)
-    absent = set(missing)
+    there = np.delete(np.arange(len(files)), missing).tolist()
     if files.label is not None:
-        unlabelled, damaged = find_incomplete(files.label_path, len(files), f"check {split} labels")
-        for i in unlabelled:
-            if i not in absent:
-                problems.add("unlabelled", f"{files.image_path(i)}: no {files.label_path(i)}")
+        unlabelled, damaged = find_incomplete(
+            lambda k: files.label_path(there[k]), len(there), f"check {split} labels"
+        )
+        for k in unlabelled:
+            i = there[k]
+            problems.add("unlabelled", f"{files.image_path(i)}: no {files.label_path(i)}")
         for text in damaged.values():
             problems.add("damaged", text)
     if partial:

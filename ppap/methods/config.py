@@ -1,13 +1,10 @@
-"""Settings of the methods other than PPAP; a part of ``ppap.config.Config``."""
+"""Settings of the methods beside PPAP; parts of ``ppap.config.Config``."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 from ppap.fields import check_field
-
-MethodName = Literal["ppap", "frozen", "fixed", "tps", "ans", "random", "hp", "stego"]
-"""Every method; ``ppap.methods.table`` has their classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
