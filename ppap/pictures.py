@@ -26,6 +26,7 @@ _BACKGROUND = (255, 255, 255)
 _INK = (32, 32, 32)
 _TEXT_SIZE = 15  # pixels: readable at 100 % zoom and in a scaled-down README
 _GAP = 8  # pixels
+_LEGEND_LIMIT = 64  # classes
 
 
 def save_index_png(labels: Any, path: str | PathLike, colours: np.ndarray | None = None) -> None:
@@ -150,7 +151,7 @@ def strip(
         column_titles: one per column.
         path: file to write; None = none.
         colours: (n, 3) uint8; None = palette(256).
-        names: class names for a legend below; empty = no legend.
+        names: class names for a legend below, of more than 64 only those that occur; empty = no legend.
         cell: longer side of a cell [pixels].
 
     Returns:
@@ -165,7 +166,8 @@ def strip(
     widths = [max(row[j].width for row in pictures) for j in range(len(column_titles))]
     widths = [max(w, _text_width(title)) for w, title in zip(widths, column_titles, strict=True)]
     heights = [max(picture.height for picture in row) for row in pictures]
-    below = legend(names, colours, sum(widths) + _GAP * (len(widths) + 1)) if names else None
+    names, swatches = _occurring(names, colours, rows)
+    below = legend(names, swatches, sum(widths) + _GAP * (len(widths) + 1)) if names else None
     title_height = _TEXT_SIZE + 2 * _GAP
     size = (
         max(sum(widths) + _GAP * (len(widths) + 1), below.width if below else 0),
@@ -186,6 +188,18 @@ def strip(
     if path is not None:
         sheet.save(path)
     return sheet
+
+
+def _occurring(
+    names: Sequence[str], colours: np.ndarray | None, rows: Sequence[Sequence[Any]]
+) -> tuple[Sequence[str], np.ndarray | None]:
+    """Names and colours of a legend: all of a few, of many those that the cells show."""
+    if len(names) <= _LEGEND_LIMIT:
+        return names, colours
+    maps = [_as_labels(cell) for row in rows for cell in row if np.asarray(cell).ndim == 2]
+    shown = sorted({int(i) for labels in maps for i in np.unique(labels) if 0 <= i < len(names)})
+    colours = palette(len(names)) if colours is None else _as_colours(colours)
+    return [names[i] for i in shown], colours[shown]
 
 
 def curves(rows: Sequence[Mapping[str, Any]], path: str | PathLike) -> None:
