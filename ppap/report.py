@@ -68,7 +68,7 @@ def write_report(
     if losses:
         first, last = losses[0], losses[-1]
         lines += [f"- loss {row['loss']:.3f} at step {row['step']}" for row in (first, last)]
-        hint = sets_hint(last)
+        hint = sets_hint(last) if engine.method.propagation else None
         if hint:
             lines += ["", f"> **Step {last['step']}: {hint}**"]
     if comparison:
@@ -110,7 +110,7 @@ def score_lines(evaluation: Evaluation | None, names: Sequence[str]) -> list[str
 
 
 def sets_hint(row: Mapping[str, Any]) -> str | None:
-    """What to do about a logged step whose positive or negative sets were all empty."""
+    """What to do about a logged step of PPAP whose positive or negative sets were all empty."""
     if row.get("positives") == 0:
         return (
             "no anchor has a positive, so that the contrastive loss is 0; lower --loss.phi0 "
