@@ -79,8 +79,8 @@ def main() -> None:
         "# Resources of the CUDA kernels\n\n"
         "Registers of a thread / spilled bytes, from `python -m bench.cuda_build` with nvcc "
         f"{release}. Nothing was run on a GPU.\nThe first number of a template is the precision of its "
-        "products: 0 fp32 by split operands, 1 fp16, 2 bf16\n(tensor cores, from sm_80), 3 plain fp32. Shared "
-        "memory is given at launch.\n\n"
+        "products: 0 fp32 by split operands, 1 fp16, 2 bf16\n(tensor cores, from sm_80), 3 plain fp32. "
+        "Shared memory is given at launch.\n\n"
         f"{table(resources(report))}\n"
     )
     print(text)
