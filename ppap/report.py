@@ -48,7 +48,7 @@ def write_report(
         comparison: rows of ``--compare.rows``, for a table and a strip of their own.
     """
     rows = run.rows()
-    curves(rows, run.pictures / "curves.png")
+    curves(_drawn(rows), run.pictures / "curves.png")
     has_strip = config.eval.pictures > 0
     if has_strip:
         draw_strip(engine, dataset, evaluation, config.eval.pictures, run.pictures / "strip.png")
@@ -85,6 +85,13 @@ def write_report(
         lines += ["", "## Positives", "", *_POSITIVES_TEXT, "", "![positives](pictures/positives.png)"]
     lines += ["", "## Next", "", *_next_steps(run, evaluation is not None, config)]
     (run.path / "report.md").write_text("\n".join(lines) + "\n")
+
+
+def _drawn(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Records without the linear probe's loss where it was 0 throughout, for want of labels."""
+    if any(row.get("linear_loss") for row in rows):
+        return list(rows)
+    return [{key: row[key] for key in row if key != "linear_loss"} for row in rows]
 
 
 def score_lines(evaluation: Evaluation | None, names: Sequence[str]) -> list[str]:
