@@ -189,4 +189,5 @@ def test_every_family_trains_and_evaluates_from_the_command_line(name, tmp_path,
     else:
         assert "protocol: probes" in text and "labels chose it" in text
         final = json.loads((out / "evaluation-final.json").read_text())
-        assert final["summary"] == record["summary"] and set(final["summary"]) >= {"cluster_miou"}
+        assert "cluster_miou" in final["summary"]
+        assert final["summary"].items() <= record["summary"].items(), "which has those with CRF too"

@@ -9,8 +9,6 @@ import os
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets
 from ppap.data.crops import CROPS, crop_places, crop_table, find_crops

@@ -9,8 +9,6 @@ are crops (``ppap/data/crops.py``) unless --data.crop none. ``ppap/data/coco_lis
 import os
 from pathlib import Path
 
-import numpy as np
-
 from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets
 from ppap.data.coco_lists import find_list
