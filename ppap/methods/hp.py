@@ -38,6 +38,8 @@ class HPNet(Network):
     on the features that are compared; never on the code itself.
     """
 
+    has_embedding = True
+
     def __init__(self, backbone: Backbone, config: HPConfig) -> None:
         """Args: frozen network, settings. Initial weights follow torch's global generator."""
         super().__init__(backbone)
