@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ppap.errors import DataError, NumberError
 
-FORMAT = 1
+FORMAT = 2
 FILES = ("model.safetensors", "config.json", "state.pt")
 
 
@@ -31,10 +31,17 @@ class Checkpoint:
 
     path: Path
     tensors: dict[str, Tensor]
-    """Weights by name: ``backbone.*, block.*, projection.*, linear.*, cluster.*``."""
+    """Weights by name: ``backbone.*``, what the method trains and keeps, ``linear.*, cluster.*``."""
     info: dict[str, Any]
     """``config`` (all settings), ``backbone`` (spec), ``origin``, ``classes``, ``class_names``,
     ``assignment``, ``step``."""
+    selection: str = "given by its folder"
+    """Why this one was taken, in words."""
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the file of weights, as the manifest has it and :func:`load_checkpoint` verified it."""
+        return _read_json(self.path / "manifest.json")["model.safetensors"]
 
     def state(self) -> dict[str, Any]:
         """Optimisers, counters and generators, for resuming.
@@ -117,12 +124,13 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def find_checkpoint(path: str | Path, name: str | None = None) -> Path:
-    """Folder of a checkpoint, given that folder or a run directory.
+def find_checkpoint(path: str | Path, name: str | None = None) -> tuple[Path, str]:
+    """Folder of a checkpoint, given that folder or a run directory, and why it was taken.
 
     Args:
         path: checkpoint folder, or run directory with ``checkpoints/{best,last}``.
-        name: ``best`` or ``last``, for run directories; None = best if there is one, else last.
+        name: ``best`` or ``last``, for run directories; None = what the run's ``--train.selection`` says, or
+            the other one where that is missing.
 
     Raises:
         DataError: nothing there looks like a checkpoint.
@@ -131,16 +139,39 @@ def find_checkpoint(path: str | Path, name: str | None = None) -> Path:
     if not path.exists():
         raise DataError(f"there is no checkpoint or run directory at {path}; check the path")
     if (path / "manifest.json").exists():
-        return path
-    for candidate in (name,) if name else ("best", "last"):
+        return path, "given by its folder"
+    selection = name or _selection(path)
+    for candidate in (name,) if name else (selection, {"best": "last", "last": "best"}[selection]):
         folder = path / "checkpoints" / candidate
         for found in (folder, folder.with_name(f".{candidate}.old")):
             if (found / "manifest.json").exists():
-                return found
+                why = f"asked for: {name}" if name else _REASONS[selection, candidate]
+                return found, why
     wanted = f"checkpoints/{name or '{best,last}'}"
     raise DataError(
         f"{path} holds neither manifest.json nor {wanted}; give a run directory or a checkpoint folder"
     )
+
+
+_REASONS = {
+    ("last", "last"): "the last step, as --train.selection last decided beforehand",
+    (
+        "best",
+        "best",
+    ): "the best sum of the four validation scores, as --train.selection best says: validation "
+    "labels chose it",
+    ("best", "last"): "the last step: there is no best one, for want of labelled validation images",
+    ("last", "best"): "the best one: there is no last one",
+}
+"""(What the run selects, what there is) -> the reason."""
+
+
+def _selection(run: Path) -> str:
+    """What a run directory's settings select."""
+    try:
+        return json.loads((run / "config.json").read_text())["config"]["train"]["selection"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "last"
 
 
 def load_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
@@ -152,7 +183,7 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
     Raises:
         DataError: missing, damaged or of an unknown format; the message names the file.
     """
-    folder = find_checkpoint(path, name)
+    folder, selection = find_checkpoint(path, name)
     manifest = _read_json(folder / "manifest.json")
     for file in FILES:
         if not (folder / file).exists():
@@ -161,10 +192,11 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
             raise DataError(f"{folder / file} differs from its checksum in manifest.json; copy it again")
     info = _read_json(folder / "config.json")
     if info.get("format") != FORMAT:
-        raise DataError(
-            f"{folder} has checkpoint format {info.get('format')!r}, this ppap reads {FORMAT}; update ppap"
-        )
-    return Checkpoint(folder, load_file(folder / "model.safetensors"), info)
+        found = info.get("format")
+        older = isinstance(found, int) and found < FORMAT
+        remedy = "train again, or use the ppap that wrote it" if older else "update ppap"
+        raise DataError(f"{folder} has checkpoint format {found!r}, this ppap reads {FORMAT}; {remedy}")
+    return Checkpoint(folder, load_file(folder / "model.safetensors"), info, selection)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

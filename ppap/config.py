@@ -18,16 +18,16 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ppap.errors import UsageError
+from ppap.evaluation.config import CompareConfig as CompareConfig  # parts of Config, imported from here
+from ppap.evaluation.config import EvalConfig as EvalConfig
+from ppap.evaluation.config import NeighboursConfig as NeighboursConfig
+from ppap.fields import Method, check_field
+from ppap.methods.config import HPConfig as HPConfig
+from ppap.methods.config import StegoConfig as StegoConfig
 
 DataKind = Literal[
     "scenes", "folder", "cocostuff27", "cocostuff15", "cocostuff3", "cityscapes27", "potsdam3", "imagenet_s"
 ]
-
-
-def check_field(ok: bool, name: str, value: Any, remedy: str) -> None:
-    """Refuse an impossible value with a ValueError that names option, value and remedy."""
-    if not ok:
-        raise ValueError(f"--{name} is {value!r}; {remedy}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Propagation (paper Eq. 1-7) and contrastive loss (Eq. 8)."""
+    """PPAP's propagation (paper Eq. 1-7) and contrastive loss (Eq. 8)."""
 
     phi0: float = 0.55
     """Initial threshold of the positives [cosine]."""
@@ -170,16 +170,8 @@ class LossConfig:
     """Divides the proxy's movement before it raises psi (Eq. 5)."""
     temperature: float = 0.8
     """Temperature tau of the softmax."""
-    base_temperature: float = 0.07
-    """The loss is multiplied by temperature / base_temperature (published code)."""
-    trustworthy_positives: bool = True
-    """Propagate the positives (TPS, Table 5); off = positives above phi0 around the anchor itself."""
-    ambiguity_excluded: bool = True
-    """Leave ambiguous patches out of the denominator (ANS, Table 5); off = every non-positive is a
-    negative.
-    """
-    shuffle_guidance: bool = False
-    """Control: every anchor gets the sets of a random other patch. Nothing can be learned from them."""
+    base_temperature: float | None = 0.07
+    """The loss is multiplied by temperature / base_temperature (published code); None = by 1 (Eq. 8)."""
     chunk: int = 784
     """Anchors are drawn and averaged per chunk of this many consecutive patches."""
     anchor_divisor: int = 4
@@ -187,12 +179,12 @@ class LossConfig:
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Products of the loss; auto = the autocast type, else that of the inputs."""
     memory_budget_mib: int = 512
-    """Limit of all temporaries of the loss [MiB]."""
+    """Limit of all temporaries of the loss [MiB]; method hp keeps to it too."""
 
     def __post_init__(self) -> None:
         for name in ("sigma_pos", "sigma_amb", "temperature", "base_temperature"):
             value = getattr(self, name)
-            ok = value > 0 and math.isfinite(value)
+            ok = (value is None and name == "base_temperature") or (value > 0 and math.isfinite(value))
             check_field(ok, f"loss.{name.replace('_', '-')}", value, "give a finite positive number")
         for name in ("phi0", "psi0"):
             check_field(
@@ -217,8 +209,8 @@ class OptimConfig:
     """Learning rate of the trainable block and the projection."""
     weight_decay: float = 0.01
     """Weight decay of the trainable block and the projection (adamw: decoupled)."""
-    clip_norm: float = 10.0
-    """Largest L2 norm of the network's gradient; the probes are not clipped."""
+    clip_norm: float | None = 10.0
+    """Largest L2 norm of the network's gradient; the probes are not clipped. None = no clipping."""
     linear_lr: float = 1e-3
     """Learning rate of the linear probe (Adam)."""
     cluster_lr: float = 1e-3
@@ -230,7 +222,7 @@ class OptimConfig:
         for name in ("lr", "clip_norm", "linear_lr", "cluster_lr"):
             value = getattr(self, name)
             check_field(
-                value > 0 and math.isfinite(value),
+                (value is None and name == "clip_norm") or (value > 0 and math.isfinite(value)),
                 f"optim.{name.replace('_', '-')}",
                 value,
                 "give a positive number",
@@ -239,78 +231,17 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Evaluation of both probes on the validation images."""
-
-    batch_size: int = 16
-    """Images per batch."""
-    crf: Literal["none", "pydensecrf"] = "none"
-    """Dense CRF on the class scores; results without it are always reported too."""
-    crf_workers: int = 2
-    """Processes that run the CRF; 0 = in the main process, without a time-out."""
-    crf_timeout: float = 60.0
-    """Longest time for the CRF of one image [s]; an image over it keeps its labels without CRF and is
-    counted.
-    """
-
-    crf_image: Literal["original", "published"] = "original"
-    """Picture that the CRF sees: original = the pixels as loaded, published = the normalised image turned
-    back and truncated, which makes some values 1 too low."""
-    pictures: int = 6
-    """Validation images drawn in the report."""
-
-    def __post_init__(self) -> None:
-        check_field(self.pictures >= 0, "eval.pictures", self.pictures, "give 0 or more")
-        check_field(self.batch_size >= 1, "eval.batch-size", self.batch_size, "give at least 1")
-        check_field(self.crf_workers >= 0, "eval.crf-workers", self.crf_workers, "give 0 or more")
-        check_field(
-            self.crf_timeout > 0, "eval.crf-timeout", self.crf_timeout, "give a positive number of seconds"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """A table at the end of training: several codes under the same probes, whose initial weights and batches
-    follow --train.seed."""
-
-    rows: tuple[Literal["colour", "frozen", "fixed", "random", "ppap"], ...] = ()
-    """colour = colours of the patches; frozen = the backbone's features; fixed = trained with positives above
-    a fixed threshold (Table 5, first row); random = trained with random positives; ppap = this run. Empty =
-    no table."""
-    fixed_phi0: float | None = None
-    """Threshold of the row fixed [cosine]; None = --loss.phi0."""
-    images: int = 1024
-    """Training images at most, spread over the set, that the probes learn from; their codes and labels are
-    held in memory."""
-    steps: int = 200
-    """Steps of the probes."""
-    batch_size: int = 16
-    """Images per step."""
-    lr: float = 0.05
-    """Adam's first rate; it falls to 0 along a cosine, so that the probes settle."""
-    starts: int = 5
-    """Cluster probes from different initial weights; the one with the least probe loss counts."""
-
-    def __post_init__(self) -> None:
-        check_field(len(set(self.rows)) == len(self.rows), "compare.rows", self.rows, "name each row once")
-        for name in ("images", "steps", "batch_size", "starts"):
-            value = getattr(self, name)
-            check_field(value >= 1, f"compare.{name.replace('_', '-')}", value, "give at least 1")
-        check_field(self.lr > 0 and math.isfinite(self.lr), "compare.lr", self.lr, "give a positive number")
-        check_field(
-            self.fixed_phi0 is None or math.isfinite(self.fixed_phi0),
-            "compare.fixed-phi0",
-            self.fixed_phi0,
-            "give a finite cosine",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop."""
 
     batch_size: int = 64
     """Images per step."""
+    selection: Literal["last", "best"] = "last"
+    """Checkpoint that the report, eval, predict and load take: last = the last step, decided beforehand; best
+    = the largest sum of the four scores on the labelled validation images, as published. Both are
+    written."""
+    extra_clusters: int = 0
+    """Centres of the cluster probe beyond one per class; --eval.unmatched says what their pixels count."""
     epochs: int = 5
     """Passes over the training images; --train.steps, when given, decides instead."""
     steps: int | None = None
@@ -335,7 +266,7 @@ class TrainConfig:
         check_field(0 <= self.seed < 2**63, "train.seed", self.seed, "give 0 to 2^63 - 1")
         check_field(self.steps is None or self.steps >= 1, "train.steps", self.steps, "give at least 1")
         check_field(self.log_every >= 1, "train.log-every", self.log_every, "give at least 1")
-        for name in ("val_every", "save_every"):
+        for name in ("val_every", "save_every", "extra_clusters"):
             value = getattr(self, name)
             check_field(value >= 0, f"train.{name.replace('_', '-')}", value, "give 0 or more")
 
@@ -346,9 +277,21 @@ class Config:
 
     preset: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "folder"
     """Name of the preset these settings started from."""
+    protocol: Literal["code", "paper"] = "code"
+    """Where the paper and its published code differ: code = the preset as it stands, paper = as the paper
+    says it (ppap.protocol has the list). Any other option given beside it wins."""
+    method: Method = "ppap"
+    """What is trained. ppap = Progressive Proxy Anchor Propagation; frozen = nothing but the probes, on the
+    backbone's features; fixed, tps, ans = PPAP without propagation, with trustworthy positives alone, with
+    ambiguous patches excluded alone (Table 5); random = a control, PPAP with the sets of random patches;
+    hp = Hidden Positives; stego = STEGO. With hp or stego, the defaults of --optim and --train are those
+    that the method published for the preset's data, where it did; hp caches no features.
+    """
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    hp: HPConfig = field(default_factory=HPConfig)
+    stego: StegoConfig = field(default_factory=StegoConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
@@ -358,6 +301,10 @@ class Config:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain containers, ready for JSON (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+# Fields of earlier checkpoints that nothing reads any more.
+_GONE = ("config.eval.crf_timeout",)
 
 
 def from_dict(values: dict[str, Any], kind: type = Config, where: str = "config") -> Any:
@@ -370,6 +317,8 @@ def from_dict(values: dict[str, Any], kind: type = Config, where: str = "config"
     hints = typing.get_type_hints(kind)
     built = {}
     for key, value in values.items():
+        if f"{where}.{key}" in _GONE:
+            continue
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(fields)}"
@@ -390,6 +339,11 @@ def _is_tuple(hint: Any) -> bool:
 
 
 def config_hash(config: Any) -> str:
-    """First 12 hex digits of the sha256 of the config's canonical JSON."""
-    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    """First 12 hex digits of the sha256 of the config's canonical JSON, but for the run's folder.
+
+    The same run written to another folder (``train.out``) has the same hash.
+    """
+    values = to_dict(config)
+    values.get("train", {}).pop("out", None)
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -209,7 +209,7 @@ def curves(rows: Sequence[Mapping[str, Any]], path: str | PathLike) -> None:
         rows: records as in metrics.jsonl: ``step`` and numbers, nested mappings joined by "/". Every name
             that contains "loss" has a panel of its own, since their scales differ; names with "accuracy" or
             "iou" share the last one [%]. Others, and values that are no finite number, are left out, and so
-            are rows without ``step``.
+            are rows without ``step``. A panel with a single step has bars.
         path: file to write.
 
     Raises:
@@ -228,6 +228,10 @@ def curves(rows: Sequence[Mapping[str, Any]], path: str | PathLike) -> None:
     axes = figure.subplots(height, 2, squeeze=False).ravel()
     colours = palette(256) / 255
     for axis, (label, lines) in zip(axes, panels.items(), strict=False):
+        axis.spines[["top", "right"]].set_visible(False)
+        if len({step for points in lines.values() for step, _ in points}) == 1:
+            _bars(axis, label, lines, colours)
+            continue
         for i, (name, points) in enumerate(sorted(lines.items())):
             marker = "o" if len(points) <= 30 else None
             steps, values = zip(*sorted(points), strict=True)
@@ -236,12 +240,24 @@ def curves(rows: Sequence[Mapping[str, Any]], path: str | PathLike) -> None:
         axis.set_ylabel(label, fontsize=12)
         axis.set_xlabel("training step", fontsize=12)
         axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:
             axis.legend(fontsize=10, frameon=False)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     figure.savefig(path)
+
+
+def _bars(axis: Any, label: str, lines: Mapping[str, Sequence[tuple[float, float]]], colours: Any) -> None:
+    """What was measured once has no curve: a bar and the number each."""
+    names = sorted(lines)
+    values = [lines[name][0][1] for name in names]
+    places = range(len(names))
+    bars = axis.barh(places, values, color=colours[: len(names)], height=0.6)
+    axis.bar_label(bars, fmt="%.2f", padding=4, fontsize=10)
+    axis.set_yticks(places, [name.replace("_", " ") for name in names])
+    axis.invert_yaxis()
+    axis.margins(x=0.15, y=0.4 if len(names) == 1 else 0.1)
+    axis.set_xlabel(f"{label}, step {lines[names[0]][0][0]:g}", fontsize=12)
 
 
 def _curve_panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:

@@ -59,7 +59,7 @@ class Predictor:
         """Names of the ids of a probe: class names, or cluster 0, 1, ... where clusters have no class."""
         if probe == "linear" or self.assignment is not None:
             return self.class_names
-        return tuple(f"cluster {k}" for k in range(len(self.class_names)))
+        return tuple(f"cluster {k}" for k in range(len(self.engine.cluster.clusters)))
 
     @torch.no_grad()
     def predict(

@@ -7,19 +7,24 @@ from typing import Any
 
 import torch
 
-from ppap import __version__
 from ppap.analysis.positives import draw_positives
-from ppap.config import Config, config_hash, to_dict
+from ppap.checkpoint import Checkpoint
+from ppap.config import Config, config_hash
 from ppap.data import SegmentationDataset, class_colours
 from ppap.engine import Engine
-from ppap.evaluation.comparison import TITLES, Row, table
+from ppap.evaluation.comparison import Row, table
+from ppap.evaluation.crf import crf_implementation
 from ppap.evaluation.evaluate import Evaluation, pixel_scores
 from ppap.evaluation.metrics import Scores, apply_assignment
+from ppap.methods.table import TITLES
 from ppap.pictures import curves, strip
+from ppap.provenance import device_name, provenance, versions
 from ppap.rundir import RunDir
 
 _POSITIVE_IMAGES = 6  # in the picture of positives
 RANDOM_WARNING = "backbone: random weights; results are meaningless"
+FINAL_SCORES = "evaluation-final.json"
+"""A run's own scores, of the selected checkpoint, without CRF."""
 
 
 def write_report(
@@ -43,7 +48,7 @@ def write_report(
         comparison: rows of ``--compare.rows``, for a table and a strip of their own.
     """
     rows = run.rows()
-    curves(rows, run.pictures / "curves.png")
+    curves(_drawn(rows), run.pictures / "curves.png")
     has_strip = config.eval.pictures > 0
     if has_strip:
         draw_strip(engine, dataset, evaluation, config.eval.pictures, run.pictures / "strip.png")
@@ -52,14 +57,20 @@ def write_report(
     if engine.net.backbone.is_random:
         lines += [f"> **{RANDOM_WARNING}**", ""]
     lines += [
-        f"- preset `{config.preset}`, seed {config.train.seed}, settings `{config_hash(config)}`",
+        f"- preset `{config.preset}`, method `{config.method}`, protocol {config.protocol}, "
+        f"seed {config.train.seed}, "
+        f"settings `{config_hash(config)}`",
         f"- backbone: {engine.net.backbone.origin}",
-        f"- device: {device_name(engine.device)}, torch {torch.__version__}",
+        f"- device: {device_name(engine.device)}; "
+        + ", ".join(f"{name} {version}" for name, version in versions().items()),
         *(f"- {fact}" for fact in facts),
     ]
     if losses:
         first, last = losses[0], losses[-1]
         lines += [f"- loss {row['loss']:.3f} at step {row['step']}" for row in (first, last)]
+        hint = sets_hint(last) if engine.method.propagation else None
+        if hint:
+            lines += ["", f"> **Step {last['step']}: {hint}**"]
     if comparison:
         lines += ["", "## Comparison", "", *comparison_lines(config, [summaries(comparison)])]
         if has_strip:
@@ -74,6 +85,13 @@ def write_report(
         lines += ["", "## Positives", "", *_POSITIVES_TEXT, "", "![positives](pictures/positives.png)"]
     lines += ["", "## Next", "", *_next_steps(run, evaluation is not None, config)]
     (run.path / "report.md").write_text("\n".join(lines) + "\n")
+
+
+def _drawn(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Records without the linear probe's loss where it was 0 throughout, for want of labels."""
+    if any(row.get("linear_loss") for row in rows):
+        return list(rows)
+    return [{key: row[key] for key in row if key != "linear_loss"} for row in rows]
 
 
 def score_lines(evaluation: Evaluation | None, names: Sequence[str]) -> list[str]:
@@ -91,10 +109,25 @@ def score_lines(evaluation: Evaluation | None, names: Sequence[str]) -> list[str
     return lines + [f"\n{note}" for note in evaluation.notes]
 
 
+def sets_hint(row: Mapping[str, Any]) -> str | None:
+    """What to do about a logged step of PPAP whose positive or negative sets were all empty."""
+    if row.get("positives") == 0:
+        return (
+            "no anchor has a positive, so that the contrastive loss is 0; lower --loss.phi0 "
+            "(ppap analyze thresholds suggests a value)"
+        )
+    if row.get("negatives") == 0:
+        return (
+            "no anchor has a negative, so that nothing is pushed apart; raise --loss.psi0 "
+            "(ppap analyze thresholds suggests a value)"
+        )
+    return None
+
+
 def _next_steps(run: RunDir, labelled: bool, config: Config) -> list[str]:
     commands = [f"python -m ppap.predict {run.path} IMAGES --out masks"]
     if labelled:
-        commands.append(f"python -m ppap.eval {run.path} --eval.crf pydensecrf")
+        commands.append(f"python -m ppap.eval {run.path}")
     lines = ["```", *commands, "```"]
     if config.data.kind == "scenes":
         lines += ["", *_OWN_IMAGES]
@@ -126,17 +159,33 @@ _POSITIVES_TEXT = (
 )
 
 
-def comparison_record(config: Config, engine: Engine, rows: Mapping[str, Row]) -> dict[str, Any]:
-    """All of a comparison, as plain containers for JSON."""
+def evaluation_record(
+    config: Config, engine: Engine, checkpoint: Checkpoint, evaluation: Evaluation
+) -> dict[str, Any]:
+    """All of an evaluation of both probes, as plain containers for JSON."""
+    crf = crf_implementation(config.eval.crf if evaluation.crf else "none")
     return {
-        "preset": config.preset,
-        "settings": config_hash(config),
-        "seed": config.train.seed,
-        "backbone": engine.net.backbone.origin,
-        "warning": RANDOM_WARNING if engine.net.backbone.is_random else None,
-        "device": device_name(engine.device),
-        "versions": {"ppap": __version__, "torch": torch.__version__},
-        "config": to_dict(config),
+        **backbone_facts(engine),
+        "provenance": provenance(config, engine.device, checkpoint, crf=crf),
+        "summary": evaluation.summary(),
+        "scores": evaluation.to_dict(),
+    }
+
+
+def backbone_facts(engine: Engine) -> dict[str, Any]:
+    """Where the backbone came from, and the warning that random weights deserve."""
+    backbone = engine.net.backbone
+    return {"backbone": backbone.origin, "warning": RANDOM_WARNING if backbone.is_random else None}
+
+
+def comparison_record(config: Config, engine: Engine, rows: Mapping[str, Row], step: int) -> dict[str, Any]:
+    """All of a comparison, as plain containers for JSON; `step` is that of the run's network."""
+    ran = any(row.scores.crf for row in rows.values())
+    crf = crf_implementation(config.eval.crf if ran else "none")
+    why = "the last step, for every row alike"
+    return {
+        **backbone_facts(engine),
+        "provenance": provenance(config, engine.device, engine.weights(), step=step, selection=why, crf=crf),
         "summary": summaries(rows),
         "scores": {name: row.scores.to_dict() for name, row in rows.items()},
     }
@@ -188,24 +237,21 @@ def draw_comparison(
 
 
 def _draw_positives(engine: Engine, dataset: SegmentationDataset, path: Path) -> bool:
-    """Draw the propagation's positives on a few images; False where no patch has any."""
+    """Draw the propagation's positives on a few images; False where there are none to draw."""
+    propagation = engine.method.propagation
+    if propagation is None:
+        return False
     indices = spread(len(dataset), _POSITIVE_IMAGES)
-    return bool(draw_positives(engine.net.eval(), dataset, indices, engine.contrast.propagation, path))
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    return bool(draw_positives(engine.net.eval(), dataset, indices, propagation, path))
 
 
 def draw_strip(
     engine: Engine, dataset: SegmentationDataset, evaluation: Evaluation | None, count: int, path: Path
 ) -> None:
     """Image | truth | clusters | linear of `count` images over the set; unlabelled: image | clusters."""
-    colours = class_colours(engine.config.data.kind, dataset.classes)
     assignment = evaluation.plain["cluster"].assignment if evaluation else None
+    ids = dataset.classes if assignment else len(engine.cluster.clusters)
+    colours = class_colours(engine.config.data.kind, ids)
     rows = []
     for index in spread(len(dataset), count):
         sample, picture = dataset[index], dataset.pixels(index)

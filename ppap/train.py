@@ -20,16 +20,24 @@ from ppap import seeds
 from ppap.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ppap.cli import run
 from ppap.config import Config, config_hash, to_dict
-from ppap.data import Datasets, SegmentationDataset, build_datasets, train_loader
+from ppap.data import Datasets, SegmentationDataset, build_datasets
 from ppap.data.loading import stream
-from ppap.engine import build_engine, check_finite, load_engine, pick_device
+from ppap.engine import Engine, build_engine, check_finite, load_engine, pick_device
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.evaluation.comparison import Row, compare
 from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.feature_cache import CachedFeatures, cache_features, cache_root
 from ppap.kernels import dispatch
-from ppap.loss import chunk_anchors
-from ppap.report import RANDOM_WARNING, comparison_record, device_name, write_report
+from ppap.methods.table import METHODS
+from ppap.provenance import device_name
+from ppap.report import (
+    FINAL_SCORES,
+    RANDOM_WARNING,
+    comparison_record,
+    evaluation_record,
+    sets_hint,
+    write_report,
+)
 from ppap.rundir import RunDir
 from ppap.train_request import parse_arguments
 
@@ -66,6 +74,13 @@ def _backend(device: torch.device) -> str:
         raise UsageError(str(error)) from None
 
 
+def _sets(row: dict[str, Any]) -> str:
+    """Sizes of an anchor's sets, in words, where the method has such sets."""
+    if "positives" not in row:
+        return ""
+    return f"per anchor {row['positives']:.0f} positives {row['negatives']:.0f} negatives, "
+
+
 class Trainer:
     """One run, from its datasets to its report."""
 
@@ -83,6 +98,8 @@ class Trainer:
         self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
         device = pick_device(config.train.device)
         self.backend = _backend(device)
+        for name in {config.method, *config.compare.rows} - {"colour"}:
+            METHODS[name].check(replace(config, method=name))
         self.data: Datasets = build_datasets(config.data)
         if config.compare.rows and (self.data.val is None or not self.data.val.labelled):
             raise UsageError("--compare.rows needs validation labels; give labels/val, or leave it out")
@@ -91,6 +108,7 @@ class Trainer:
         classes = self.data.train.classes
         self.step, self.best, self.validated = 0, float("-inf"), -1
         self.evaluation: Evaluation | None = None
+        self.hint: str | None = None
         self.assignment: list[int | None] | None = None
         if checkpoint is None:
             self.engine = build_engine(config, classes, device)
@@ -106,15 +124,8 @@ class Trainer:
             self.engine.load_training_state(state["engine"])
             self.assignment = checkpoint.info["assignment"]
         self.training_set = self._training_set(device)
-        self.loader = train_loader(
-            self.training_set,
-            config.train.batch_size,
-            config.train.seed,
-            config.data.workers,
-            start_step=self.step,
-            pin_memory=device.type == "cuda",
-        )
-        self.total = config.train.steps or config.train.epochs * self.loader.batch_sampler.steps_per_epoch
+        self.loader = self.engine.start(self.training_set, self.step)
+        self.total = self.engine.method.data.total_steps
         self.health = torch.zeros((), device=device)
         self.started = time.perf_counter()
 
@@ -172,8 +183,18 @@ class Trainer:
                 self._validate(stop)
             self._save("last")
             rows = self._compare(stop)
-        self._report(rows)
+            selected = self._selected(stop)
+        self._report(rows, *selected)
         return self.run_dir
+
+    def _selected(self, stop: StopRequest) -> tuple[Engine, Evaluation | None, Checkpoint]:
+        """Network, scores and checkpoint that ``--train.selection`` takes."""
+        checkpoint = load_checkpoint(self.run_dir.path)
+        if checkpoint.info["step"] == self.step:
+            return self.engine, self.evaluation, checkpoint
+        engine = load_engine(checkpoint, self.engine.device, self.config)
+        tqdm.write(f"selected: step {checkpoint.info['step']}, {checkpoint.selection}")
+        return engine, self._measure(engine, stop), checkpoint
 
     def _next_batch(self, batches: Iterator, stop: StopRequest) -> tuple[int, dict[str, Tensor]]:
         try:
@@ -198,10 +219,9 @@ class Trainer:
         print(f"backbone: {engine.net.backbone.origin}")
         side = -(-self.config.data.resolution // patch)
         patches = side * side * self.config.train.batch_size
-        chunk, per_chunk = chunk_anchors(patches, self.config.loss.chunk, self.config.loss.anchor_divisor)
         print(
             f"step: {self.config.train.batch_size} images, {patches} patches, "
-            f"{per_chunk} anchors per {chunk} patches; "
+            f"method {self.config.method}, {engine.method.describe(patches)}; "
             f"{device_name(engine.device)}, {self.backend} backend, autocast {engine.amp or 'off'}"
         )
         start = f"continued at step {self.step}" if self.resumed else "new run"
@@ -215,32 +235,22 @@ class Trainer:
         self.run_dir.append({**row, "images_per_s": speed})
         text = (
             f"loss {row['loss']:.3f} contrast {row['contrast_loss']:.3f} linear {row['linear_loss']:.3f} "
-            f"cluster {row['cluster_loss']:.3f}, per anchor {row['positives']:.0f} positives "
-            f"{row['negatives']:.0f} negatives, {speed:.1f} images/s"
+            f"cluster {row['cluster_loss']:.3f}, {_sets(row)}{speed:.1f} images/s"
         )
         if not sys.stderr.isatty():
             left = (self.total - self.step) * self.config.train.batch_size / speed / 60
             print(f"step {self.step}/{self.total} {text}, {left:.0f} min left", flush=True)
+        hint = sets_hint(row) if self.engine.method.propagation else None
+        if hint and hint != self.hint:
+            tqdm.write(f"step {self.step}: {hint}")
+        self.hint = hint
         return text
 
     def _validate(self, stop: StopRequest) -> None:
-        dataset, config = self.data.val, replace(self.config.eval, crf="none")
-        if dataset is None or not dataset.labelled:
+        if self.data.val is None or not self.data.val.labelled:
             self.validated = self.step
             return
-        try:
-            self.evaluation = evaluate(
-                self.engine.code,
-                self.engine.probes,
-                dataset,
-                config,
-                patch_size=self.engine.net.backbone.patch_size,
-                device=self.engine.device,
-                workers=self.config.data.workers,
-                should_stop=lambda: stop.asked,
-            )
-        except InterruptedError:
-            self._stop()
+        self.evaluation = self._measure(self.engine, stop)
         summary = self.evaluation.summary()
         self.assignment = list(self.evaluation.plain["cluster"].assignment)
         if self.validated != self.step:  # a finished run that is resumed measures once more for its report
@@ -253,6 +263,22 @@ class Trainer:
             self.best = total
             self._save("best")
 
+    def _measure(self, engine: Engine, stop: StopRequest) -> Evaluation:
+        """Both probes of a network on the labelled validation images, without CRF."""
+        try:
+            return evaluate(
+                engine.code,
+                engine.probes,
+                self.data.val,
+                replace(self.config.eval, crf="none"),
+                patch_size=engine.net.backbone.patch_size,
+                device=engine.device,
+                workers=self.config.data.workers,
+                should_stop=lambda: stop.asked,
+            )
+        except InterruptedError:
+            self._stop()
+
     def _compare(self, stop: StopRequest) -> dict[str, Row]:
         """The table of ``--compare.rows``; it starts anew where it was interrupted."""
         if not self.config.compare.rows:
@@ -262,7 +288,9 @@ class Trainer:
             rows = compare(self.config, self.data, self.training_set, self.engine, lambda: stop.asked)
         except InterruptedError:
             self._stop()
-        self.run_dir.write_json("comparison.json", comparison_record(self.config, self.engine, rows))
+        self.run_dir.write_json(
+            "comparison.json", comparison_record(self.config, self.engine, rows, self.step)
+        )
         return rows
 
     def _save(self, name: str) -> None:
@@ -294,11 +322,20 @@ class Trainer:
             f"continue with: python -m ppap.train --resume {self.run_dir.path}"
         )
 
-    def _report(self, rows: dict[str, Row]) -> None:
+    def _report(
+        self, rows: dict[str, Row], engine: Engine, evaluation: Evaluation | None, checkpoint: Checkpoint
+    ) -> None:
         dataset = self.data.val or self.data.train
         minutes = (time.perf_counter() - self.started) / 60
-        facts = [f"data: {self.data.description}", f"{minutes:.1f} minutes since the last start"]
-        write_report(self.run_dir, self.config, self.engine, dataset, self.evaluation, facts, rows)
+        facts = [
+            f"checkpoint: step {checkpoint.info['step']}, {checkpoint.selection}",
+            f"data: {self.data.description}",
+            f"{minutes:.1f} minutes since the last start",
+        ]
+        if evaluation is not None:
+            record = evaluation_record(self.config, engine, checkpoint, evaluation)
+            self.run_dir.write_json(FINAL_SCORES, record)
+        write_report(self.run_dir, self.config, engine, dataset, evaluation, facts, rows)
         print(f"report: {self.run_dir.path / 'report.md'}")
         if self.engine.net.backbone.is_random:
             print(RANDOM_WARNING)
@@ -316,7 +353,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _train_seed(config: Config, path: Path, started: bool) -> None:
-    Trainer(config, path, load_checkpoint(path, "last") if started else None).run()
+    trainer = Trainer(config, path, load_checkpoint(path, "last") if started else None)
+    if trainer.data.val is None or not trainer.data.val.labelled:
+        raise UsageError("--seeds needs labelled validation images to measure; give labels/val")
+    trainer.run()
 
 
 if __name__ == "__main__":

@@ -190,3 +190,16 @@ IMAGE, LABELS = labelled()
 def test_refuses_wrong_arguments(act, message):
     with pytest.raises(ValueError, match=message):
         act()
+
+
+def test_what_was_measured_once_is_drawn_as_bars(tmp_path, monkeypatch):
+    from ppap import pictures
+
+    drawn = []
+    monkeypatch.setattr(pictures, "_bars", lambda axis, label, lines, colours: drawn.append((label, lines)))
+    rows = [{"step": 1, "loss": 3.0}, {"step": 9, "loss": 2.0, "cluster_miou": 5.0, "linear_miou": 7.0}]
+    pictures.curves(rows, tmp_path / "curves.png")
+    assert drawn == [("score [%]", {"cluster_miou": [(9, 5.0)], "linear_miou": [(9, 7.0)]})]
+    monkeypatch.undo()
+    pictures.curves(rows, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000

@@ -20,6 +20,7 @@ _RIGHT, _WRONG, _PLAIN = (40, 200, 90), (235, 70, 60), (250, 200, 40)
 _MARK = (255, 0, 255)
 _DIM = 0.35  # share of its brightness that a patch outside the set keeps
 _HEAD = 14  # pixels above a cell, for its numbers
+_LARGEST = 400  # pixels of the longer side of a cell, so that the picture stays near 2000
 _TRIES = 256  # random patches among which anchors with positives are looked for
 
 
@@ -148,13 +149,16 @@ def _cell(
         if example.anchor // per_image == i:
             y, x = (patch * value for value in divmod(example.anchor % per_image, grid[1]))
             box = (x - 2, y - 2, x + patch + 1, y + patch + 1)
-            ImageDraw.Draw(picture).rectangle(box, outline=_MARK, width=2)
+            ImageDraw.Draw(picture).rectangle(box, outline=_MARK, width=3 if len(images) > 2 else 2)
         pictures.append(np.asarray(picture))
     rows = min(len(pictures), 2)
     columns = -(-len(pictures) // rows)
     pictures += [np.full_like(pictures[0], 255)] * (rows * columns - len(pictures))
     lines = [np.concatenate(pictures[r * columns : (r + 1) * columns], axis=1) for r in range(rows)]
     block = np.concatenate(lines)
+    if max(block.shape) > _LARGEST:
+        size = tuple(round(side * _LARGEST / max(block.shape)) for side in block.shape[1::-1])
+        block = np.asarray(Image.fromarray(block).resize(size, Image.Resampling.BOX))
     head = Image.new("RGB", (block.shape[1], _HEAD), (255, 255, 255))
     if step is not None:
         ImageDraw.Draw(head).text((2, 1), example.describe()[step], fill=(0, 0, 0))

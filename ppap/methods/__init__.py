@@ -1,0 +1,1 @@
+"""Training methods: PPAP, the switches of its Table 5, and the baselines HP and STEGO."""
