@@ -10,7 +10,7 @@ import torch
 
 from .common import normalise, operand, rows_within
 
-ABI = 4
+ABI = 5
 ISAS = ("avx512bf16", "avx512", "avx2", "portable")
 # Columns of z are padded to this, anchors of a group to it too.
 PANEL = 32
