@@ -221,15 +221,13 @@ class EvalConfig:
 
     batch_size: int = 16
     """Images per batch."""
-    crf: Literal["none", "pydensecrf"] = "none"
-    """Dense CRF on the class scores; results without it are always reported too."""
-    crf_workers: int = 2
-    """Processes that run the CRF; 0 = in the main process, without a time-out."""
-    crf_timeout: float = 60.0
-    """Longest time for the CRF of one image [s]; an image over it keeps its labels without CRF and is
-    counted.
+    crf: Literal["native", "pydensecrf", "none"] = "none"
+    """Dense CRF on the class scores; results without it are always reported too. native = the library of
+    ppap, on all threads; pydensecrf = that package. `ppap eval` takes native by default; in training it
+    concerns the comparison at the end, never the validations.
     """
-
+    crf_workers: int = 2
+    """Processes that run pydensecrf; 0 = none, in the main process. The native CRF needs none."""
     crf_image: Literal["original", "published"] = "original"
     """Picture that the CRF sees: original = the pixels as loaded, published = the normalised image turned
     back and truncated, which makes some values 1 too low."""
@@ -240,9 +238,6 @@ class EvalConfig:
         check_field(self.pictures >= 0, "eval.pictures", self.pictures, "give 0 or more")
         check_field(self.batch_size >= 1, "eval.batch-size", self.batch_size, "give at least 1")
         check_field(self.crf_workers >= 0, "eval.crf-workers", self.crf_workers, "give 0 or more")
-        check_field(
-            self.crf_timeout > 0, "eval.crf-timeout", self.crf_timeout, "give a positive number of seconds"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,6 +332,10 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+# Fields of earlier checkpoints that nothing reads any more.
+_GONE = ("config.eval.crf_timeout",)
+
+
 def from_dict(values: dict[str, Any], kind: type = Config, where: str = "config") -> Any:
     """Rebuild a config from :func:`to_dict`; unknown keys are refused with the nearest valid name.
 
@@ -347,6 +346,8 @@ def from_dict(values: dict[str, Any], kind: type = Config, where: str = "config"
     hints = typing.get_type_hints(kind)
     built = {}
     for key, value in values.items():
+        if f"{where}.{key}" in _GONE:
+            continue
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(fields)}"

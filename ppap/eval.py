@@ -19,7 +19,7 @@ from ppap.data import build_datasets
 from ppap.data.base import SPLITS
 from ppap.engine import Engine, for_inference, load_engine, pick_device
 from ppap.errors import DataError, UsageError
-from ppap.evaluation.crf import crf_available
+from ppap.evaluation.crf import crf_implementation, crf_missing
 from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.evaluation.frozen import train_frozen_probes
 from ppap.report import RANDOM_WARNING, device_name, score_table
@@ -44,7 +44,7 @@ class EvalArguments:
     out: str | None = None
     """JSON file for the results, never overwritten; None = a new evaluation*.json in the run."""
     data: DataConfig = field(default_factory=DataConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    eval: EvalConfig = field(default_factory=lambda: _with_crf(EvalConfig()))
 
     def __post_init__(self) -> None:
         if self.frozen_steps is not None and self.frozen_steps < 1:
@@ -67,8 +67,7 @@ def main(argv: Sequence[str]) -> None:
     _check_classes(checkpoint, dataset.classes)
     engine = load_engine(checkpoint, device, for_inference(config, device))
     _announce(engine, checkpoint, datasets.description)
-    missing = crf_available(config.eval.crf) if config.eval.crf != "none" else None
-    if missing:
+    if missing := crf_missing(config.eval.crf):
         print(f"{missing}; going on without", flush=True)
     code_of = engine.code
     if arguments.frozen:
@@ -86,6 +85,8 @@ def main(argv: Sequence[str]) -> None:
         workers=config.data.workers,
     )
     print(score_table(result, dataset.class_names))
+    if result.crf:
+        print(f"CRF by {crf_implementation(config.eval.crf)}")
     for note in result.notes:
         print(note)
     if engine.net.backbone.is_random:
@@ -105,12 +106,17 @@ def _parse(argv: Sequence[str]) -> tuple[Checkpoint, Config, EvalArguments]:
     # What the labels were found to hold in training, so that a smaller set is read by the same rule.
     known = {"classes": checkpoint.info["classes"], "class_names": tuple(checkpoint.info["class_names"])}
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, **known))
-    defaults = EvalArguments(checkpoint=path, data=config.data, eval=config.eval)
+    defaults = EvalArguments(checkpoint=path, data=config.data, eval=_with_crf(config.eval))
     return (
         checkpoint,
         config,
         parse(EvalArguments, argv, command="eval", description=__doc__, default=defaults),
     )
+
+
+def _with_crf(config: EvalConfig) -> EvalConfig:
+    """The settings of a training as defaults here: where it did without CRF, the native one."""
+    return dataclasses.replace(config, crf="native") if config.crf == "none" else config
 
 
 def _out_file(arguments: EvalArguments, checkpoint: Checkpoint) -> Path:
@@ -159,6 +165,7 @@ def _record(
         "settings": config_hash(config),
         "seed": config.train.seed,
         "crf": config.eval.crf if result.crf else "none",
+        "crf_implementation": crf_implementation(config.eval.crf if result.crf else "none"),
         "classes": list(checkpoint.info["class_names"]),
         "device": device_name(engine.device),
         "versions": {"ppap": __version__, "torch": torch.__version__},

@@ -94,7 +94,7 @@ def score_lines(evaluation: Evaluation | None, names: Sequence[str]) -> list[str
 def _next_steps(run: RunDir, labelled: bool, config: Config) -> list[str]:
     commands = [f"python -m ppap.predict {run.path} IMAGES --out masks"]
     if labelled:
-        commands.append(f"python -m ppap.eval {run.path} --eval.crf pydensecrf")
+        commands.append(f"python -m ppap.eval {run.path}")
     lines = ["```", *commands, "```"]
     if config.data.kind == "scenes":
         lines += ["", *_OWN_IMAGES]
