@@ -1,21 +1,24 @@
-"""A training step of the demo from images and from cached frozen features, reading included."""
+"""A training step of the demo, reading included: from images or cached features, by backend of the loss."""
 
 from dataclasses import replace
 
 import pytest
 
 from bench.conftest import DEVICE
-from ppap.data import build_datasets, train_loader
+from ppap.data import build_datasets
 from ppap.data.loading import stream
 from ppap.engine import build_engine
 from ppap.feature_cache import cache_features
+from ppap.kernels import available_backends, use_backend
 from ppap.presets import demo
 
 STEPS = 4  # timed together: one step alone would show the loader's prefetching
+BACKENDS = [name for name, reason in available_backends().items() if reason is None]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("source", ["images", "cached"])
-def test_training_step(source, tmp_path, measure):
+def test_training_step(source, backend, tmp_path, measure):
     config = demo()
     config = replace(config, data=replace(config.data, scenes_train=64, scenes_val=1, workers=0))
     data = build_datasets(config.data).train
@@ -23,11 +26,12 @@ def test_training_step(source, tmp_path, measure):
     batch_size = config.train.batch_size
     if source == "cached":
         data = cache_features(engine.net, data, root=tmp_path, batch_size=batch_size, device=DEVICE)
-    batches = stream(train_loader(data, batch_size, 0, 0))
+    batches = stream(engine.start(data))
     step = iter(range(10**9))
 
     def run() -> None:
-        for _ in range(STEPS):
-            engine.train_step(next(batches)[2], next(step))
+        with use_backend(backend):
+            for _ in range(STEPS):
+                engine.train_step(next(batches)[2], next(step))
 
     measure(run, f"demo: {STEPS} training steps of {batch_size} images")
