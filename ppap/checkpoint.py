@@ -36,6 +36,11 @@ class Checkpoint:
     """``config`` (all settings), ``backbone`` (spec), ``origin``, ``classes``, ``class_names``,
     ``assignment``, ``step``."""
 
+    @property
+    def sha256(self) -> str:
+        """Checksum of the file of weights, as the manifest has it and :func:`load_checkpoint` verified it."""
+        return _read_json(self.path / "manifest.json")["model.safetensors"]
+
     def state(self) -> dict[str, Any]:
         """Optimisers, counters and generators, for resuming.
 

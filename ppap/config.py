@@ -288,6 +288,10 @@ class TrainConfig:
 
     batch_size: int = 64
     """Images per step."""
+    selection: Literal["last", "best"] = "last"
+    """Checkpoint that the report, eval, predict and load take: last = the last step, decided beforehand; best
+    = the largest sum of the four scores on the labelled validation images, as published. Both are
+    written."""
     epochs: int = 5
     """Passes over the training images; --train.steps, when given, decides instead."""
     steps: int | None = None
@@ -329,6 +333,9 @@ class Config:
     ambiguous patches excluded alone (Table 5); random = a control, PPAP with the sets of random patches;
     hp = Hidden Positives; stego = STEGO.
     """
+    protocol: Literal["code", "paper"] = "code"
+    """Where the paper and its published code differ: code = the preset as it stands, paper = as the paper
+    says it (ppap.protocol has the list). Any other option given beside it wins."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -373,6 +380,11 @@ def _is_tuple(hint: Any) -> bool:
 
 
 def config_hash(config: Any) -> str:
-    """First 12 hex digits of the sha256 of the config's canonical JSON."""
-    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    """First 12 hex digits of the sha256 of the config's canonical JSON, but for the run's folder.
+
+    The same run written to another folder (``train.out``) has the same hash.
+    """
+    values = to_dict(config)
+    values.get("train", {}).pop("out", None)
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -22,7 +22,8 @@ from ppap.errors import DataError, UsageError
 from ppap.evaluation.crf import crf_available
 from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.evaluation.frozen import train_frozen_probes
-from ppap.report import RANDOM_WARNING, device_name, score_table
+from ppap.provenance import device_name
+from ppap.report import RANDOM_WARNING, score_table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from ppap.pretraining.data import build_draws, draws_loader
 from ppap.pretraining.export import centred, draw_features, export_backbone
 from ppap.pretraining.objective import Distillation
 from ppap.pretraining.start import whiten_patches
-from ppap.report import device_name
+from ppap.provenance import device_name
 from ppap.rundir import RunDir, new_run_path, refuse_changes
 from ppap.train import StopRequest
 

@@ -16,6 +16,7 @@ from ppap.evaluation.comparison import TITLES, Row, table
 from ppap.evaluation.evaluate import Evaluation, pixel_scores
 from ppap.evaluation.metrics import Scores, apply_assignment
 from ppap.pictures import curves, palette, strip
+from ppap.provenance import device_name
 from ppap.rundir import RunDir
 
 _POSITIVE_IMAGES = 6  # in the picture of positives
@@ -185,13 +186,6 @@ def _draw_positives(engine: Engine, dataset: SegmentationDataset, path: Path) ->
     """Draw the propagation's positives on a few images; False where no patch has any."""
     indices = spread(len(dataset), _POSITIVE_IMAGES)
     return bool(draw_positives(engine.net.eval(), dataset, indices, engine.contrast.propagation, path))
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def draw_strip(

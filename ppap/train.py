@@ -29,7 +29,8 @@ from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.feature_cache import CachedFeatures, cache_features, cache_root
 from ppap.kernels import dispatch
 from ppap.loss import chunk_anchors
-from ppap.report import RANDOM_WARNING, comparison_record, device_name, write_report
+from ppap.provenance import device_name
+from ppap.report import RANDOM_WARNING, comparison_record, write_report
 from ppap.rundir import RunDir
 from ppap.train_request import parse_arguments
 
