@@ -30,16 +30,39 @@ def check_field(ok: bool, name: str, value: Any, remedy: str) -> None:
 class DataConfig:
     """Images and labels."""
 
-    kind: Literal["scenes", "folder"] = "folder"
-    """scenes = generated on the fly, folder = images (and labels, if any) under --data.root."""
+    kind: Literal[
+        "scenes",
+        "folder",
+        "cocostuff27",
+        "cocostuff15",
+        "cocostuff3",
+        "cityscapes27",
+        "potsdam3",
+        "imagenet_s",
+    ] = "folder"
+    """scenes = generated on the fly, folder = images (and labels, if any) under --data.root; the others are
+    public benchmarks under --data.root (docs/datasets.md has their files)."""
     root: str | None = None
     """Folder with images/{train,val} and, optionally, labels/{train,val}; or any folder of unlabelled
-    images.
+    images; or the folder of the benchmark.
     """
     classes: int | None = None
     """Number of classes, and of clusters. None = from the labels (largest id + 1), 27 where there are
-    none.
+    none. Benchmarks know their own; imagenet_s: 919, 300 or 50 says which one, if the folder does not.
     """
+    crop: Literal["five", "none"] = "five"
+    """Training images of cocostuff* and cityscapes27: five = the crops that ppap prepare makes (published),
+    none = whole images."""
+    crop_ratio: float = 0.5
+    """Side of a crop as a share of the image's; names the folder of crops."""
+    coco_list: Literal["auto", "full", "7", "few6"] = "auto"
+    """Which list of COCO training images: full = 97,702 (what the published code reads), 7 = 49,629 (what
+    papers quote), few6 = COCO-Stuff-3's own; auto = full, 7, few6 for cocostuff27, 15, 3. Validation takes
+    list 7, cocostuff3 its few6 if training does."""
+    imagenet_s_train: Literal["train", "train-semi"] = "train"
+    """Training images of imagenet_s: train = all, without labels, train-semi = ten labelled ones a class."""
+    partial: bool = False
+    """Accept a benchmark of which images are missing; scores are then not comparable with published ones."""
     ignore_ids: tuple[int, ...] = (255,)
     """Label ids that are left out of losses and metrics."""
     class_names: tuple[str, ...] = ()
@@ -71,7 +94,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_field(
-            self.classes is None or 1 <= self.classes <= 255, "data.classes", self.classes, "give 1 to 255"
+            self.classes is None or 1 <= self.classes <= 1000, "data.classes", self.classes, "give 1 to 1000"
+        )
+        check_field(
+            0 < self.crop_ratio < 1, "data.crop-ratio", self.crop_ratio, "give a share between 0 and 1"
         )
         check_field(
             all(0 <= i <= 255 for i in self.ignore_ids),

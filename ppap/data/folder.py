@@ -78,7 +78,7 @@ class FolderDataset(SegmentationDataset):
         self._labels = None if files.labels is None else [files.labels[name][0] for name in self._names]
         # Stored id -> class; -1 = ignored, -2 = an id that must not occur.
         self._classes = np.full(256, -2, np.int32)
-        self._classes[:classes] = np.arange(classes)
+        self._classes[:classes] = np.arange(min(classes, 256))  # ids are 8-bit, clusters may be more
         self._classes[list(config.ignore_ids)] = -1
 
     def __len__(self) -> int:
