@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ppap.analysis.paper import Setting, set_quality, text
 from ppap.analysis.set_quality import Decile, Quality
+from ppap.analysis.tables import mean_and_deviation, spread_text
 
 TITLES = {
     "ppap": "PPAP",
@@ -33,14 +32,6 @@ Results = dict[str, list[SetResult]]
 """Row -> one result per seed."""
 
 
-def mean_and_deviation(values: Sequence[float | None]) -> tuple[float, float] | None:
-    """Mean and standard deviation (0 for a single value) of the values that exist; None where none does."""
-    known = np.array([value for value in values if value is not None])
-    if not len(known):
-        return None
-    return float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else 0.0
-
-
 def table_lines(results: Results, setting: Setting | None) -> list[str]:
     """Table 6 as Markdown: sizes and shares of every row, the paper's numbers below where it has them."""
     heads = ("|P|", "true in P", "macro", "|N|", "false in N", "macro", "no P")
@@ -49,7 +40,7 @@ def table_lines(results: Results, setting: Setting | None) -> list[str]:
     columns = ("positives", "true_micro", "true_macro", "negatives", "false_micro", "false_macro")
     for name, seeds in results.items():
         cells = [
-            _spread([getattr(result.quality, column) for result in seeds], 0 if column.endswith("tives") else 1)
+            spread_text([getattr(result.quality, column) for result in seeds], 0 if column.endswith("tives") else 1)
             for column in (*columns, "without_positives")
         ]
         lines.append(f"| {TITLES[name]} | " + " | ".join(cells) + " |")
@@ -58,14 +49,6 @@ def table_lines(results: Results, setting: Setting | None) -> list[str]:
         values = (text(positives, 0), text(true), "", text(negatives, 0), text(false), "", "")
         lines.append(f"| paper: {method} | " + " | ".join(values) + " |")
     return lines
-
-
-def _spread(values: Sequence[float | None], digits: int) -> str:
-    found = mean_and_deviation(values)
-    if found is None:
-        return "-"
-    mean, deviation = (f"{value:,.{digits}f}" for value in found)
-    return f"{mean} ± {deviation}" if len(values) > 1 else mean
 
 
 def decile_lines(results: Results) -> list[str]:
@@ -98,7 +81,7 @@ def record(results: Results) -> dict[str, Any]:
         }
         rows[name] = {
             "summary": {
-                key: None if value is None else {"mean": value[0], "std": value[1] if len(seeds) > 1 else None}
+                key: None if value is None else {"mean": value[0], "std": value[1]}
                 for key, value in summary.items()
             },
             "seeds": [asdict(result) for result in seeds],

@@ -31,6 +31,8 @@ TITLES = {
     "colour": "plain colours",
     "frozen": "frozen features",
     "fixed": "fixed threshold",
+    "tps": "TPS alone",
+    "ans": "ANS alone",
     "random": "random positives",
     "ppap": "PPAP",
 }
@@ -60,7 +62,7 @@ def compare(
     """Measure the rows that ``config.compare.rows`` names.
 
     Args:
-        config: of the run; rows that need training (fixed, random) repeat it with another loss.
+        config: of the run; rows that need training (fixed, tps, ans, random) repeat it with another loss.
         data: the datasets; the validation images need labels.
         training_set: what the run was trained on: ``data.train`` or its cached features.
         engine: the run's trained network, for the rows ppap and frozen.
@@ -109,7 +111,7 @@ def _row(
     if name == "frozen":
         return engine.frozen_code, engine.frozen_code_of, training_set
     if name != "ppap":
-        loss = {"fixed": fixed_threshold, "random": random_positives}[name](config)
+        loss = _VARIANTS[name](config)
         engine = train_variant(replace(config, loss=loss), training_set, engine, should_stop)
     return engine.code, engine.code_of, training_set
 
@@ -120,9 +122,27 @@ def fixed_threshold(config: Config) -> LossConfig:
     return replace(config.loss, phi0=phi0, trustworthy_positives=False, ambiguity_excluded=False)
 
 
+def trustworthy_positives_alone(config: Config) -> LossConfig:
+    """The loss of Table 5's second row: propagated positives, all other patches negatives."""
+    return replace(config.loss, trustworthy_positives=True, ambiguity_excluded=False)
+
+
+def ambiguity_excluded_alone(config: Config) -> LossConfig:
+    """The loss of Table 5's third row: positives above phi0, ambiguous patches left out by propagation."""
+    return replace(config.loss, trustworthy_positives=False, ambiguity_excluded=True)
+
+
 def random_positives(config: Config) -> LossConfig:
     """The run's loss with the sets of a random other patch: as large as PPAP's, and meaningless."""
     return replace(config.loss, shuffle_guidance=True)
+
+
+_VARIANTS: dict[str, Callable[[Config], LossConfig]] = {
+    "fixed": fixed_threshold,
+    "tps": trustworthy_positives_alone,
+    "ans": ambiguity_excluded_alone,
+    "random": random_positives,
+}
 
 
 def train_variant(
