@@ -16,7 +16,7 @@ from ppap.config import from_dict
 def main(argv: Sequence[str]) -> None:
     """Run the cell that standard input describes in the folder of cells ``argv[0]``."""
     request = json.load(sys.stdin)
-    run_cell(Path(argv[0]), Cell(request["name"], from_dict(request["config"]), request["measure"]))
+    run_cell(Path(argv[0]), Cell(**{**request, "config": from_dict(request["config"])}))
 
 
 if __name__ == "__main__":

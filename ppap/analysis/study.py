@@ -60,6 +60,8 @@ class Cell:
     """Name of its folder."""
     config: Config
     measure: Measure = "comparison"
+    keep_checkpoints: bool = True
+    """Off = they are removed once the run is finished and measured."""
 
 
 def of_seed(config: Config, seed: int) -> Config:
@@ -180,6 +182,8 @@ def run_cell(folder: Path, cell: Cell) -> None:
     minutes = (time.perf_counter() - began) / 60
     record = {"cell": cell.name, "minutes_since_last_start": minutes, "result": result}
     RunDir(folder).write_json(f"{cell.name}.json", record)
+    if not cell.keep_checkpoints:
+        shutil.rmtree(path / "checkpoints")
 
 
 def _comparison(path: Path, trainer: Trainer) -> dict[str, Any]:
@@ -221,7 +225,7 @@ def _start(folder: Path, cell: Cell, jobs: int) -> subprocess.Popen:
     threads = max(len(os.sched_getaffinity(0)) // jobs, 1) if hasattr(os, "sched_getaffinity") else 1
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    request = {"name": cell.name, "measure": cell.measure, "config": to_dict(cell.config)}
+    request = {**vars(cell), "config": to_dict(cell.config)}
     with open(folder / f"{cell.name}.log", "a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "ppap.analysis.cell", str(folder)],

@@ -10,7 +10,6 @@ from ppap.analysis.study import Cell, check, of_seed, open_study, run_cells
 from ppap.analysis.tables import Summary, has_crf, score_lines, score_record
 from ppap.config import Config
 from ppap.errors import UsageError
-from ppap.evaluation.comparison import fixed_threshold
 from ppap.rundir import RunDir
 
 ROWS = {"fixed": "none", "tps": "TPS", "ans": "ANS", "ppap": "TPS + ANS"}
@@ -84,13 +83,14 @@ def write(
         head = f"paper: {column.replace('_', ' ').replace('miou', 'mIoU')}"
         extra[head] = {name: paper.text(published.find(name, "ViT-S/16")[column]) for name in ROWS.values()}
     loss, compare = config.loss, config.compare
+    still = loss.phi0 if compare.fixed_phi0 is None else compare.fixed_phi0
     lines = [f"# Ablation: {config.preset}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}", ""]
     if first["warning"]:
         lines += [f"> **{first['warning']}**", ""]
     lines += [
         f"- backbone: {first['backbone']}; seeds {', '.join(map(str, seeds))}"
         + (" (mean ± standard deviation)" if len(seeds) > 1 else ""),
-        f"- phi0 {loss.phi0:g} (row none {fixed_threshold(config).phi0:g}), psi0 {loss.psi0:g}, "
+        f"- phi0 {loss.phi0:g} (row none {still:g}), psi0 {loss.psi0:g}, "
         f"T = {loss.steps}; probes: {compare.steps} steps, {compare.starts} starts, the same for every row",
         f"- the paper's numbers are of its {published.title}",
         "",

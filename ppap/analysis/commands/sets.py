@@ -18,7 +18,6 @@ from ppap.config import CompareConfig, Config
 from ppap.data import SegmentationDataset, build_datasets
 from ppap.engine import pick_device
 from ppap.errors import DataError
-from ppap.evaluation.comparison import fixed_threshold
 from ppap.evaluation.patches import kmeans
 from ppap.loss import PPAPLoss
 from ppap.model import PPAPNet, build_net
@@ -153,17 +152,26 @@ def _sets(
     pool: Tensor | None,
 ) -> SetsOf:
     features = patches.features
+    propagation = PPAPLoss(arguments.loss, 0).propagation
     if name == "ppap":
-        return set_quality.propagated(features, anchors, PPAPLoss(arguments.loss, 0).propagation)
+        return set_quality.propagated(features, anchors, propagation)
     if name == "fixed":
-        loss = fixed_threshold(arguments.config(0))
-        return set_quality.propagated(features, anchors, PPAPLoss(loss, 0).propagation)
+        still = replace(
+            propagation, phi0=_fixed_phi0(arguments), trustworthy_positives=False, ambiguity_excluded=False
+        )
+        return set_quality.propagated(features, anchors, still)
     if name == "hp":
         return set_quality.hidden(features, anchors, pool)
     if name == "kmeans":
         clusters, seed = clusters_and_seed
         return set_quality.clustered(kmeans(F.normalize(features, dim=1), clusters, seed=seed), anchors)
     return set_quality.clustered(torch.zeros_like(patches.labels), anchors)
+
+
+def _fixed_phi0(arguments: SetArguments) -> float:
+    """Threshold of the row fixed, as in ``--compare.rows fixed``."""
+    own = arguments.compare.fixed_phi0
+    return arguments.loss.phi0 if own is None else own
 
 
 def _facts(arguments: SetArguments, dataset: SegmentationDataset) -> list[str]:
@@ -182,6 +190,6 @@ def _facts(arguments: SetArguments, dataset: SegmentationDataset) -> list[str]:
     others = {
         "hp": f"HP: task-agnostic positives, pool of {arguments.pool} patches, all others negatives",
         "kmeans": f"k-means: k = {dataset.classes} on normalised features of these images, tightest of 5 starts",
-        "fixed": f"fixed threshold: phi0 {fixed_threshold(arguments.config(0)).phi0:g}, all others negatives",
+        "fixed": f"fixed threshold: phi0 {_fixed_phi0(arguments):g}, all others negatives",
     }
     return facts + [text for name, text in others.items() if name in arguments.rows]
