@@ -35,6 +35,8 @@ class Checkpoint:
     info: dict[str, Any]
     """``config`` (all settings), ``backbone`` (spec), ``origin``, ``classes``, ``class_names``,
     ``assignment``, ``step``."""
+    selection: str = "given by its folder"
+    """Why this one was taken, in words."""
 
     @property
     def sha256(self) -> str:
@@ -122,12 +124,13 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def find_checkpoint(path: str | Path, name: str | None = None) -> Path:
-    """Folder of a checkpoint, given that folder or a run directory.
+def find_checkpoint(path: str | Path, name: str | None = None) -> tuple[Path, str]:
+    """Folder of a checkpoint, given that folder or a run directory, and why it was taken.
 
     Args:
         path: checkpoint folder, or run directory with ``checkpoints/{best,last}``.
-        name: ``best`` or ``last``, for run directories; None = best if there is one, else last.
+        name: ``best`` or ``last``, for run directories; None = what the run's ``--train.selection`` says, or
+            the other one where that is missing.
 
     Raises:
         DataError: nothing there looks like a checkpoint.
@@ -136,16 +139,39 @@ def find_checkpoint(path: str | Path, name: str | None = None) -> Path:
     if not path.exists():
         raise DataError(f"there is no checkpoint or run directory at {path}; check the path")
     if (path / "manifest.json").exists():
-        return path
-    for candidate in (name,) if name else ("best", "last"):
+        return path, "given by its folder"
+    selection = name or _selection(path)
+    for candidate in (name,) if name else (selection, {"best": "last", "last": "best"}[selection]):
         folder = path / "checkpoints" / candidate
         for found in (folder, folder.with_name(f".{candidate}.old")):
             if (found / "manifest.json").exists():
-                return found
+                why = f"asked for: {name}" if name else _REASONS[selection, candidate]
+                return found, why
     wanted = f"checkpoints/{name or '{best,last}'}"
     raise DataError(
         f"{path} holds neither manifest.json nor {wanted}; give a run directory or a checkpoint folder"
     )
+
+
+_REASONS = {
+    ("last", "last"): "the last step, as --train.selection last decided beforehand",
+    (
+        "best",
+        "best",
+    ): "the best sum of the four validation scores, as --train.selection best says: validation "
+    "labels chose it",
+    ("best", "last"): "the last step: there is no best one, for want of labelled validation images",
+    ("last", "best"): "the best one: there is no last one",
+}
+"""(What the run selects, what there is) -> the reason."""
+
+
+def _selection(run: Path) -> str:
+    """What a run directory's settings select."""
+    try:
+        return json.loads((run / "config.json").read_text())["config"]["train"]["selection"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "last"
 
 
 def load_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
@@ -157,7 +183,7 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
     Raises:
         DataError: missing, damaged or of an unknown format; the message names the file.
     """
-    folder = find_checkpoint(path, name)
+    folder, selection = find_checkpoint(path, name)
     manifest = _read_json(folder / "manifest.json")
     for file in FILES:
         if not (folder / file).exists():
@@ -169,7 +195,7 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
         raise DataError(
             f"{folder} has checkpoint format {info.get('format')!r}, this ppap reads {FORMAT}; update ppap"
         )
-    return Checkpoint(folder, load_file(folder / "model.safetensors"), info)
+    return Checkpoint(folder, load_file(folder / "model.safetensors"), info, selection)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

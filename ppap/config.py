@@ -17,13 +17,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ppap.checks import check_field
 from ppap.errors import UsageError
-
-
-def check_field(ok: bool, name: str, value: Any, remedy: str) -> None:
-    """Refuse an impossible value with a ValueError that names option, value and remedy."""
-    if not ok:
-        raise ValueError(f"--{name} is {value!r}; {remedy}")
+from ppap.evaluation.config import CompareConfig as CompareConfig  # parts of Config, imported from here
+from ppap.evaluation.config import EvalConfig as EvalConfig
+from ppap.evaluation.config import NeighboursConfig as NeighboursConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +171,8 @@ class LossConfig:
     """Divides the proxy's movement before it raises psi (Eq. 5)."""
     temperature: float = 0.8
     """Temperature tau of the softmax."""
-    base_temperature: float = 0.07
-    """The loss is multiplied by temperature / base_temperature (published code)."""
+    base_temperature: float | None = 0.07
+    """The loss is multiplied by temperature / base_temperature (published code); None = by 1 (Eq. 8)."""
     trustworthy_positives: bool = True
     """Propagate the positives (TPS, Table 5); off = positives above phi0 around the anchor itself."""
     ambiguity_excluded: bool = True
@@ -195,7 +193,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("sigma_pos", "sigma_amb", "temperature", "base_temperature"):
             value = getattr(self, name)
-            ok = value > 0 and math.isfinite(value)
+            ok = (value is None and name == "base_temperature") or (value > 0 and math.isfinite(value))
             check_field(ok, f"loss.{name.replace('_', '-')}", value, "give a finite positive number")
         for name in ("phi0", "psi0"):
             check_field(
@@ -242,74 +240,6 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Evaluation of both probes on the validation images."""
-
-    batch_size: int = 16
-    """Images per batch."""
-    crf: Literal["none", "pydensecrf"] = "none"
-    """Dense CRF on the class scores; results without it are always reported too."""
-    crf_workers: int = 2
-    """Processes that run the CRF; 0 = in the main process, without a time-out."""
-    crf_timeout: float = 60.0
-    """Longest time for the CRF of one image [s]; an image over it keeps its labels without CRF and is
-    counted.
-    """
-
-    crf_image: Literal["original", "published"] = "original"
-    """Picture that the CRF sees: original = the pixels as loaded, published = the normalised image turned
-    back and truncated, which makes some values 1 too low."""
-    pictures: int = 6
-    """Validation images drawn in the report."""
-
-    def __post_init__(self) -> None:
-        check_field(self.pictures >= 0, "eval.pictures", self.pictures, "give 0 or more")
-        check_field(self.batch_size >= 1, "eval.batch-size", self.batch_size, "give at least 1")
-        check_field(self.crf_workers >= 0, "eval.crf-workers", self.crf_workers, "give 0 or more")
-        check_field(
-            self.crf_timeout > 0, "eval.crf-timeout", self.crf_timeout, "give a positive number of seconds"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """A table at the end of training: several codes under the same probes, whose initial weights and batches
-    follow --train.seed."""
-
-    rows: tuple[Literal["colour", "frozen", "fixed", "tps", "ans", "random", "ppap"], ...] = ()
-    """colour = colours of the patches; frozen = the backbone's features; fixed = trained with positives above
-    a fixed threshold (Table 5, first row); tps, ans = with trustworthy positives or the exclusion of ambiguous
-    patches alone (Table 5); random = trained with random positives; ppap = this run. Empty =
-    no table."""
-    fixed_phi0: float | None = None
-    """Threshold of the row fixed [cosine]; None = --loss.phi0."""
-    images: int = 1024
-    """Training images at most, spread over the set, that the probes learn from; their codes and labels are
-    held in memory."""
-    steps: int = 200
-    """Steps of the probes."""
-    batch_size: int = 16
-    """Images per step."""
-    lr: float = 0.05
-    """Adam's first rate; it falls to 0 along a cosine, so that the probes settle."""
-    starts: int = 5
-    """Cluster probes from different initial weights; the one with the least probe loss counts."""
-
-    def __post_init__(self) -> None:
-        check_field(len(set(self.rows)) == len(self.rows), "compare.rows", self.rows, "name each row once")
-        for name in ("images", "steps", "batch_size", "starts"):
-            value = getattr(self, name)
-            check_field(value >= 1, f"compare.{name.replace('_', '-')}", value, "give at least 1")
-        check_field(self.lr > 0 and math.isfinite(self.lr), "compare.lr", self.lr, "give a positive number")
-        check_field(
-            self.fixed_phi0 is None or math.isfinite(self.fixed_phi0),
-            "compare.fixed-phi0",
-            self.fixed_phi0,
-            "give a finite cosine",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop."""
 
@@ -319,6 +249,8 @@ class TrainConfig:
     """Checkpoint that the report, eval, predict and load take: last = the last step, decided beforehand; best
     = the largest sum of the four scores on the labelled validation images, as published. Both are
     written."""
+    extra_clusters: int = 0
+    """Centres of the cluster probe beyond one per class; --eval.unmatched says what their pixels count."""
     epochs: int = 5
     """Passes over the training images; --train.steps, when given, decides instead."""
     steps: int | None = None
@@ -343,7 +275,7 @@ class TrainConfig:
         check_field(0 <= self.seed < 2**63, "train.seed", self.seed, "give 0 to 2^63 - 1")
         check_field(self.steps is None or self.steps >= 1, "train.steps", self.steps, "give at least 1")
         check_field(self.log_every >= 1, "train.log-every", self.log_every, "give at least 1")
-        for name in ("val_every", "save_every"):
+        for name in ("val_every", "save_every", "extra_clusters"):
             value = getattr(self, name)
             check_field(value >= 0, f"train.{name.replace('_', '-')}", value, "give 0 or more")
 

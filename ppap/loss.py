@@ -94,7 +94,7 @@ class PPAPLoss:
             anchors.to(z.device),
             self.propagation,
             temperature=config.temperature,
-            base_temperature=config.base_temperature,
+            base_temperature=config.base_temperature or config.temperature,
             group_size=per_chunk,
             precision=config.precision,
             memory_budget=config.memory_budget_mib * 2**20,

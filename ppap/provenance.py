@@ -25,6 +25,7 @@ def provenance(
     device: torch.device,
     weights: Checkpoint | Mapping[str, Tensor],
     *,
+    step: int | None = None,
     selection: str | None = None,
     crf: str = "none",
 ) -> dict[str, Any]:
@@ -35,8 +36,8 @@ def provenance(
         device: what it was computed on.
         weights: the checkpoint that was measured, or the tensors by name of a network that lies in none, such
             as an untouched backbone.
-        selection: why this checkpoint, as :func:`ppap.checkpoint.choose_checkpoint` says it; None = there was
-            nothing to choose.
+        step: training step of tensors that lie in no checkpoint; None = they were not trained.
+        selection: why these weights; None = what the checkpoint says.
         crf: the implementation that ran, or ``none``.
 
     Returns:
@@ -58,7 +59,7 @@ def provenance(
         "backend": dispatch.choose(None, torch.empty(0, device=device)),
         "precision": {"forward": forward, "loss": loss},
         "crf": crf,
-        "weights": _weights(weights, selection),
+        "weights": _weights(weights, step, selection),
     }
 
 
@@ -88,12 +89,14 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(save(contiguous)).hexdigest()
 
 
-def _weights(weights: Checkpoint | Mapping[str, Tensor], selection: str | None) -> dict[str, Any]:
+def _weights(
+    weights: Checkpoint | Mapping[str, Tensor], step: int | None, selection: str | None
+) -> dict[str, Any]:
     if not isinstance(weights, Checkpoint):
-        return {"checkpoint": None, "step": None, "selection": selection, "sha256": weights_sha256(weights)}
+        return {"checkpoint": None, "step": step, "selection": selection, "sha256": weights_sha256(weights)}
     return {
         "checkpoint": str(weights.path),
         "step": weights.info["step"],
-        "selection": selection,
+        "selection": selection or weights.selection,
         "sha256": weights.sha256,
     }

@@ -11,6 +11,7 @@ from ppap.cli import parse
 from ppap.config import Config
 from ppap.errors import UsageError
 from ppap.presets import describe, preset
+from ppap.protocol import with_protocol
 from ppap.rundir import RunDir, new_run_path, refuse_changes
 
 # Settings that a resumed run may change without becoming another run.
@@ -42,8 +43,11 @@ def parse_arguments(argv: Sequence[str]) -> Request:
         prog="ppap train", usage=f"ppap {command} [options]", add_help=False, allow_abbrev=False
     )
     pre.add_argument("--resume", metavar="RUN")
+    pre.add_argument("--protocol", default=None)
     pre.add_argument("--seeds", metavar="SEED", nargs="+", default=())
     known, rest = pre.parse_known_args(list(argv))
+    if known.protocol is not None:
+        rest += ["--protocol", known.protocol]  # for the parser of all options, which checks it
     if not all(seed.isdecimal() for seed in known.seeds):
         raise UsageError(f"--seeds {' '.join(known.seeds)}: give numbers, 0 or more, and the preset before")
     numbers = tuple(int(seed) for seed in known.seeds)
@@ -51,12 +55,17 @@ def parse_arguments(argv: Sequence[str]) -> Request:
         "Train PPAP on generated scenes or on a folder of images.\n\n"
         f"Presets (default: demo):\n{describe()}\n\n"
         "The defaults below are those of the preset: ppap train folder --help shows the others.\n"
+        "--protocol paper follows the paper where the published code differs from it: no dropout on the "
+        "guidance, every patch an anchor, no factor tau / 0.07, one set of thresholds, the last checkpoint, "
+        "the original pixels for the CRF. Options given beside it win.\n"
         "--seeds 0 1 2 makes one run per seed and a table of means and standard deviations.\n"
         "--resume RUN continues a run directory, or a set of seeds, from its last checkpoint."
     )
     if known.resume is None:
         named = rest and not rest[0].startswith("-")
         start = preset(rest[0] if named else "demo")
+        if known.protocol == "paper":
+            start = with_protocol(start, "paper")
         config = parse(
             Config, rest[1:] if named else rest, command=command, description=description, default=start
         )

@@ -30,12 +30,18 @@ def test_round_trip(tmp_path):
     assert state["nested"] == STATE["nested"] and torch.equal(state["rng"], STATE["rng"])
 
 
-def test_a_run_directory_gives_its_best_or_last(tmp_path):
+@pytest.mark.parametrize(("selection", "step", "why"), [("best", 5, "labels chose it"), ("last", 9, "last")])
+def test_a_run_directory_gives_what_it_selects(tmp_path, selection, step, why):
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"train": {"selection": selection}}}))
     save(tmp_path / "checkpoints" / "last", step=9)
-    assert load_checkpoint(tmp_path).info["step"] == 9
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.info["step"] == 9 and "the last step" in loaded.selection
     save(tmp_path / "checkpoints" / "best", step=5)
-    assert load_checkpoint(tmp_path).info["step"] == 5
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.info["step"] == step and why in loaded.selection
     assert load_checkpoint(tmp_path, "last").info["step"] == 9
+    assert load_checkpoint(tmp_path, "best").selection == "asked for: best"
+    assert load_checkpoint(tmp_path / "checkpoints/best").selection == "given by its folder"
 
 
 @pytest.mark.parametrize("file", module.FILES)
@@ -118,7 +124,7 @@ def test_a_stop_between_the_renames_leaves_the_older_one(tmp_path, monkeypatch):
     monkeypatch.setattr(module.os, "rename", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         save(last, step=2)
-    assert find_checkpoint(tmp_path).name == ".last.old"
+    assert find_checkpoint(tmp_path)[0].name == ".last.old"
     assert load_checkpoint(tmp_path).info["step"] == 1
     with pytest.raises(KeyboardInterrupt):
         save(last, step=2)

@@ -132,6 +132,11 @@ def steps_loader(
     return _loader(dataset, min(workers, len(batches)), pin_memory, seed=0, batch_sampler=batches)
 
 
+def whole_loader(dataset: Dataset, workers: int = 0) -> DataLoader:
+    """Loader of single items in order, of any size, without a batch dimension."""
+    return _loader(dataset, min(workers, len(dataset)), False, seed=0, batch_size=None, shuffle=False)
+
+
 def stream(loader: DataLoader) -> Iterator[tuple[int, int, dict[str, torch.Tensor]]]:
     """Batches without end, epoch after epoch, from where the loader of :func:`train_loader` stands.
 

@@ -1,0 +1,128 @@
+"""Settings of the evaluation and of the comparison table; parts of ``ppap.config.Config``."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ppap.checks import check_field
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighboursConfig:
+    """Nearest neighbours among labelled embeddings (ImageNet-S; the defaults are its published values, and
+    where those are for other networks, our choice)."""
+
+    k: int = 10
+    """Neighbours that decide."""
+    temperature: float = 0.07
+    """A neighbour weighs exp(cosine / temperature)."""
+    tensor: Literal["code", "z", "guidance"] = "code"
+    """What is compared (our choice): code = the trained features that the probes read, z = their projection,
+    guidance = the frozen features."""
+    resolution: int = 256
+    """Shorter side of the images [pixels], resized bilinearly, not cropped."""
+    fit: Literal["resize", "floor", "pad"] = "resize"
+    """Sides that are no multiple of the patch (our choice): resize = to the nearest multiple, floor = the
+    rest at the right and lower edge is cut off, pad = with the mean colour, cut off again afterwards."""
+    upsample: int = 4
+    """Factor by which the feature map is up-sampled, bilinearly. Published for maps of stride 32; a ViT's are
+    finer already, so that smaller factors cost little."""
+    rematch: bool = False
+    """Also score after matching predicted to true ids by the images they occur in, beside the scores
+    without."""
+    masks: str | None = None
+    """New folder for the predicted masks (RGB PNG, id = R + 256 G); None = not written."""
+    memory_mib: int = 256
+    """Limit of the comparison's temporaries [MiB]."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("k", 1), ("resolution", 16), ("upsample", 1), ("memory_mib", 1)):
+            value = getattr(self, name)
+            check_field(
+                value >= least,
+                f"eval.neighbours.{name.replace('_', '-')}",
+                value,
+                f"give at least {least}",
+            )
+        check_field(
+            self.temperature > 0 and math.isfinite(self.temperature),
+            "eval.neighbours.temperature",
+            self.temperature,
+            "give a positive number",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation on the validation images."""
+
+    protocol: Literal["auto", "probes", "neighbours"] = "auto"
+    """probes = cluster probe (matched) and linear probe per pixel; neighbours = nearest neighbours among
+    labelled embeddings; auto = neighbours for ImageNet-S, else probes."""
+    unmatched: Literal["wrong", "drop"] = "wrong"
+    """Pixels of clusters without a class, where there are more clusters than classes: wrong = wrong
+    predictions; drop = left out, with every cluster beyond the number of classes (published code)."""
+    batch_size: int = 16
+    """Images per batch."""
+    crf: Literal["none", "pydensecrf"] = "none"
+    """Dense CRF on the class scores; results without it are always reported too."""
+    crf_workers: int = 2
+    """Processes that run the CRF; 0 = in the main process, without a time-out."""
+    crf_timeout: float = 60.0
+    """Longest time for the CRF of one image [s]; an image over it keeps its labels without CRF and is
+    counted.
+    """
+
+    crf_image: Literal["original", "published"] = "original"
+    """Picture that the CRF sees: original = the pixels as loaded, published = the normalised image turned
+    back and truncated, which makes some values 1 too low."""
+    pictures: int = 6
+    """Validation images drawn in the report."""
+    neighbours: NeighboursConfig = field(default_factory=NeighboursConfig)
+    """Settings of the protocol neighbours."""
+
+    def __post_init__(self) -> None:
+        check_field(self.pictures >= 0, "eval.pictures", self.pictures, "give 0 or more")
+        check_field(self.batch_size >= 1, "eval.batch-size", self.batch_size, "give at least 1")
+        check_field(self.crf_workers >= 0, "eval.crf-workers", self.crf_workers, "give 0 or more")
+        check_field(
+            self.crf_timeout > 0, "eval.crf-timeout", self.crf_timeout, "give a positive number of seconds"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """A table at the end of training: several codes under the same probes, whose initial weights and batches
+    follow --train.seed."""
+
+    rows: tuple[Literal["colour", "frozen", "fixed", "tps", "ans", "random", "ppap"], ...] = ()
+    """colour = colours of the patches; frozen = the backbone's features; fixed = trained with positives above
+    a fixed threshold (Table 5, first row); tps, ans = with trustworthy positives or the exclusion of
+    ambiguous patches alone (Table 5); random = trained with random positives; ppap = this run. Empty =
+    no table."""
+    fixed_phi0: float | None = None
+    """Threshold of the row fixed [cosine]; None = --loss.phi0."""
+    images: int = 1024
+    """Training images at most, spread over the set, that the probes learn from; their codes and labels are
+    held in memory."""
+    steps: int = 200
+    """Steps of the probes."""
+    batch_size: int = 16
+    """Images per step."""
+    lr: float = 0.05
+    """Adam's first rate; it falls to 0 along a cosine, so that the probes settle."""
+    starts: int = 5
+    """Cluster probes from different initial weights; the one with the least probe loss counts."""
+
+    def __post_init__(self) -> None:
+        check_field(len(set(self.rows)) == len(self.rows), "compare.rows", self.rows, "name each row once")
+        for name in ("images", "steps", "batch_size", "starts"):
+            value = getattr(self, name)
+            check_field(value >= 1, f"compare.{name.replace('_', '-')}", value, "give at least 1")
+        check_field(self.lr > 0 and math.isfinite(self.lr), "compare.lr", self.lr, "give a positive number")
+        check_field(
+            self.fixed_phi0 is None or math.isfinite(self.fixed_phi0),
+            "compare.fixed-phi0",
+            self.fixed_phi0,
+            "give a finite cosine",
+        )

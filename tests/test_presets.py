@@ -1,0 +1,139 @@
+"""The published presets: their values, the protocol switch, and every family from the command line."""
+
+import dataclasses
+
+import pytest
+
+from ppap.config import LossConfig, TrainConfig, config_hash
+from ppap.errors import UsageError
+from ppap.presets import PRESETS, describe, preset
+from ppap.protocol import with_protocol
+from ppap.train_request import parse_arguments
+
+# The published code's configuration files, one column per preset:
+# Phi0, Psi0, sigma_pos, sigma_amb, T, tau, trainpatchsplit, batch, resolution, optimiser, rate, decay, rate of
+# the linear probe, rate of the cluster probe, epochs, iterations between validations.
+PUBLISHED = """
+cocostuff27-vits8    0.55  0.2   3  3  2  0.8   16  64  224  adamw  1e-3  0.1   1e-3  5e-3   5  100
+cocostuff27-vits16   0.55  0.15  3  4  2  0.8    4  64  224  adamw  1e-3  0.01  1e-3  1e-3   5  100
+cityscapes-vits8     0.6   0.2   3  3  3  0.8   16  64  224  adam   1e-3  0     1e-3  1e-3  30   50
+cityscapes-vitb8     0.6   0.2   3  2  3  0.1   16  64  224  adam   1e-3  0     1e-3  1e-3  30   50
+potsdam-vitb8        0.55  0.15  5  3  1  0.07  16  64  224  adam   5e-4  0     1e-3  1e-3  40   20
+"""
+BACKBONES = {"vits8": "vit_small_patch8", "vits16": "vit_small_patch16", "vitb8": "vit_base_patch8"}
+KINDS = {"cocostuff27": "cocostuff27", "cityscapes": "cityscapes27", "potsdam": "potsdam3"}
+
+
+@pytest.mark.parametrize("line", PUBLISHED.split("\n")[1:-1], ids=lambda line: line.split()[0])
+def test_published_values(line):
+    name, *cells = line.split()
+    config = preset(name)
+    loss, train, optim = config.loss, config.train, config.optim
+    values = [loss.phi0, loss.psi0, loss.sigma_pos, loss.sigma_amb, loss.steps, loss.temperature]
+    values += [loss.anchor_divisor, train.batch_size, config.data.resolution, optim.name, optim.lr]
+    values += [optim.weight_decay, optim.linear_lr, optim.cluster_lr, train.epochs, train.val_every]
+    assert values == [cell if cell.startswith("adam") else float(cell) for cell in cells]
+    # What all of them share.
+    assert (loss.chunk, loss.base_temperature, loss.trustworthy_positives, loss.ambiguity_excluded) == (
+        784,
+        0.07,
+        True,
+        True,
+    )
+    assert (optim.clip_norm, train.seed, train.steps, train.extra_clusters) == (10.0, 0, None, 0)
+    assert (config.data.eval_resolution, config.data.interpolation) == (320, "nearest")
+    assert (config.model.guidance_dropout, config.model.pos_interp) == (0.1, "dino")
+    assert (train.selection, config.eval.crf_image, config.protocol) == ("best", "published", "code")
+    kind, backbone = name.split("-")
+    assert config.data.kind == KINDS[kind]
+    assert config.model.weights == f"{BACKBONES[backbone]}_224.dino"
+
+
+@pytest.mark.parametrize("classes", [919, 300, 50])
+def test_imagenet_s_takes_no_label_before_its_end(classes):
+    config = preset(f"imagenet_s{classes}-vits16")
+    assert (config.data.kind, config.data.classes) == ("imagenet_s", classes)
+    assert config.data.imagenet_s_train == "train", "without labels"
+    assert (config.eval.protocol, config.train.selection, config.train.val_every) == ("neighbours", "last", 0)
+    near = config.eval.neighbours
+    assert (near.k, near.temperature, near.resolution, near.upsample, near.rematch) == (
+        10,
+        0.07,
+        256,
+        4,
+        False,
+    )
+    assert config.model.weights == "vit_small_patch16_224.dino"
+    images = {919: 1_183_322, 300: 384_862, 50: 64_431}[classes]
+    assert abs(config.train.epochs * (images // 64) / (5 * 7632) - 1) < 0.1, "about COCO-Stuff's steps"
+
+
+def asked(*argv):
+    return parse_arguments(list(argv)).config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_protocols(name):
+    code, paper = asked(name), asked(name, "--protocol", "paper")
+    assert code == preset(name) == asked(name, "--protocol=code") and code.protocol == "code"
+    assert paper == with_protocol(code, "paper") and paper.protocol == "paper"
+    assert config_hash(code) != config_hash(paper)
+    assert paper.model.guidance_dropout == 0 and code.model.guidance_dropout == 0.1
+    assert (paper.loss.anchor_divisor, paper.loss.base_temperature) == (1, None)
+    assert (paper.train.selection, paper.eval.crf_image) == ("last", "original")
+    if name not in ("demo", "camvid"):
+        loss = paper.loss
+        assert (loss.phi0, loss.psi0, loss.sigma_pos, loss.sigma_amb) == (0.55, 0.15, 3, 3)
+    # Nothing else changes.
+    put_back = dataclasses.replace(
+        paper,
+        protocol="code",
+        model=code.model,
+        loss=code.loss,
+        train=dataclasses.replace(paper.train, selection=code.train.selection),
+        eval=dataclasses.replace(paper.eval, crf_image=code.eval.crf_image),
+    )
+    assert put_back == code
+
+
+def test_an_option_wins_over_the_protocol():
+    options = ["--model.guidance-dropout=0.1", "--loss.base-temperature=0.07", "--train.selection=best"]
+    for argv in (["--protocol=paper", *options], [*options, "--protocol", "paper"]):
+        config = asked("cocostuff27-vits8", *argv)
+        assert (config.model.guidance_dropout, config.loss.base_temperature) == (0.1, 0.07)
+        assert (config.train.selection, config.loss.anchor_divisor) == ("best", 1)
+
+
+def test_an_unknown_protocol_is_refused(capsys):
+    with pytest.raises(SystemExit) as error:
+        asked("demo", "--protocol", "papers")
+    assert error.value.code == 2 and "papers" in capsys.readouterr().err
+
+
+def test_the_factor_of_the_loss():
+    import torch
+
+    from bench.shapes import clustered
+    from ppap.loss import PPAPLoss
+
+    features, z = clustered(60, 8, seed=0, clusters=3), torch.nn.functional.normalize(torch.randn(60, 5))
+    scaled, plain = (
+        PPAPLoss(LossConfig(base_temperature=base, temperature=0.8), 0)(features, z, 0).loss
+        for base in (0.07, None)
+    )
+    torch.testing.assert_close(scaled, plain * 0.8 / 0.07)
+
+
+def test_help_names_every_preset_and_the_protocol(capsys):
+    with pytest.raises(SystemExit):
+        asked("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(name in text for name in PRESETS) and "--protocol" in text and "--train.selection" in text
+    assert all(len(line) <= 130 for line in describe().splitlines())
+
+
+def test_impossible_settings():
+    with pytest.raises(ValueError, match="--train.extra-clusters is -1"):
+        TrainConfig(extra_clusters=-1)
+    with pytest.raises(UsageError, match="did you mean 'cityscapes-vits8'"):
+        preset("cityscapes-vit8")
