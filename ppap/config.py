@@ -23,21 +23,16 @@ from ppap.evaluation.config import CompareConfig as CompareConfig  # parts of Co
 from ppap.evaluation.config import EvalConfig as EvalConfig
 from ppap.evaluation.config import NeighboursConfig as NeighboursConfig
 
+DataKind = Literal[
+    "scenes", "folder", "cocostuff27", "cocostuff15", "cocostuff3", "cityscapes27", "potsdam3", "imagenet_s"
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Images and labels."""
 
-    kind: Literal[
-        "scenes",
-        "folder",
-        "cocostuff27",
-        "cocostuff15",
-        "cocostuff3",
-        "cityscapes27",
-        "potsdam3",
-        "imagenet_s",
-    ] = "folder"
+    kind: DataKind = "folder"
     """scenes = generated on the fly, folder = images (and labels, if any) under --data.root; the others are
     public benchmarks under --data.root (docs/datasets.md has their files)."""
     root: str | None = None

@@ -25,6 +25,12 @@ __all__ = [
 KINDS = {
     "scenes": "ppap.data.scenes",
     "folder": "ppap.data.folder",
+    "cocostuff27": "ppap.data.cocostuff",
+    "cocostuff15": "ppap.data.cocostuff",
+    "cocostuff3": "ppap.data.cocostuff",
+    "cityscapes27": "ppap.data.cityscapes",
+    "potsdam3": "ppap.data.potsdam",
+    "imagenet_s": "ppap.data.imagenet_s",
 }
 """DataConfig.kind -> module, imported on first use."""
 

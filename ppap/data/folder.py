@@ -14,18 +14,15 @@ validation then draws pictures and has no metrics.
 
 import hashlib
 import os
-import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets, SegmentationDataset
+from ppap.data.checks import SHOWN, Problems, in_threads
 from ppap.data.images import SUFFIXES, find_images, read_image, read_label, verify_image
 from ppap.data.transforms import Geometry
 from ppap.errors import DataError, UsageError
@@ -33,7 +30,6 @@ from ppap.errors import DataError, UsageError
 PAIRS = (("images", "labels"), ("imgs", "labels"), ("img_dir", "ann_dir"))
 UNLABELLED_CLASSES = 27
 PICTURES = 16  # training images that stand in for missing validation images
-SHOWN = 5  # names per kind of problem in one message
 
 
 @dataclass(frozen=True)
@@ -218,7 +214,7 @@ def check(layout: Layout, config: DataConfig, splits: tuple[str, ...] = SPLITS) 
     Raises:
         DataError: one message with the number of problems of each kind, up to five names and the remedy.
     """
-    problems = _Problems()
+    problems = Problems(KINDS_OF_PROBLEMS)
     counts: dict[str, LabelCounts] = {}
     for split in splits:
         if split not in layout.splits:
@@ -227,7 +223,9 @@ def check(layout: Layout, config: DataConfig, splits: tuple[str, ...] = SPLITS) 
         _check_names(files, problems)
         jobs = [(paths[0], _partner(files, name)) for name, paths in files.images.items()]
         found = LabelCounts()
-        for (_, label), (histogram, errors) in zip(jobs, _in_threads(_check_pair, jobs, split), strict=True):
+        for (_, label), (histogram, errors) in zip(
+            jobs, in_threads(_check_pair, jobs, f"check {split}"), strict=True
+        ):
             for kind, text in errors:
                 problems.add(kind, text)
             if histogram is not None:
@@ -238,46 +236,25 @@ def check(layout: Layout, config: DataConfig, splits: tuple[str, ...] = SPLITS) 
         if files.labels is not None:
             counts[split] = found
     _check_ids(counts, config, problems)
-    problems.raise_if_any(layout)
+    problems.raise_if_any(f"{layout.root} ({layout.form})")
     return counts
 
 
-class _Problems:
-    """Problems by kind; a kind is a headline and a remedy."""
-
-    KINDS = {
-        "image": ("images that cannot be read", "replace or remove them"),
-        "double": ("images share their name with another one", "rename one of each, or remove it"),
-        "missing": (
-            "images have no label",
-            "add the PNG named, or remove the image, or the whole label folder",
-        ),
-        "orphan": ("labels have no image", "remove them, or add images with their relative path"),
-        "label": ("labels that cannot be used", "write them again as said"),
-        "size": ("labels differ from their image in size", "they must match after the image's EXIF rotation"),
-        "stray": ("label ids are neither classes nor ignored", "give the option named if the id is meant"),
-    }
-
-    def __init__(self) -> None:
-        self.found: dict[str, list[str]] = {}
-
-    def add(self, kind: str, text: str) -> None:
-        self.found.setdefault(kind, []).append(text)
-
-    def raise_if_any(self, layout: Layout) -> None:
-        if not self.found:
-            return
-        lines = [f"{layout.root} ({layout.form}) cannot be used yet:"]
-        for kind, (headline, remedy) in self.KINDS.items():
-            texts = self.found.get(kind, [])
-            if texts:
-                lines.append(f"{len(texts)} {headline}; {remedy}:")
-                lines += [f"  {text}" for text in texts[:SHOWN]]
-                lines += [f"  ... and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
-        raise DataError("\n".join(lines))
+KINDS_OF_PROBLEMS = {
+    "image": ("images that cannot be read", "replace or remove them"),
+    "double": ("images share their name with another one", "rename one of each, or remove it"),
+    "missing": (
+        "images have no label",
+        "add the PNG named, or remove the image, or the whole label folder",
+    ),
+    "orphan": ("labels have no image", "remove them, or add images with their relative path"),
+    "label": ("labels that cannot be used", "write them again as said"),
+    "size": ("labels differ from their image in size", "they must match after the image's EXIF rotation"),
+    "stray": ("label ids are neither classes nor ignored", "give the option named if the id is meant"),
+}
 
 
-def _check_names(files: SplitFiles, problems: _Problems) -> None:
+def _check_names(files: SplitFiles, problems: Problems) -> None:
     for paths in files.images.values():
         for path in paths[1:]:
             problems.add("double", f"{path} and {paths[0].name}")
@@ -311,7 +288,7 @@ def _check_pair(job: tuple[Path, Path | None]) -> tuple[np.ndarray | None, list[
     return histogram, errors
 
 
-def _check_ids(counts: dict[str, LabelCounts], config: DataConfig, problems: _Problems) -> None:
+def _check_ids(counts: dict[str, LabelCounts], config: DataConfig, problems: Problems) -> None:
     classes = config.classes or len(config.class_names)
     if not classes:
         return
@@ -325,18 +302,6 @@ def _check_ids(counts: dict[str, LabelCounts], config: DataConfig, problems: _Pr
                 f"{found.first[i]}: id {i} with {classes} classes, in {found.files[i]} files; "
                 f"give {grow}--data.ignore-ids {ignore}",
             )
-
-
-def _in_threads(function: Callable, jobs: list, what: str) -> Iterable[Any]:
-    """``map`` on threads (Pillow decodes outside the interpreter lock), with a progress bar on a terminal."""
-    from tqdm import tqdm
-
-    pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
-    try:
-        done, quiet = pool.map(function, jobs), not sys.stderr.isatty()
-        yield from tqdm(done, f"check {what}", len(jobs), leave=False, unit="image", disable=quiet)
-    finally:  # also after Ctrl-C: do not start what is still waiting
-        pool.shutdown(cancel_futures=True)
 
 
 def _images_of(folder: Path) -> dict[str, list[Path]]:

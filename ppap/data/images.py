@@ -46,7 +46,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         DataError: missing, empty, truncated, not one of these formats, more pixels than Pillow's limit, or
             32-bit values, whose range nobody knows.
     """
-    with _naming(path), Image.open(path, formats=FORMATS) as image:
+    with naming(path), Image.open(path, formats=FORMATS) as image:
         _refuse_unknown_range(image, path)
         turn = _orientation(image)
         image.load()
@@ -73,7 +73,7 @@ def verify_image(path: str | os.PathLike) -> tuple[int, int]:
     Raises:
         DataError: as :func:`read_image`.
     """
-    with _naming(path), Image.open(path, formats=FORMATS) as image:
+    with naming(path), Image.open(path, formats=FORMATS) as image:
         _refuse_unknown_range(image, path)
         width, height = image.size
         # Pillow gives the size of a TIFF file after rotation already.
@@ -102,7 +102,7 @@ def read_label(path: str | os.PathLike) -> np.ndarray:
         DataError: unreadable; colour or alpha channels; 2- or 4-bit greyscale, whose stored values viewers
             rescale, so that ids are ambiguous; ids above 255.
     """
-    with _naming(path, "a PNG label"), Image.open(path, formats=("PNG",)) as image:
+    with naming(path, "a PNG label"), Image.open(path, formats=("PNG",)) as image:
         packed = str(image.tile[0][3]) if image.tile else ""
         image.load()
         mode, ids = image.mode, np.array(image)
@@ -142,7 +142,7 @@ def find_images(folder: Path) -> dict[str, list[Path]]:
 
 
 @contextlib.contextmanager
-def _naming(path: str | os.PathLike, what: str = "an image") -> Iterator[None]:
+def naming(path: str | os.PathLike, what: str = "an image") -> Iterator[None]:
     """Turn whatever a decoder raises into a DataError with the file's name."""
     try:
         yield
