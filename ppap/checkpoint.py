@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ppap.errors import DataError, NumberError
 
-FORMAT = 1
+FORMAT = 2
 FILES = ("model.safetensors", "config.json", "state.pt")
 
 
@@ -31,7 +31,7 @@ class Checkpoint:
 
     path: Path
     tensors: dict[str, Tensor]
-    """Weights by name: ``backbone.*, block.*, projection.*, linear.*, cluster.*``."""
+    """Weights by name: ``backbone.*``, what the method trains and keeps, ``linear.*, cluster.*``."""
     info: dict[str, Any]
     """``config`` (all settings), ``backbone`` (spec), ``origin``, ``classes``, ``class_names``,
     ``assignment``, ``step``."""
@@ -192,9 +192,10 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
             raise DataError(f"{folder / file} differs from its checksum in manifest.json; copy it again")
     info = _read_json(folder / "config.json")
     if info.get("format") != FORMAT:
-        raise DataError(
-            f"{folder} has checkpoint format {info.get('format')!r}, this ppap reads {FORMAT}; update ppap"
-        )
+        found = info.get("format")
+        older = isinstance(found, int) and found < FORMAT
+        remedy = "train again, or use the ppap that wrote it" if older else "update ppap"
+        raise DataError(f"{folder} has checkpoint format {found!r}, this ppap reads {FORMAT}; {remedy}")
     return Checkpoint(folder, load_file(folder / "model.safetensors"), info, selection)
 
 

@@ -1,19 +1,19 @@
-"""Network, probes and optimisers as one unit: a training step, and the state that resuming needs."""
+"""A method, its probes and optimisers as one unit: a training step, and the state that resuming needs."""
 
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from ppap.backbone import backbone_from_spec
+from ppap.backbone import backbone_from_spec, build_backbone
 from ppap.checkpoint import Checkpoint
-from ppap.config import Config, OptimConfig, from_dict
+from ppap.config import Config, from_dict
 from ppap.errors import DataError, NumberError, UsageError
-from ppap.feature_cache import frozen_of
 from ppap.kernels import MemoryBudgetError, NonFiniteError
-from ppap.loss import PPAPLoss
-from ppap.model import PPAPNet, Streams, build_net, patch_rows
+from ppap.methods.base import Method, TrainingData
+from ppap.methods.table import method_of
 from ppap.probes import ClusterProbe, LinearProbe
 
 # Loss scaling of the published code.
@@ -63,25 +63,29 @@ def for_inference(config: Config, device: torch.device) -> Config:
 class Engine(nn.Module):
     """What is trained. Build it with :func:`build_engine`, or from a checkpoint with :func:`load_engine`."""
 
-    def __init__(self, net: PPAPNet, classes: int, config: Config, device: torch.device) -> None:
+    def __init__(self, method: Method, classes: int, config: Config, device: torch.device) -> None:
         """Probes' initial weights follow torch's global generator; everything is moved to `device`."""
         super().__init__()
         self.config = config
         self.device = device
         self.classes = classes
-        self.net = net.to(device)
-        self.contrast = PPAPLoss(config.loss, config.train.seed)
+        self.method = method
+        self.net = method.net.to(device)
         self.amp = amp_type(config.optim.amp, device)
-        self.optimisers = {"net": _net_optimiser(self.net, config.optim)}
+        self.optimisers = method.optimisers(config.optim)
         self.renew_probes()
         scaled = self.amp == torch.float16
         self.scaler = torch.amp.GradScaler(
             device.type, init_scale=_INITIAL_SCALE, growth_interval=_GROWTH_INTERVAL, enabled=scaled
         )
 
-    def renew_probes(self) -> None:
-        """Draw both probes from torch's global generator, with fresh optimisers."""
-        width, optim = self.net.backbone.width, self.config.optim
+    def renew_probes(self, width: int | None = None) -> None:
+        """Draw both probes from torch's global generator, with fresh optimisers.
+
+        Args:
+            width: channels that they read; None = those of the method's code.
+        """
+        width, optim = width or self.net.code_width, self.config.optim
         self.linear = LinearProbe(width, self.classes).to(self.device)
         self.cluster = ClusterProbe(width, self.classes).to(self.device)
         self.optimisers["linear"] = torch.optim.Adam(self.linear.parameters(), lr=optim.linear_lr)
@@ -92,11 +96,24 @@ class Engine(nn.Module):
         """Cluster and linear probe, in the order evaluation takes them."""
         return self.cluster, self.linear
 
+    def start(self, dataset: Dataset[dict[str, Any]], start_step: int = 0) -> DataLoader:
+        """Show the method its training images; the batches that :meth:`train_step` is given from then on.
+
+        Args:
+            dataset: images, or their cached features.
+            start_step: the first step, 0 but for a resumed run.
+
+        Raises:
+            UsageError, DataError: the images do not serve this method.
+        """
+        return self.method.start(TrainingData(dataset, self.config, self.device), start_step)
+
     def train_step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """One step on a batch of images (B, 3, H, W) and labels (B, H, W).
+        """One step on a batch, as :meth:`start` gave it, of images (B, 3, H, W) and labels (B, H, W).
 
         Returns:
-            Detached scalars: loss, contrast_loss, linear_loss, cluster_loss, positives, negatives, grad_norm.
+            Detached scalars: loss (the sum), contrast_loss (the method's own), linear_loss, cluster_loss,
+            what the method logs, and grad_norm (0 where no network is trained).
 
         Raises:
             NumberError: on CPUs, a loss or gradient that is not finite, before the optimisers' step. On GPUs
@@ -105,9 +122,10 @@ class Engine(nn.Module):
         label = batch["label"].to(self.device, non_blocking=True)
         self.train()
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
-            out = self._streams(batch)
             try:
-                contrast = self.contrast(patch_rows(out.guidance), out.z, step)
+                with torch.no_grad():
+                    self.method.before_step(step)
+                out = self.method.step(batch, step)
             except NonFiniteError as error:
                 raise NumberError(
                     f"step {step}: {error}; lower --optim.lr or check images and weights"
@@ -116,20 +134,17 @@ class Engine(nn.Module):
                 raise UsageError(f"{error}; raise --loss.memory-budget-mib") from None
             linear = self.linear.loss(out.code, label, self.net.backbone.patch_size)
             cluster = self.cluster.loss(out.code)
-            loss = contrast.loss + linear + cluster
+            loss = out.loss + linear + cluster
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimisers["net"])
-        grad_norm = nn.utils.clip_grad_norm_(self.net.trainable_parameters(), self.config.optim.clip_norm)
         result = {
             "loss": loss,
-            "contrast_loss": contrast.loss,
+            "contrast_loss": out.loss,
             "linear_loss": linear,
             "cluster_loss": cluster,
-            "positives": contrast.positives,
-            "negatives": contrast.negatives,
-            "grad_norm": grad_norm,
+            **out.log,
+            "grad_norm": self._clip(loss),
         }
         result = {name: value.detach() for name, value in result.items()}
         if self.device.type == "cpu":
@@ -139,11 +154,15 @@ class Engine(nn.Module):
         self.scaler.update()
         return result
 
-    def _streams(self, batch: dict[str, Tensor]) -> Streams:
-        """Both streams of a batch of images, or of cached frozen tokens."""
-        if "before" in batch:
-            return self.net.forward_tokens(frozen_of(batch, self.device))
-        return self.net(batch["image"].to(self.device, non_blocking=True))
+    def _clip(self, loss: Tensor) -> Tensor:
+        """Unscale and clip the network's gradient; its norm before."""
+        optimiser = self.optimisers.get("net")
+        if optimiser is None:
+            return torch.zeros_like(loss)
+        self.scaler.unscale_(optimiser)
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        limit = self.config.optim.clip_norm
+        return nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
 
     def train_probes(self, code: Tensor, label: Tensor) -> dict[str, Tensor]:
         """One step of the probes alone on a code (B, D, h, w) and labels (B, H, W): detached losses."""
@@ -160,10 +179,10 @@ class Engine(nn.Module):
 
     @torch.no_grad()
     def code(self, image: Tensor) -> Tensor:
-        """Code (B, D, h, w) of images on the device, in evaluation mode, under the run's autocast."""
+        """Code (B, E, h, w) of images on the device, in evaluation mode, under the run's autocast."""
         self.eval()
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
-            return self.net(image, code_only=True).code.float()
+            return self.net.code(image).float()
 
     @torch.no_grad()
     def code_of(self, batch: dict[str, Tensor]) -> Tensor:
@@ -172,7 +191,7 @@ class Engine(nn.Module):
             return self.code(batch["image"].to(self.device, non_blocking=True))
         self.eval()
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
-            return self.net.forward_tokens(frozen_of(batch, self.device)).code.float()
+            return self.net.code_of(self.method.tokens(batch)).float()
 
     @torch.no_grad()
     def frozen_code(self, image: Tensor) -> Tensor:
@@ -186,7 +205,7 @@ class Engine(nn.Module):
         """As :meth:`frozen_code`, of a batch of images or of cached frozen tokens."""
         if "before" not in batch:
             return self.frozen_code(batch["image"].to(self.device, non_blocking=True))
-        return frozen_of(batch, self.device).guidance.float()
+        return self.method.tokens(batch).guidance.float()
 
     def weights(self) -> dict[str, Tensor]:
         """Every weight by its name in a checkpoint."""
@@ -210,7 +229,7 @@ class Engine(nn.Module):
             if here != there:
                 raise DataError(
                     f"{where}: {name} has shape {there}, the network {here}; "
-                    "is it a checkpoint of another architecture?"
+                    "is it a checkpoint of another architecture or method?"
                 )
             if not torch.isfinite(tensors[name]).all():
                 raise NumberError(f"{where}: weights {name} are not finite; use an earlier checkpoint")
@@ -253,15 +272,11 @@ def check_finite(values: dict[str, Tensor], step: int, scaled: bool = False) -> 
         )
 
 
-def _net_optimiser(net: PPAPNet, optim: OptimConfig) -> torch.optim.Optimizer:
-    kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
-    return kind(net.trainable_parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
-
-
 def build_engine(config: Config, classes: int, device: torch.device) -> Engine:
-    """A new network: the backbone's weights, projection and probes drawn with ``config.train.seed``."""
+    """A new network: the backbone's weights; what is trained is drawn with ``config.train.seed``."""
     torch.manual_seed(config.train.seed)
-    return Engine(build_net(config.model), classes, config, device)
+    method = method_of(config)(config, build_backbone(config.model))
+    return Engine(method, classes, config, device)
 
 
 def load_engine(checkpoint: Checkpoint, device: torch.device, config: Config | None = None) -> Engine:
@@ -274,6 +289,6 @@ def load_engine(checkpoint: Checkpoint, device: torch.device, config: Config | N
     info = checkpoint.info
     config = config or from_dict(info["config"])
     backbone = backbone_from_spec(info["backbone"], info["origin"])
-    engine = Engine(PPAPNet(backbone, config.model.guidance_dropout), info["classes"], config, device)
+    engine = Engine(method_of(config)(config, backbone), info["classes"], config, device)
     engine.load_weights(checkpoint.tensors, str(checkpoint.path))
     return engine

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ppap.data import SegmentationDataset, val_loader
 from ppap.errors import DataError, NumberError
-from ppap.model import FrozenTokens, PPAPNet
+from ppap.model import FrozenTokens, Network
 
 CacheType = Literal["fp16", "bf16"]
 # bfloat16 is unknown to NumPy: its bits are kept as integers.
@@ -62,15 +62,16 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         return {**tokens, "label": label, "index": int(i)}
 
 
-def frozen_of(batch: dict[str, torch.Tensor], device: torch.device) -> FrozenTokens:
-    """The tokens of a batch of :class:`CachedFeatures`, on `device`."""
-    before, guidance = (batch[name].to(device, non_blocking=True) for name in ("before", "guidance"))
+def frozen_of(batch: dict[str, torch.Tensor], device: torch.device, prefix: str = "") -> FrozenTokens:
+    """The tokens of a batch of :class:`CachedFeatures`, on `device`; `prefix` stands before their names."""
+    names = (f"{prefix}before", f"{prefix}guidance")
+    before, guidance = (batch[name].to(device, non_blocking=True) for name in names)
     return FrozenTokens(before, guidance, (guidance.shape[2], guidance.shape[3]))
 
 
 @torch.no_grad()
 def cache_features(
-    net: PPAPNet,
+    net: Network,
     dataset: SegmentationDataset,
     *,
     root: Path,
@@ -139,14 +140,10 @@ class _Part(Dataset[dict[str, Any]]):
         return self.dataset[int(self.indices[i])]
 
 
-def _describe(net: PPAPNet, dataset: SegmentationDataset, dtype: CacheType) -> dict[str, Any]:
+def _describe(net: Network, dataset: SegmentationDataset, dtype: CacheType) -> dict[str, Any]:
     sample = dataset[0]
     image = sample["image"][None].to(next(net.parameters()).device)
     frozen = net.frozen(image)
-    digest = hashlib.sha256()
-    for name, tensor in sorted(net.backbone.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     meta = {
         "images": len(dataset),
         "dtype": dtype,
@@ -154,11 +151,20 @@ def _describe(net: PPAPNet, dataset: SegmentationDataset, dtype: CacheType) -> d
         "guidance": list(frozen.guidance.shape[1:]),
         "label": list(sample["label"].shape),
         "backbone": net.backbone.spec,
-        "weights": digest.hexdigest(),
+        "weights": weights_hash(net.backbone),
         "data": dataset.fingerprint(),
     }
     text = json.dumps(meta, sort_keys=True)
     return {**meta, "hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """sha256 of the names and values of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _shapes(meta: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], Any]]:

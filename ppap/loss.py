@@ -10,6 +10,17 @@ from ppap.config import LossConfig
 from ppap.kernels import PropagationConfig, ppap_loss
 
 
+class Switches(NamedTuple):
+    """Parts of PPAP's loss (Table 5), each on or off."""
+
+    trustworthy_positives: bool = True
+    """TPS: propagate the positives; off = those above phi0 around the anchor itself."""
+    ambiguity_excluded: bool = True
+    """ANS: leave ambiguous patches out of the denominator; off = every non-positive is a negative."""
+    shuffled: bool = False
+    """A control: every anchor gets the sets of a random other patch. Nothing can be learned from them."""
+
+
 class ContrastResult(NamedTuple):
     """Loss of a batch and what it was formed from."""
 
@@ -62,18 +73,19 @@ def draw_anchors(patches: int, chunk: int, divisor: int, seed: int, step: int) -
 class PPAPLoss:
     """Contrastive loss over propagated proxies (paper section 3, published code's averaging)."""
 
-    def __init__(self, config: LossConfig, seed: int) -> None:
-        """Args: settings of the loss, and the seed of the anchors."""
+    def __init__(self, config: LossConfig, seed: int, switches: Switches | None = None) -> None:
+        """Args: settings of the loss, the seed of the anchors, and parts to leave out (default: none)."""
         self.config = config
         self.seed = seed
+        self.switches = switches or Switches()
         self.propagation = PropagationConfig(
             phi0=config.phi0,
             psi0=config.psi0,
             steps=config.steps,
             sigma_pos=config.sigma_pos,
             sigma_amb=config.sigma_amb,
-            trustworthy_positives=config.trustworthy_positives,
-            ambiguity_excluded=config.ambiguity_excluded,
+            trustworthy_positives=self.switches.trustworthy_positives,
+            ambiguity_excluded=self.switches.ambiguity_excluded,
         )
 
     def __call__(self, guidance: Tensor, z: Tensor, step: int) -> ContrastResult:
@@ -85,7 +97,7 @@ class PPAPLoss:
             step: number of the training step, which decides the anchors.
         """
         config = self.config
-        if config.shuffle_guidance:
+        if self.switches.shuffled:
             guidance = guidance[_shuffled(len(guidance), self.seed, step).to(guidance.device)]
         anchors, per_chunk = draw_anchors(z.shape[0], config.chunk, config.anchor_divisor, self.seed, step)
         loss, positives, negatives = ppap_loss(

@@ -1,8 +1,9 @@
-"""The two streams: frozen guidance features, and a trained copy of the last block with a projection.
+"""Networks on a frozen backbone: the base of all, and PPAP's two streams.
 
-Legend: B images, h w patch grid, P prefix tokens, N = B h w patches, D channels. Tokens before the last block
-of the frozen ViT feed both streams; both end in the same frozen norm. Read ``ppap.backbone`` first;
-``ppap.probes`` reads the code.
+PPAP has frozen guidance features, and a trained copy of the last block with a projection. Legend: B images,
+h w patch grid, P prefix tokens, N = B h w patches, D channels of the backbone, E of the code. Tokens before
+the last block of the frozen ViT feed both streams; both end in the same frozen norm. Read ``ppap.backbone``
+first; ``ppap.probes`` reads the code, ``ppap.methods`` has the networks of other methods.
 """
 
 import copy
@@ -27,22 +28,57 @@ class FrozenTokens(NamedTuple):
     """Patch rows h and columns w."""
 
 
+class Network(nn.Module):
+    """A frozen backbone and whatever a method trains on top; by itself the code is the frozen features."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        """Args: the frozen network with its weights."""
+        super().__init__()
+        self.backbone = backbone
+
+    @property
+    def code_width(self) -> int:
+        """Channels E of the code."""
+        return self.backbone.width
+
+    @torch.no_grad()
+    def frozen(self, x: Tensor) -> FrozenTokens:
+        """All that is computed without gradient, for normalised images (B, 3, H, W) of any size."""
+        before, last, grid = self.backbone.tokens(x)
+        return FrozenTokens(before, self.backbone.patch_map(last, grid), grid)
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        """The frozen features n(t_L), (B, D, h, w), fp32, no dropout: the code of an untrained network."""
+        return self.backbone(x)
+
+    def code(self, x: Tensor) -> Tensor:
+        """What the probes read, of images (B, 3, H, W): (B, E, h, w), fp32."""
+        return self.code_of(self.frozen(x))
+
+    def code_of(self, frozen: FrozenTokens) -> Tensor:
+        """:meth:`code` of what :meth:`frozen` returned; a method with weights of its own overrides it.
+
+        Args:
+            frozen: its tensors may have been stored in half precision since.
+        """
+        return frozen.guidance.float()
+
+
 class Streams(NamedTuple):
     """Output of :class:`PPAPNet`."""
 
-    guidance: Tensor | None
-    """Frozen features for the propagation, (B, D, h, w), fp32, no gradient; in training with dropout.
-    None where only the code was asked for."""
+    guidance: Tensor
+    """Frozen features for the propagation, (B, D, h, w), fp32, no gradient; in training with dropout."""
     code: Tensor
     """Trained features, (B, D, h, w), fp32: what the probes read."""
-    z: Tensor | None
-    """L2-normalised projection of the code, (B h w, D), fp32, rows in (image, row, column) order.
-    None where only the code was asked for."""
+    z: Tensor
+    """L2-normalised projection of the code, (B h w, D), fp32, rows in (image, row, column) order."""
     grid: tuple[int, int]
     """Patch rows h and columns w."""
 
 
-class PPAPNet(nn.Module):
+class PPAPNet(Network):
     """A frozen backbone, a trained copy of its last block, and a linear projection for the contrastive loss.
 
     The copy is made on construction: load the backbone's weights before. The projection's initial weights
@@ -57,31 +93,14 @@ class PPAPNet(nn.Module):
             backbone: frozen network with its weights.
             guidance_dropout: share p of guidance channels dropped per image in training mode; 0 = off.
         """
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         self.block = copy.deepcopy(backbone.vit.blocks[-1]).requires_grad_(True)
         self.projection = nn.Linear(backbone.width, backbone.width)
         self.guidance_dropout = guidance_dropout
 
-    def forward(self, x: Tensor, code_only: bool = False) -> Streams:
-        """Both streams of a batch of images.
-
-        Args:
-            x: normalised images, float (B, 3, H, W), any size; see :class:`~ppap.backbone.Backbone` for the
-                padding.
-            code_only: compute the code alone, as evaluation needs it: no guidance, no z, one block less.
-        """
-        if code_only:
-            with torch.no_grad():
-                before, grid = self.backbone.tokens_before(x)
-            return Streams(None, self._code(before, grid), None, grid)
+    def forward(self, x: Tensor) -> Streams:
+        """Both streams of a batch of normalised images, float (B, 3, H, W), any size."""
         return self.forward_tokens(self.frozen(x))
-
-    @torch.no_grad()
-    def frozen(self, x: Tensor) -> FrozenTokens:
-        """The frozen half of :meth:`forward`, without gradient, for images (B, 3, H, W)."""
-        before, last, grid = self.backbone.tokens(x)
-        return FrozenTokens(before, self.backbone.patch_map(last, grid), grid)
 
     def forward_tokens(self, frozen: FrozenTokens) -> Streams:
         """The trainable half of :meth:`forward`.
@@ -94,14 +113,19 @@ class PPAPNet(nn.Module):
             # Whole channels per image: similarities within an image keep their value, those across images
             # shrink.
             guidance = F.dropout2d(guidance, self.guidance_dropout, training=self.training)
-        code = self._code(frozen.before, frozen.grid)
+        code = self.code_of(frozen)
         z = F.normalize(self.projection(patch_rows(code)).float(), dim=1)
         return Streams(guidance, code, z, frozen.grid)
 
-    @torch.no_grad()
-    def features(self, x: Tensor) -> Tensor:
-        """The frozen features n(t_L), (B, D, h, w), fp32, no dropout: the code of an untrained network."""
-        return self.backbone(x)
+    def code(self, x: Tensor) -> Tensor:
+        """The code of images (B, 3, H, W), as :meth:`forward` gives it; no guidance, hence one block less."""
+        with torch.no_grad():
+            before, grid = self.backbone.tokens_before(x)
+        return self._code(before, grid)
+
+    def code_of(self, frozen: FrozenTokens) -> Tensor:
+        """See :meth:`Network.code_of`."""
+        return self._code(frozen.before, frozen.grid)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Parameters of the block and the projection, in a fixed order."""

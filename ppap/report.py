@@ -12,9 +12,10 @@ from ppap.analysis.positives import draw_positives
 from ppap.config import Config, config_hash, to_dict
 from ppap.data import SegmentationDataset
 from ppap.engine import Engine
-from ppap.evaluation.comparison import TITLES, Row, table
+from ppap.evaluation.comparison import Row, table
 from ppap.evaluation.evaluate import Evaluation, pixel_scores
 from ppap.evaluation.metrics import Scores, apply_assignment
+from ppap.methods.table import TITLES
 from ppap.pictures import curves, palette, strip
 from ppap.provenance import device_name
 from ppap.rundir import RunDir
@@ -53,7 +54,8 @@ def write_report(
     if engine.net.backbone.is_random:
         lines += [f"> **{RANDOM_WARNING}**", ""]
     lines += [
-        f"- preset `{config.preset}`, seed {config.train.seed}, settings `{config_hash(config)}`",
+        f"- preset `{config.preset}`, method `{config.method}`, seed {config.train.seed}, "
+        f"settings `{config_hash(config)}`",
         f"- backbone: {engine.net.backbone.origin}",
         f"- device: {device_name(engine.device)}, torch {torch.__version__}",
         *(f"- {fact}" for fact in facts),
@@ -183,9 +185,12 @@ def draw_comparison(
 
 
 def _draw_positives(engine: Engine, dataset: SegmentationDataset, path: Path) -> bool:
-    """Draw the propagation's positives on a few images; False where no patch has any."""
+    """Draw the propagation's positives on a few images; False where there are none to draw."""
+    propagation = engine.method.propagation
+    if propagation is None:
+        return False
     indices = spread(len(dataset), _POSITIVE_IMAGES)
-    return bool(draw_positives(engine.net.eval(), dataset, indices, engine.contrast.propagation, path))
+    return bool(draw_positives(engine.net.eval(), dataset, indices, propagation, path))
 
 
 def draw_strip(

@@ -20,7 +20,7 @@ from ppap import seeds
 from ppap.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ppap.cli import run
 from ppap.config import Config, config_hash, to_dict
-from ppap.data import Datasets, SegmentationDataset, build_datasets, train_loader
+from ppap.data import Datasets, SegmentationDataset, build_datasets
 from ppap.data.loading import stream
 from ppap.engine import build_engine, check_finite, load_engine, pick_device
 from ppap.errors import DataError, Stopped, UsageError
@@ -28,7 +28,7 @@ from ppap.evaluation.comparison import Row, compare
 from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.feature_cache import CachedFeatures, cache_features, cache_root
 from ppap.kernels import dispatch
-from ppap.loss import chunk_anchors
+from ppap.methods.table import METHODS
 from ppap.provenance import device_name
 from ppap.report import RANDOM_WARNING, comparison_record, write_report
 from ppap.rundir import RunDir
@@ -67,6 +67,13 @@ def _backend(device: torch.device) -> str:
         raise UsageError(str(error)) from None
 
 
+def _sets(row: dict[str, Any]) -> str:
+    """Sizes of an anchor's sets, in words, where the method has such sets."""
+    if "positives" not in row:
+        return ""
+    return f"per anchor {row['positives']:.0f} positives {row['negatives']:.0f} negatives, "
+
+
 class Trainer:
     """One run, from its datasets to its report."""
 
@@ -84,6 +91,8 @@ class Trainer:
         self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
         device = pick_device(config.train.device)
         self.backend = _backend(device)
+        for name in {config.method, *config.compare.rows} - {"colour"}:
+            METHODS[name].check(replace(config, method=name))
         self.data: Datasets = build_datasets(config.data)
         if config.compare.rows and (self.data.val is None or not self.data.val.labelled):
             raise UsageError("--compare.rows needs validation labels; give labels/val, or leave it out")
@@ -107,15 +116,8 @@ class Trainer:
             self.engine.load_training_state(state["engine"])
             self.assignment = checkpoint.info["assignment"]
         self.training_set = self._training_set(device)
-        self.loader = train_loader(
-            self.training_set,
-            config.train.batch_size,
-            config.train.seed,
-            config.data.workers,
-            start_step=self.step,
-            pin_memory=device.type == "cuda",
-        )
-        self.total = config.train.steps or config.train.epochs * self.loader.batch_sampler.steps_per_epoch
+        self.loader = self.engine.start(self.training_set, self.step)
+        self.total = self.engine.method.data.total_steps
         self.health = torch.zeros((), device=device)
         self.started = time.perf_counter()
 
@@ -199,10 +201,9 @@ class Trainer:
         print(f"backbone: {engine.net.backbone.origin}")
         side = -(-self.config.data.resolution // patch)
         patches = side * side * self.config.train.batch_size
-        chunk, per_chunk = chunk_anchors(patches, self.config.loss.chunk, self.config.loss.anchor_divisor)
         print(
             f"step: {self.config.train.batch_size} images, {patches} patches, "
-            f"{per_chunk} anchors per {chunk} patches; "
+            f"method {self.config.method}, {engine.method.describe(patches)}; "
             f"{device_name(engine.device)}, {self.backend} backend, autocast {engine.amp or 'off'}"
         )
         start = f"continued at step {self.step}" if self.resumed else "new run"
@@ -216,8 +217,7 @@ class Trainer:
         self.run_dir.append({**row, "images_per_s": speed})
         text = (
             f"loss {row['loss']:.3f} contrast {row['contrast_loss']:.3f} linear {row['linear_loss']:.3f} "
-            f"cluster {row['cluster_loss']:.3f}, per anchor {row['positives']:.0f} positives "
-            f"{row['negatives']:.0f} negatives, {speed:.1f} images/s"
+            f"cluster {row['cluster_loss']:.3f}, {_sets(row)}{speed:.1f} images/s"
         )
         if not sys.stderr.isatty():
             left = (self.total - self.step) * self.config.train.batch_size / speed / 60

@@ -9,7 +9,9 @@ from ppap import seeds
 from ppap.checkpoint import Checkpoint, load_checkpoint
 from ppap.cli import parse
 from ppap.config import Config
-from ppap.errors import UsageError
+from ppap.errors import UsageError, unknown_name
+from ppap.methods.published import with_method
+from ppap.methods.table import METHODS
 from ppap.presets import describe, preset
 from ppap.protocol import with_protocol
 from ppap.rundir import RunDir, new_run_path, refuse_changes
@@ -44,6 +46,7 @@ def parse_arguments(argv: Sequence[str]) -> Request:
     )
     pre.add_argument("--resume", metavar="RUN")
     pre.add_argument("--protocol", default=None)
+    pre.add_argument("--method", metavar="METHOD")
     pre.add_argument("--seeds", metavar="SEED", nargs="+", default=())
     known, rest = pre.parse_known_args(list(argv))
     if known.protocol is not None:
@@ -52,9 +55,10 @@ def parse_arguments(argv: Sequence[str]) -> Request:
         raise UsageError(f"--seeds {' '.join(known.seeds)}: give numbers, 0 or more, and the preset before")
     numbers = tuple(int(seed) for seed in known.seeds)
     description = (
-        "Train PPAP on generated scenes or on a folder of images.\n\n"
+        "Train PPAP, or another method, on generated scenes or on a folder of images.\n\n"
         f"Presets (default: demo):\n{describe()}\n\n"
-        "The defaults below are those of the preset: ppap train folder --help shows the others.\n"
+        "The defaults below are those of the preset and of --method, if it is given: ppap train folder "
+        "--help shows those of another preset.\n"
         "--protocol paper follows the paper where the published code differs from it: no dropout on the "
         "guidance, every patch an anchor, no factor tau / 0.07, one set of thresholds, the last checkpoint, "
         "the original pixels for the CRF. Options given beside it win.\n"
@@ -63,7 +67,7 @@ def parse_arguments(argv: Sequence[str]) -> Request:
     )
     if known.resume is None:
         named = rest and not rest[0].startswith("-")
-        start = preset(rest[0] if named else "demo")
+        start = with_method(preset(rest[0] if named else "demo"), _method(known.method))
         if known.protocol == "paper":
             start = with_protocol(start, "paper")
         config = parse(
@@ -71,6 +75,8 @@ def parse_arguments(argv: Sequence[str]) -> Request:
         )
         return Request(config, new_run_path(config.train.out, config.preset), None, numbers)
     path = Path(known.resume)
+    if known.method is not None:
+        rest += ["--method", _method(known.method)]
     if seeds.is_set(path):
         if rest or known.seeds:
             raise UsageError(f"{path} holds the runs of several seeds: --resume takes no other option there")
@@ -81,3 +87,9 @@ def parse_arguments(argv: Sequence[str]) -> Request:
     config = parse(Config, rest, command=command, description=description, default=stored)
     refuse_changes(stored, config, RESUMABLE)
     return Request(config, path, load_checkpoint(path, "last"))
+
+
+def _method(name: str | None) -> str:
+    if name is not None and name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    return name or Config().method

@@ -16,11 +16,11 @@ from ppap.evaluation.comparison import (
     cluster_losses,
     colour_code,
     fit_probes,
-    fixed_threshold,
-    random_positives,
     table,
+    variant,
 )
 from ppap.loss import PPAPLoss
+from ppap.methods.ppap import SWITCHES
 from ppap.presets import demo
 from ppap.probes import ClusterProbe
 from ppap.train import Trainer, main, parse_arguments
@@ -42,8 +42,8 @@ def test_a_run_ends_with_the_table(run):
         assert set(summary) == {"cluster_miou", "cluster_accuracy", "linear_miou", "linear_accuracy"}, name
         assert all(0 <= value <= 100 for value in summary.values())
     report = (run / "report.md").read_text()
-    for title in comparison.TITLES.values():
-        assert f"| {title} |" in report
+    for name in ROWS:
+        assert f"| {comparison.TITLES[name]} |" in report
     for name in ("comparison", "positives"):
         assert (run / "pictures" / f"{name}.png").exists() and f"pictures/{name}.png" in report
 
@@ -86,12 +86,12 @@ def test_variants_start_from_the_same_weights_and_see_the_same_batches(tmp_path)
         comparison.train_variant(trainer.config, trainer.training_set, trainer.engine, lambda: True)
 
 
-def test_losses_of_the_baselines():
-    config = demo()
-    fixed = fixed_threshold(replace(config, compare=CompareConfig(fixed_phi0=0.9)))
-    assert (fixed.phi0, fixed.trustworthy_positives, fixed.ambiguity_excluded) == (0.9, False, False)
-    assert fixed_threshold(replace(config, compare=CompareConfig())).phi0 == config.loss.phi0
-    assert random_positives(config) == replace(config.loss, shuffle_guidance=True)
+def test_settings_of_the_rows():
+    config = replace(demo(), compare=CompareConfig(fixed_phi0=0.9))
+    fixed = variant(config, "fixed")
+    assert fixed == replace(config, method="fixed", loss=replace(config.loss, phi0=0.9))
+    assert variant(replace(config, compare=CompareConfig()), "fixed").loss == config.loss
+    assert variant(config, "tps") == replace(config, method="tps")
 
 
 def test_random_positives_are_as_many_and_elsewhere():
@@ -99,7 +99,7 @@ def test_random_positives_are_as_many_and_elsewhere():
     guidance = torch.randn(40, 6, generator=generator)
     z = torch.nn.functional.normalize(torch.randn(40, 5, generator=generator), dim=1)
     config = replace(demo().loss, phi0=0.3, psi0=0.1, anchor_divisor=1)
-    right, control = PPAPLoss(config, 3), PPAPLoss(replace(config, shuffle_guidance=True), 3)
+    right, control = PPAPLoss(config, 3), PPAPLoss(config, 3, SWITCHES["random"])
     a, b, again, later = (
         right(guidance, z, 7),
         control(guidance, z, 7),

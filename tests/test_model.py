@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from ppap.backbone import backbone_from_spec, build_backbone
 from ppap.config import ModelConfig
-from ppap.model import FrozenTokens, PPAPNet, Streams, build_net, patch_rows
+from ppap.model import FrozenTokens, Network, PPAPNet, Streams, build_net, patch_rows
 
 SMALL = {"backbone": "vit_small_patch16_224", "width": 48, "depth": 3, "heads": 3, "image_size": 64}
 
@@ -150,12 +150,14 @@ def test_frozen_backbone_ignores_training_mode():
     assert not any(module.training for module in net.backbone.modules())
 
 
-def test_code_only():
+def test_code_alone():
     net = moved(small_net())
     x = images(50, 70)
-    short, full = net(x, code_only=True), net(x)
-    assert short.guidance is None and short.z is None and short.grid == full.grid
-    assert torch.equal(short.code, full.code)
+    full = net(x)
+    assert torch.equal(net.code(x), full.code) and torch.equal(net.code_of(net.frozen(x)), full.code)
+    assert net.code_width == full.code.shape[1]
+    untrained = Network(net.backbone)
+    assert torch.equal(untrained.code(x), net.features(x)) and untrained.code_width == 48
 
 
 def test_forward_is_frozen_then_forward_tokens():

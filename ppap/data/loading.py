@@ -7,7 +7,7 @@ not on whether the run was restarted in between.
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,7 @@ def train_loader(
     start_step: int = 0,
     *,
     pin_memory: bool = False,
+    sampler: Callable[..., EpochSampler] = EpochSampler,
 ) -> DataLoader:
     """Loader of one epoch of training batches; :func:`stream` goes on through the following ones.
 
@@ -94,6 +95,7 @@ def train_loader(
         workers: loader processes, kept alive between epochs; 0 = load in this process.
         epoch, start_step: where to begin, as for :meth:`EpochSampler.move_to`.
         pin_memory: page-locked batches; only for training on a CUDA device.
+        sampler: takes the arguments of :class:`EpochSampler`; another one may give the dataset other keys.
 
     Returns:
         A DataLoader of dicts: image (B, 3, H, W) float32, label (B, H, W) int64, index (B,) int64.
@@ -101,9 +103,9 @@ def train_loader(
     Raises:
         DataError: fewer images than one batch.
     """
-    sampler = EpochSampler(len(dataset), batch_size, seed, epoch, start_step)
+    batches = sampler(len(dataset), batch_size, seed, epoch, start_step)
     keep = workers > 0
-    return _loader(dataset, workers, pin_memory, seed=seed, batch_sampler=sampler, persistent_workers=keep)
+    return _loader(dataset, workers, pin_memory, seed=seed, batch_sampler=batches, persistent_workers=keep)
 
 
 def val_loader(

@@ -20,23 +20,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from ppap.config import CompareConfig, Config, LossConfig
-from ppap.data import Datasets, EpochSampler, train_loader, val_loader
+from ppap.config import CompareConfig, Config
+from ppap.data import Datasets, EpochSampler, val_loader
 from ppap.data.loading import stream
 from ppap.engine import Engine, build_engine, check_finite
 from ppap.evaluation.evaluate import CodeOf, Evaluation, evaluate
+from ppap.methods.table import TITLES
 from ppap.probes import ClusterProbe, LinearProbe
-
-TITLES = {
-    "colour": "plain colours",
-    "frozen": "frozen features",
-    "fixed": "fixed threshold",
-    "tps": "TPS alone",
-    "ans": "ANS alone",
-    "random": "random positives",
-    "ppap": "PPAP",
-}
-"""Row -> its name for people, in the order of the table."""
 
 BatchCode = Callable[[dict[str, Tensor]], Tensor]
 """Batch of images or of cached tokens -> code (B, D, h, w)."""
@@ -62,10 +52,10 @@ def compare(
     """Measure the rows that ``config.compare.rows`` names.
 
     Args:
-        config: of the run; rows that need training (fixed, tps, ans, random) repeat it with another loss.
+        config: of the run; rows that need training repeat it with another method.
         data: the datasets; the validation images need labels.
         training_set: what the run was trained on: ``data.train`` or its cached features.
-        engine: the run's trained network, for the rows ppap and frozen.
+        engine: the run's trained network, for the row of its method and for frozen.
         should_stop: asked between batches; True ends the comparison with InterruptedError.
 
     Returns:
@@ -110,39 +100,17 @@ def _row(
         return code_of, lambda batch: code_of(batch["image"].to(engine.device)), data.train
     if name == "frozen":
         return engine.frozen_code, engine.frozen_code_of, training_set
-    if name != "ppap":
-        loss = _VARIANTS[name](config)
-        engine = train_variant(replace(config, loss=loss), training_set, engine, should_stop)
+    if name != config.method:
+        engine = train_variant(variant(config, name), training_set, engine, should_stop)
     return engine.code, engine.code_of, training_set
 
 
-def fixed_threshold(config: Config) -> LossConfig:
-    """The loss of Table 5's first row: positives above a threshold, all other patches negatives."""
-    phi0 = config.loss.phi0 if config.compare.fixed_phi0 is None else config.compare.fixed_phi0
-    return replace(config.loss, phi0=phi0, trustworthy_positives=False, ambiguity_excluded=False)
-
-
-def trustworthy_positives_alone(config: Config) -> LossConfig:
-    """The loss of Table 5's second row: propagated positives, all other patches negatives."""
-    return replace(config.loss, trustworthy_positives=True, ambiguity_excluded=False)
-
-
-def ambiguity_excluded_alone(config: Config) -> LossConfig:
-    """The loss of Table 5's third row: positives above phi0, ambiguous patches left out by propagation."""
-    return replace(config.loss, trustworthy_positives=False, ambiguity_excluded=True)
-
-
-def random_positives(config: Config) -> LossConfig:
-    """The run's loss with the sets of a random other patch: as large as PPAP's, and meaningless."""
-    return replace(config.loss, shuffle_guidance=True)
-
-
-_VARIANTS: dict[str, Callable[[Config], LossConfig]] = {
-    "fixed": fixed_threshold,
-    "tps": trustworthy_positives_alone,
-    "ans": ambiguity_excluded_alone,
-    "random": random_positives,
-}
+def variant(config: Config, method: str) -> Config:
+    """The run's settings with another method; fixed has a threshold of its own."""
+    phi0 = config.compare.fixed_phi0
+    if method == "fixed" and phi0 is not None:
+        config = replace(config, loss=replace(config.loss, phi0=phi0))
+    return replace(config, method=method)
 
 
 def train_variant(
@@ -150,19 +118,17 @@ def train_variant(
 ) -> Engine:
     """A network trained as `config` says, with the initial weights, batches and steps of `engine`'s run."""
     with own_randomness():
-        variant = build_engine(config, engine.classes, engine.device)
-        train = config.train
-        loader = train_loader(training_set, train.batch_size, train.seed, config.data.workers)
-        total = train.steps or train.epochs * loader.batch_sampler.steps_per_epoch
-        batches = stream(loader)
+        trained = build_engine(config, engine.classes, engine.device)
+        batches = stream(trained.start(training_set))
+        total = trained.method.data.total_steps
         for step in tqdm(range(total), desc="baseline", unit="step", leave=False, disable=None):
             _, _, batch = next(batches)
-            values = variant.train_step(batch, step)
-            if step % train.log_every == 0 or step == total - 1:
-                check_finite(values, step, variant.scaler.is_enabled())
+            values = trained.train_step(batch, step)
+            if step % config.train.log_every == 0 or step == total - 1:
+                check_finite(values, step, trained.scaler.is_enabled())
             if should_stop():
                 raise InterruptedError
-    return variant
+    return trained
 
 
 def _probes(

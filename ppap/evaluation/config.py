@@ -95,11 +95,11 @@ class CompareConfig:
     """A table at the end of training: several codes under the same probes, whose initial weights and batches
     follow --train.seed."""
 
-    rows: tuple[Literal["colour", "frozen", "fixed", "tps", "ans", "random", "ppap"], ...] = ()
-    """colour = colours of the patches; frozen = the backbone's features; fixed = trained with positives above
-    a fixed threshold (Table 5, first row); tps, ans = with trustworthy positives or the exclusion of
-    ambiguous patches alone (Table 5); random = trained with random positives; ppap = this run. Empty =
-    no table."""
+    rows: tuple[
+        Literal["colour", "ppap", "frozen", "fixed", "tps", "ans", "random", "hp", "stego"], ...
+    ] = ()
+    """colour = colours of the patches; the others are methods (--method), trained as this run is, but for the
+    method, with its batches, steps and optimiser. Empty = no table."""
     fixed_phi0: float | None = None
     """Threshold of the row fixed [cosine]; None = --loss.phi0."""
     images: int = 1024

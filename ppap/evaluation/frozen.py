@@ -25,7 +25,7 @@ def train_frozen_probes(engine: Engine, dataset: SegmentationDataset, steps: int
     train = engine.config.train
     loader = train_loader(dataset, train.batch_size, train.seed, engine.config.data.workers)
     torch.manual_seed(train.seed)
-    engine.renew_probes()
+    engine.renew_probes(engine.net.backbone.width)
     batches = stream(loader)
     for step in tqdm(range(steps), desc="frozen probes", unit="step", disable=None):
         _, _, batch = next(batches)

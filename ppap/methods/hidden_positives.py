@@ -84,21 +84,31 @@ def draw_pool(maps: Iterable[Tensor], size: int, seed: int, fill: int = 0) -> Te
     Raises:
         ValueError: fewer images than entries.
     """
-    # Raw counter-based bits, which NumPy promises to keep; the two high bits keep them apart from those of
-    # the sample order and of the anchors.
-    key = np.array([seed, 2**63 | 2**62 | fill], dtype=np.uint64)
-    bits = torch.from_numpy((np.random.Philox(key=key).random_raw(size) >> 1).astype(np.int64))
     drawn, count = [], 0
     for batch in maps if size > 0 else ():
-        part = batch[: size - count].detach().flatten(2)  # (B, D, h w)
-        position = (bits[count : count + len(part)] % part.shape[2]).to(part.device)
-        drawn.append(part[torch.arange(len(part), device=part.device), :, position])
-        count += len(part)
+        drawn.append(draw_patches(batch[: size - count], seed, fill, count))
+        count += len(drawn[-1])
         if count == size:
             break
     if count < max(size, 1):
         raise ValueError(f"{count} images for a reference pool of {size}; give a pool of at most {count}")
     return unit_rows(torch.cat(drawn))
+
+
+def draw_patches(maps: Tensor, seed: int, fill: int, first: int = 0) -> Tensor:
+    """One uniformly drawn patch of every feature map (B, D, h, w), as rows (B, D).
+
+    Args:
+        maps: those of the images number `first`, `first` + 1, ... of a pool.
+        seed, fill: as for :func:`draw_pool`.
+    """
+    # Raw counter-based bits, which NumPy promises to keep; the two high bits keep them apart from those of
+    # the sample order and of the anchors.
+    key = np.array([seed, 2**63 | 2**62 | fill], dtype=np.uint64)
+    bits = np.random.Philox(key=key).random_raw(first + len(maps))[first:] >> 1
+    patches = maps.detach().flatten(2)  # (B, D, h w)
+    position = torch.from_numpy(bits.astype(np.int64)).to(maps.device) % patches.shape[2]
+    return patches[torch.arange(len(maps), device=maps.device), :, position]
 
 
 def unit_rows(rows: Tensor) -> Tensor:

@@ -1,0 +1,199 @@
+"""Hidden Positives (HP, CVPR 2023): network, pools and a training step.
+
+Legend: B images, h w patch grid, N = B h w patches, D channels of the backbone, E of the code. Read
+``hidden_positives`` for the sets, ``hp_loss`` for the contrast, ``local_mixing`` for the mixed code.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppap.backbone import Backbone
+from ppap.config import Config, HPConfig, OptimConfig
+from ppap.errors import UsageError
+from ppap.methods.base import Method, Outcome, net_optimiser
+from ppap.methods.head import Head
+from ppap.methods.hidden_positives import draw_patches, hidden_positives, pool_radius, unit_rows
+from ppap.methods.hp_loss import HPSettings, Positives, hp_loss
+from ppap.methods.local_mixing import attention_logits, has_plain_attention, mix, mixing_weights
+from ppap.methods.recolour import recolour
+from ppap.model import FrozenTokens, Network, patch_rows
+
+CHUNK = 784
+"""Anchors per chunk of the loss: the patches of one image at 224 pixels and patch 8."""
+
+
+class HPNet(Network):
+    """A head on frozen features, its moving average, a projection, and the two reference pools.
+
+    All of it is in ``state_dict``, and so in checkpoints. Dropout takes whole channels per image, with masks
+    of their own in every place: in both branches of both heads, on the average's code, on the mixed code and
+    on the features that are compared; never on the code itself.
+    """
+
+    def __init__(self, backbone: Backbone, config: HPConfig) -> None:
+        """Args: frozen network, settings. Initial weights follow torch's global generator."""
+        super().__init__(backbone)
+        self.head = Head(backbone.width, config.dim)
+        self.average = copy.deepcopy(self.head).requires_grad_(False)
+        self.projection = nn.Linear(config.dim, config.dim)
+        self.register_buffer("agnostic_pool", torch.zeros(config.pool_size, backbone.width))
+        self.register_buffer("specific_pool", torch.zeros(config.pool_size, config.dim))
+        self.dropout, self.decay = config.dropout, config.ema
+
+    @property
+    def code_width(self) -> int:
+        """Channels E of the code."""
+        return self.projection.in_features
+
+    def code_of(self, frozen: FrozenTokens) -> Tensor:
+        """The head's code s: (B, E, h, w), fp32; in training mode with dropout on the features."""
+        features = frozen.guidance.float()
+        return self.head(self.drop(features), self.drop(features)).float()
+
+    @torch.no_grad()
+    def averaged(self, features: Tensor) -> Tensor:
+        """The averaged head's code s', with dropout: (B, E, h, w), fp32."""
+        return self.drop(self.average(self.drop(features), self.drop(features)).float())
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the averaged head towards the head: theta' = m theta' + (1 - m) theta."""
+        for slow, fast in zip(self.average.parameters(), self.head.parameters(), strict=True):
+            slow.lerp_(fast, 1 - self.decay)
+
+    def embed(self, code: Tensor) -> Tensor:
+        """L2-normalised projection of a code map, (N, E), fp32, rows in (image, row, column) order."""
+        return F.normalize(self.projection(patch_rows(code)).float(), dim=1)
+
+    def drop(self, features: Tensor) -> Tensor:
+        """Dropout of whole channels per image, in training mode."""
+        return F.dropout2d(features, self.dropout, training=self.training)
+
+
+class HP(Method):
+    """Contrast over hidden positives, in the frozen features and, more and more, in the averaged code."""
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        """See :class:`Method`."""
+        super().__init__(config, backbone)
+        if not has_plain_attention(backbone.vit):
+            raise UsageError(
+                f"method hp needs a last block with plain attention, which {backbone.name} has not; "
+                "give another --model.weights, such as vit_small_patch16_224.dino"
+            )
+        self.hp = config.hp
+        self.net: HPNet = HPNet(backbone, config.hp)
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Cached features know only one view of an image."""
+        if config.data.cache_features and config.hp.consistency > 0:
+            raise UsageError(
+                "method hp compares every image with a recoloured one, which --data.cache-features has not; "
+                "give --data.no-cache-features, or --hp.consistency 0"
+            )
+
+    def optimisers(self, optim: OptimConfig) -> dict[str, torch.optim.Optimizer]:
+        """``net`` of the head alone; the projection has Adam with the same rate, undecayed and unclipped."""
+        return {
+            "net": net_optimiser(list(self.net.head.parameters()), optim),
+            "projection": torch.optim.Adam(self.net.projection.parameters(), lr=optim.lr),
+        }
+
+    def describe(self, patches: int) -> str:
+        """Anchors of a step, and the pools."""
+        return f"every patch an anchor, reference pools of {self.hp.pool_size} patches"
+
+    def before_step(self, step: int) -> None:
+        """Fill both pools before the first step, and renew the task-specific one within each epoch."""
+        if self.data is None:
+            raise RuntimeError("call start() with the training images before the first step")
+        if step == 0:
+            self._fill(0)
+        elif step % self.data.steps_per_epoch and step % self.data.steps_per_epoch % self.hp.renew_every == 0:
+            self._fill(step)
+
+    def _fill(self, step: int) -> None:
+        """Pools from images in an order of their own, with dropout; the two draw their patches apart."""
+        seed, size, count = self.config.train.seed, self.hp.pool_size, 0
+        drawn: dict[str, list[Tensor]] = {"agnostic": [], "specific": []}
+        for batch in self.data.shuffled(step):
+            features = self.tokens(batch).guidance.float()[: size - count]
+            if step == 0:
+                drawn["agnostic"].append(draw_patches(self.net.drop(features), seed, 0, count))
+            drawn["specific"].append(draw_patches(self.net.averaged(features), seed, step + 1, count))
+            count += len(features)
+            if count == size:
+                break
+        if step == 0:
+            self.net.agnostic_pool.copy_(unit_rows(torch.cat(drawn["agnostic"])))
+        self.net.specific_pool.copy_(unit_rows(torch.cat(drawn["specific"])))
+
+    def step(self, batch: dict[str, Tensor], step: int) -> Outcome:
+        """See :class:`Method`; logs sizes of the sets, the weight of task-specific positives, and losses."""
+        net, frozen = self.net, self.tokens(batch)
+        features = frozen.guidance.float()
+        code = net.code_of(frozen)
+        averaged = net.averaged(features)
+        net.follow()  # before the optimisers' step: the average lags by one
+        weights = mixing_weights(attention_logits(net.backbone.vit, frozen.before), frozen.grid)
+        z, z_mix = net.embed(code), net.embed(net.drop(mix(code, weights)))
+        weight = self.specific_weight(step)
+        positives = self._positives(net.drop(features), averaged if weight > 0 else None)
+        chunk = min(CHUNK, len(z))
+        kept = torch.empty(chunk, len(z), dtype=torch.bool, device=z.device)
+        contrast = hp_loss(
+            (z, z_mix),
+            positives,
+            weight,
+            kept.bernoulli_(self.hp.negatives_kept),
+            HPSettings(
+                self.hp.temperature,
+                self.hp.base_temperature,
+                chunk,
+                self.hp.reweighting,
+                self.config.loss.memory_budget_mib * 2**20,
+            ),
+        )
+        consistency = self._consistency(batch, z, step)
+        log = {
+            "hp_loss": contrast.loss,
+            "consistency_loss": consistency,
+            "positives": contrast.positives,
+            "specific_positives": contrast.specific,
+            "negatives": contrast.negatives,
+            "specific_weight": z.new_tensor(weight),
+        }
+        return Outcome(code, contrast.loss + self.hp.consistency * consistency, log)
+
+    def specific_weight(self, step: int) -> float:
+        """lambda of a step: 0 up to the warm-up W, then linear, 1 at the end T of the run."""
+        total, warmup = self.data.total_steps, self.hp.warmup
+        return (step - warmup) / (total - warmup) if step > warmup else 0.0
+
+    def _positives(self, features: Tensor, averaged: Tensor | None):
+        """Sets of a range of anchors: in the features and, where it is given, in the averaged code."""
+        spaces = []
+        for values, pool in ((features, self.net.agnostic_pool), (averaged, self.net.specific_pool)):
+            if values is not None:
+                rows = unit_rows(patch_rows(values))
+                spaces.append((rows, pool_radius(rows, pool)))
+
+        def sets(rows: slice) -> Positives:
+            found = [hidden_positives(unit, radius, rows, normalised=True) for unit, radius in spaces]
+            return Positives(found[0], found[1] if len(found) > 1 else None)
+
+        return sets
+
+    def _consistency(self, batch: dict[str, Tensor], z: Tensor, step: int) -> Tensor:
+        """Mean distance of the embeddings to those of the recoloured images; both receive the gradient."""
+        if self.hp.consistency == 0:
+            return z.new_zeros(())
+        images = batch["image"].to(self.device, non_blocking=True)
+        normalised = self.hp.augment == "published"
+        other = recolour(images, self.config.train.seed, step, normalised=normalised)
+        z_other = self.net.embed(self.net.code_of(self.net.frozen(other)))
+        return F.pairwise_distance(z, z_other, eps=1e-6).mean()

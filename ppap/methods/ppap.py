@@ -1,0 +1,47 @@
+"""PPAP and what Table 5 makes of it by leaving parts out."""
+
+import torch
+from torch import Tensor
+
+from ppap.backbone import Backbone
+from ppap.config import Config, OptimConfig
+from ppap.loss import PPAPLoss, Switches, chunk_anchors
+from ppap.methods.base import Method, Outcome, net_optimiser
+from ppap.model import PPAPNet, patch_rows
+
+SWITCHES = {
+    "ppap": Switches(),
+    "fixed": Switches(trustworthy_positives=False, ambiguity_excluded=False),
+    "tps": Switches(ambiguity_excluded=False),
+    "ans": Switches(trustworthy_positives=False),
+    "random": Switches(shuffled=True),
+}
+"""Method -> parts of the loss (Table 5, and the control)."""
+
+
+class PPAP(Method):
+    """A trained copy of the last block, by the contrastive loss over propagated sets (Eq. 1-8)."""
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        """See :class:`Method`."""
+        super().__init__(config, backbone)
+        self.net = PPAPNet(backbone, config.model.guidance_dropout)
+        self.contrast = PPAPLoss(config.loss, config.train.seed, SWITCHES[config.method])
+        self.propagation = self.contrast.propagation
+
+    def optimisers(self, optim: OptimConfig) -> dict[str, torch.optim.Optimizer]:
+        """One, of the block and the projection."""
+        return {"net": net_optimiser(self.net.trainable_parameters(), optim)}
+
+    def step(self, batch: dict[str, Tensor], step: int) -> Outcome:
+        """See :class:`Method`; logs the mean sizes of the sets per anchor."""
+        out = self.net.forward_tokens(self.tokens(batch))
+        contrast = self.contrast(patch_rows(out.guidance), out.z, step)
+        log = {"positives": contrast.positives, "negatives": contrast.negatives}
+        return Outcome(out.code, contrast.loss, log)
+
+    def describe(self, patches: int) -> str:
+        """Anchors of a step."""
+        loss = self.config.loss
+        chunk, per_chunk = chunk_anchors(patches, loss.chunk, loss.anchor_divisor)
+        return f"{per_chunk} anchors per {chunk} patches"

@@ -1,0 +1,36 @@
+"""Every method by the name that ``--method`` takes."""
+
+from ppap.config import Config
+from ppap.methods.base import Method
+from ppap.methods.hp import HP
+from ppap.methods.ppap import PPAP
+from ppap.methods.stego import STEGO
+
+METHODS: dict[str, type[Method]] = {
+    "ppap": PPAP,
+    "frozen": Method,
+    "fixed": PPAP,
+    "tps": PPAP,
+    "ans": PPAP,
+    "random": PPAP,
+    "hp": HP,
+    "stego": STEGO,
+}
+
+TITLES = {
+    "colour": "plain colours",
+    "frozen": "frozen features",
+    "fixed": "fixed threshold",
+    "tps": "TPS alone",
+    "ans": "ANS alone",
+    "random": "random positives",
+    "stego": "STEGO",
+    "hp": "Hidden Positives",
+    "ppap": "PPAP",
+}
+"""Method, or the row of plain colours -> its name for people, in the order of tables."""
+
+
+def method_of(config: Config) -> type[Method]:
+    """The class of ``config.method``."""
+    return METHODS[config.method]
