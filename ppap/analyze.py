@@ -16,6 +16,7 @@ ANALYSES = {
     "sets": "how large and how pure the sets of PPAP, HP and others are (Table 6, Fig. 1b)",
     "ablation": "what each half of the method contributes, over seeds (Table 5)",
     "sweep": "scores over grids of sigma_pos, sigma_amb, phi0 and psi0 (Fig. 4)",
+    "benchmark": "a preset's data under several methods and seeds, beside the paper (Tables 1-4)",
     "compare": "image, truth and the masks of several runs side by side (Fig. 3)",
 }
 """Name -> what it answers; ``ppap.analysis.commands`` has a module of that name."""

@@ -1,6 +1,6 @@
 """What the analyses share on the command line: their options, presets, and the folder for their results."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,7 +57,15 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise ValueError(f"--seeds {' '.join(map(str, seeds))}: give different numbers, at least one")
 
 
-def parse_with_preset(argv: Sequence[str], kind: type, name: str, text: str, **defaults: Any) -> Any:
+def parse_with_preset(
+    argv: Sequence[str],
+    kind: type,
+    name: str,
+    text: str,
+    *,
+    adjust: Callable[[Config], Config] = lambda config: config,
+    **defaults: Any,
+) -> Any:
     """Options of an analysis whose settings default to those of the preset that `argv` may begin with.
 
     Args:
@@ -66,10 +74,11 @@ def parse_with_preset(argv: Sequence[str], kind: type, name: str, text: str, **d
             values.
         name: of the analysis, for the usage line.
         text: for ``--help``.
+        adjust: applied to the preset's config before its values become defaults.
         **defaults: values of further fields, or functions (preset's config) -> value.
     """
     named = first_positional(argv)
-    start: Config = preset(named or "demo")
+    start = adjust(preset(named or "demo"))
     shared = {f.name for f in fields(kind)} & {f.name for f in fields(Config)}
     values = {field_name: getattr(start, field_name) for field_name in shared}
     values |= {key: value(start) if callable(value) else value for key, value in defaults.items()}
@@ -80,6 +89,11 @@ def parse_with_preset(argv: Sequence[str], kind: type, name: str, text: str, **d
         description=f"{text}\n\nPresets (default: demo):\n{describe()}",
         default=kind(**values),
     )
+
+
+def run_config(arguments: Config) -> Config:
+    """The settings of a run among the options of an analysis, which are a subclass."""
+    return Config(**{f.name: getattr(arguments, f.name) for f in fields(Config)})
 
 
 def new_folder(path: str) -> Path:

@@ -72,6 +72,19 @@ def set_quality(setting: Setting) -> dict[str, dict[str, Any]]:
     }
 
 
+def benchmark(setting: Setting) -> Table | None:
+    """The table of Tables 1 to 3 that holds a data set's scores; None where there is none."""
+    numbers = {"COCO-Stuff-27": 1, "Cityscapes-27": 2, "Potsdam-3": 3}
+    return table(numbers[setting.dataset]) if setting.dataset in numbers else None
+
+
+def neighbour_column(preset: str) -> str | None:
+    """Column of Table 4 for a preset of ImageNet-S; None for others."""
+    data = preset.partition("-")[0]
+    names = {"imagenet_s919": "imagenet_s", "imagenet_s300": "imagenet_s300", "imagenet_s50": "imagenet_s50"}
+    return names.get(data)
+
+
 def text(cell: Any, digits: int = 1) -> str:
     """A cell for a Markdown table."""
     if cell is None:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,13 +26,14 @@ from ppap.config import Config, from_dict, to_dict
 from ppap.data import build_datasets
 from ppap.engine import pick_device
 from ppap.errors import DataError, NumberError, PpapError, Stopped, UsageError
+from ppap.eval import main as evaluate
 from ppap.feature_cache import cache_features, cache_root
 from ppap.model import build_net
 from ppap.rundir import RunDir, changed_settings, option_names
 from ppap.train import StopRequest, Trainer
 
 Measure = Literal["comparison", "checkpoint"]
-"""What a cell's result is: the table of ``--compare.rows``, or the scores of the checkpoint that
+"""What a cell's result is: the table of ``--compare.rows``, or what ``ppap eval`` says of the checkpoint that
 ``--train.selection`` names."""
 
 # Settings that may differ when a study is continued: where things are, and how fast.
@@ -110,10 +111,15 @@ def _check_same(path: Path, kind: str, config: Config) -> None:
         )
 
 
-def check(config: Config, jobs: int) -> None:
+def check(config: Config, jobs: int, *, splits: Sequence[str] = ("train", "val")) -> None:
     """Refuse what would stop the cells: data without labels, missing weights; nothing is written.
 
     With several jobs the cache of features, where it is wanted, is made here, so that no two make it at once.
+
+    Args:
+        config: settings that the cells share.
+        jobs: cells at once.
+        splits: those that need labels.
 
     Raises:
         UsageError, DataError, NumberError: see the parts.
@@ -122,7 +128,8 @@ def check(config: Config, jobs: int) -> None:
         raise UsageError(f"--jobs is {jobs}; give at least 1")
     device = pick_device(config.train.device)
     data = build_datasets(config.data)
-    for name, split in (("val", data.val), ("train", data.train)):
+    for name in splits:
+        split = getattr(data, name)
         if split is None or not split.labelled:
             raise DataError(f"there are no labels to score with; give labels/{name}")
     net = build_net(config.model)
@@ -174,9 +181,8 @@ def run_cell(folder: Path, cell: Cell) -> None:
     if path.exists() and not started:  # it ended before its first save
         shutil.rmtree(path)
     try:
-        trainer = Trainer(cell.config, path, load_checkpoint(path, "last") if started else None)
-        trainer.run()
-        result = _MEASURES[cell.measure](path, trainer)
+        Trainer(cell.config, path, load_checkpoint(path, "last") if started else None).run()
+        result = _MEASURES[cell.measure](path, cell.config)
     except Stopped as stopped:
         raise Stopped(f"{str(stopped).split(';')[0]} of run {cell.name}; {_CONTINUE}") from None
     minutes = (time.perf_counter() - began) / 60
@@ -186,11 +192,22 @@ def run_cell(folder: Path, cell: Cell) -> None:
         shutil.rmtree(path / "checkpoints")
 
 
-def _comparison(path: Path, trainer: Trainer) -> dict[str, Any]:
+def _comparison(path: Path, config: Config) -> dict[str, Any]:
     return json.loads((path / "comparison.json").read_text())
 
 
-_MEASURES = {"comparison": _comparison}
+def _checkpoint(path: Path, config: Config) -> dict[str, Any]:
+    """What ``ppap eval`` says of the run."""
+    out = path / "evaluation.json"
+    out.unlink(missing_ok=True)  # of a start that was stopped before the cell's record
+    evaluate([str(path), f"--out={out}", f"--device={config.train.device}"])
+    return json.loads(out.read_text())
+
+
+_MEASURES: dict[str, Callable[[Path, Config], dict[str, Any]]] = {
+    "comparison": _comparison,
+    "checkpoint": _checkpoint,
+}
 
 
 def _run_parallel(folder: Path, cells: Sequence[Cell], jobs: int) -> None:

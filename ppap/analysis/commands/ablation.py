@@ -1,11 +1,11 @@
 """``ppap analyze ablation``: what each half of the method contributes (Table 5)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ppap.analysis import paper
-from ppap.analysis.arguments import check_seeds, parse_with_preset
+from ppap.analysis.arguments import check_seeds, parse_with_preset, run_config
 from ppap.analysis.study import Cell, check, of_seed, open_study, run_cells
 from ppap.analysis.tables import Summary, has_crf, score_lines, score_record
 from ppap.config import Config
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         TEXT,
         compare=lambda start: replace(start.compare, rows=tuple(ROWS), fixed_phi0=None),
     )
-    config = of_seed(Config(**{f.name: getattr(arguments, f.name) for f in fields(Config)}), 0)
+    config = of_seed(run_config(arguments), 0)
     if config.method != "ppap":
         raise UsageError(f"--method is {config.method!r}; an ablation is one of ppap: leave it out")
     if set(config.compare.rows) != set(ROWS):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppap.analysis import sweep_figure
-from ppap.analysis.arguments import check_seeds, parse_with_preset
+from ppap.analysis.arguments import check_seeds, parse_with_preset, run_config
 from ppap.analysis.study import Cell, check, of_seed, open_study, run_cells
 from ppap.analysis.tables import Summary, has_crf, score_lines, score_record
 from ppap.config import Config, LossConfig
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
         vary=lambda start: around(start.loss),
         compare=lambda start: replace(start.compare, rows=("ppap",)),
     )
-    config = of_seed(Config(**{f.name: getattr(arguments, f.name) for f in fields(Config)}), 0)
+    config = of_seed(run_config(arguments), 0)
     if config.method != "ppap" or config.compare.rows != ("ppap",):
         raise UsageError("a sweep trains and measures ppap: leave --method and --compare.rows out")
     chosen = settings(config.loss, arguments.vary, arguments.mode)
