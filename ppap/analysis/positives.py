@@ -1,4 +1,4 @@
-"""Which patches become positives of an anchor, step by step of the propagation, and of HP (the paper's Fig. 5)."""
+"""Which patches become positives of an anchor, step by step, and of HP (the paper's Fig. 5)."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -40,7 +40,9 @@ def table_lines(results: Results, setting: Setting | None) -> list[str]:
     columns = ("positives", "true_micro", "true_macro", "negatives", "false_micro", "false_macro")
     for name, seeds in results.items():
         cells = [
-            spread_text([getattr(result.quality, column) for result in seeds], 0 if column.endswith("tives") else 1)
+            spread_text(
+                [getattr(result.quality, column) for result in seeds], 0 if column.endswith("tives") else 1
+            )
             for column in (*columns, "without_positives")
         ]
         lines.append(f"| {TITLES[name]} | " + " | ".join(cells) + " |")
@@ -61,7 +63,9 @@ def decile_lines(results: Results) -> list[str]:
     lines = [head, "|---|" + "---:|" * len(shares)]
     for name in rows:
         means = [mean_and_deviation(column) for column in _decile_columns(rows[name], "precision_micro")]
-        lines.append(f"| {TITLES[name]} | " + " | ".join("-" if m is None else f"{m[0]:.1f}" for m in means) + " |")
+        lines.append(
+            f"| {TITLES[name]} | " + " | ".join("-" if m is None else f"{m[0]:.1f}" for m in means) + " |"
+        )
     return lines
 
 
@@ -90,7 +94,12 @@ def record(results: Results) -> dict[str, Any]:
 
 
 def write(
-    folder: Path, title: str, facts: Sequence[str], results: Results, setting: Setting | None, extra: dict[str, Any]
+    folder: Path,
+    title: str,
+    facts: Sequence[str],
+    results: Results,
+    setting: Setting | None,
+    extra: dict[str, Any],
 ) -> str:
     """``sets.json``, ``sets.md`` and, where labels are known, ``sets.{png,pdf}`` in an existing folder.
 
@@ -120,9 +129,9 @@ def write(
 
 
 _LEGEND = (
-    "\\|P\\| and \\|N\\|: mean sizes [patches], without the anchor. True in P, false in N: patches of the anchor's",
-    "class [%] over all pairs (micro), and as a mean over anchors (macro). No P: anchors without positives [%].",
-    "Every patch: all others as positives, which is what chance gives.",
+    "\\|P\\| and \\|N\\|: mean sizes [patches], without the anchor. True in P, false in N: patches of the",
+    "anchor's class [%] over all pairs (micro), and as a mean over anchors (macro). No P: anchors without",
+    "positives [%]. Every patch: all others as positives, which is what chance gives.",
 )
 
 

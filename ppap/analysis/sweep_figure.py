@@ -15,7 +15,7 @@ _GREEK = {"sigma_pos": "σ_pos", "sigma_amb": "σ_amb", "phi0": "Φ₀", "psi0":
 
 
 def draw(curves: Mapping[str, Points], base: Mapping[str, float], path: Path, title: str, crf: bool) -> None:
-    """A panel per hyper-parameter with a line per score; a band of one deviation where there are several runs.
+    """A panel per hyper-parameter, a line per score; a band of one deviation where there are several runs.
 
     Args:
         curves: hyper-parameter -> points.

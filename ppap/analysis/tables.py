@@ -12,7 +12,7 @@ Summary = Mapping[str, float]
 
 
 def mean_and_deviation(values: Sequence[float | None]) -> tuple[float, float | None] | None:
-    """Mean and standard deviation of the values that exist; None for a deviation of one, or a mean of none."""
+    """Mean and standard deviation of the values that exist; None for the deviation of one, and for no value."""
     known = np.array([value for value in values if value is not None])
     if not len(known):
         return None
@@ -76,7 +76,7 @@ def score_record(rows: Mapping[str, Sequence[Summary]]) -> dict[str, dict[str, o
 
 
 def summary_of(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
-    """The summary of an evaluation that :meth:`~ppap.evaluation.evaluate.Evaluation.to_dict` wrote to JSON."""
+    """The summary of an evaluation as ``Evaluation.to_dict`` wrote it to JSON."""
     return {
         f"{prefix}{probe}_{key}": values[key]
         for part, prefix in (("plain", ""), ("crf", "crf/"))

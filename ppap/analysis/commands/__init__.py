@@ -1,1 +1,1 @@
-"""The commands of ``ppap analyze``, a module each, whose ``main(argv)`` is called with the arguments after its name."""
+"""The commands of ``ppap analyze``, a module each; ``main(argv)`` takes the arguments after the name."""

@@ -18,8 +18,8 @@ ROWS = {"fixed": "none", "tps": "TPS", "ans": "ANS", "ppap": "TPS + ANS"}
 TEXT = """Train the four losses of the paper's Table 5 and measure them with the same settled probes.
 
 none: positives above phi0 around the anchor itself, all other patches negatives; TPS: propagated positives
-alone; ANS: ambiguous patches left out alone; TPS + ANS: PPAP. All share initial weights, batches, thresholds
-and probes; only the switches differ.
+alone; ANS: ambiguous patches left out alone; TPS + ANS: PPAP. All share initial weights, batches,
+thresholds and probes; only the switches differ.
 
 Writes ablation.md and results.json; each seed is a run directory below cells/. The same command continues a
 stopped ablation. A seed costs four trainings: two minutes on two cores for the demo."""
@@ -53,7 +53,9 @@ def main(argv: Sequence[str]) -> None:
     if config.method != "ppap":
         raise UsageError(f"--method is {config.method!r}; an ablation is one of ppap: leave it out")
     if set(config.compare.rows) != set(ROWS):
-        raise UsageError(f"--compare.rows is {' '.join(config.compare.rows)}; leave it out: rows are fixed here")
+        raise UsageError(
+            f"--compare.rows is {' '.join(config.compare.rows)}; leave it out: rows are fixed here"
+        )
     check(config, arguments.jobs)
     path = open_study(arguments.out, "ablation", config)
     cells = [Cell(f"seed-{seed}", of_seed(config, seed)) for seed in arguments.seeds]

@@ -1,4 +1,4 @@
-"""``ppap analyze benchmark``: one data set under several methods and seeds, beside the paper (Tables 1 to 4)."""
+"""``ppap analyze benchmark``: a data set under several methods and seeds, beside the paper (Tables 1 to 4)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,17 +23,18 @@ from ppap.methods.published import with_method
 from ppap.methods.table import METHODS, TITLES
 from ppap.rundir import RunDir
 
-TEXT = """Train each method with each seed, evaluate it as "ppap eval" does, and set the scores beside the paper's.
+TEXT = """Train each method with each seed, evaluate it as "ppap eval" does, and set the scores beside the
+paper's.
 
 The preset names data and backbone, such as cocostuff27-vits16 with --data.root DIR. Every method has the
-settings that it was published with for these data, where there are any; options of this command change all of
-them alike. Probes are trained along with each run, the checkpoint is that of --train.selection (the published
-presets: chosen by validation labels). The paper's Tables 1 to 3 are with CRF: --eval.crf pydensecrf. ImageNet-S is
-scored by nearest neighbours (Table 4).
+settings that it was published with for these data, where there are any; options of this command change all
+of them alike. Probes are trained along with each run, the checkpoint is that of --train.selection (the
+published presets: chosen by validation labels). The paper's Tables 1 to 3 are with CRF: --eval.crf
+pydensecrf. ImageNet-S is scored by nearest neighbours (Table 4).
 
-Writes benchmark.md and results.json; each run is a run directory below cells/, which predict and eval take. The
-same command continues a stopped benchmark, and adds methods and seeds to a finished one. The demo takes two minutes
-a run on two cores; a run of the paper's presets takes hours on a GPU."""
+Writes benchmark.md and results.json; each run is a run directory below cells/, which predict and eval take.
+The same command continues a stopped benchmark, and adds methods and seeds to a finished one. The demo takes
+two minutes a run on two cores; a run of the paper's presets takes hours on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,9 @@ class BenchmarkArguments(Config):
 def main(argv: Sequence[str]) -> None:
     """Command ``analyze benchmark``."""
     arguments = _parse(argv, "ppap")
-    configs = {name: of_seed(replace(run_config(_parse(argv, name)), method=name), 0) for name in arguments.names}
+    configs = {
+        name: of_seed(replace(run_config(_parse(argv, name)), method=name), 0) for name in arguments.names
+    }
     base = of_seed(run_config(arguments), 0)
     for name, config in configs.items():
         METHODS[name].check(config)

@@ -1,4 +1,4 @@
-"""``ppap analyze positives``: which patches become positives of an anchor, step by step, and of HP (Fig. 5)."""
+"""``ppap analyze positives``: which patches become positives of an anchor, step by step (Fig. 5)."""
 
 import json
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from ppap.model import build_net
 from ppap.provenance import provenance
 from ppap.report import RANDOM_WARNING, spread
 
-TEXT = """Draw the positives of a few anchors after every step of the propagation, and HP's beside them (the paper's
-Fig. 5).
+TEXT = """Draw the positives of a few anchors after every step of the propagation, and HP's beside them (the
+paper's Fig. 5).
 
-Lit patches are in the set: green where they have the anchor's class, red where not, yellow where it is not known;
-the anchor is framed. Writes positives.png and positives.json. Half a minute on two cores for the demo, most of it
-for HP's pool."""
+Lit patches are in the set: green where they have the anchor's class, red where not, yellow where it is not
+known; the anchor is framed. Writes positives.png and positives.json. Half a minute on two cores for the
+demo, most of it for HP's pool."""
 
 
 @dataclass(frozen=True, kw_only=True)

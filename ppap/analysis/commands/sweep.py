@@ -14,15 +14,16 @@ from ppap.config import Config, LossConfig
 from ppap.errors import UsageError
 from ppap.rundir import RunDir
 
-TEXT = """Train with other values of sigma_pos, sigma_amb, phi0 and psi0, and draw the scores over them (the paper's Fig. 4).
+TEXT = """Train with other values of sigma_pos, sigma_amb, phi0 and psi0, and draw the scores over them (the
+paper's Fig. 4).
 
-One value is changed at a time, the others stay the preset's; --mode product takes all combinations. Every run is
-measured with the same settled probes. The scores use labels: whoever takes the best run has chosen it by labels
-("analyze thresholds" suggests phi0 and psi0 without).
+One value is changed at a time, the others stay the preset's; --mode product takes all combinations. Every
+run is measured with the same settled probes. The scores use labels: whoever takes the best run has chosen
+it by labels ("analyze thresholds" suggests phi0 and psi0 without).
 
-Writes sweep.md, results.json, sweep.png and sweep.pdf; each run is below cells/. The same command continues a
-stopped sweep, and adds values and seeds to a finished one. The default grid has 17 runs a seed: 25 minutes on
-two cores for the demo."""
+Writes sweep.md, results.json, sweep.png and sweep.pdf; each run is below cells/. The same command continues
+a stopped sweep, and adds values and seeds to a finished one. The default grid has 17 runs a seed: 25
+minutes on two cores for the demo."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,9 @@ class Grid:
     def __post_init__(self) -> None:
         for name, values in asdict(self).items():
             if len(set(values)) != len(values):
-                raise ValueError(f"--vary.{name.replace('_', '-')} {' '.join(map(str, values))}: name each once")
+                raise ValueError(
+                    f"--vary.{name.replace('_', '-')} {' '.join(map(str, values))}: name each once"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +143,10 @@ def _with(config: Config, setting: Mapping[str, float]) -> Config:
 
 
 def write(
-    path: Path, config: Config, arguments: SweepArguments, runs: Sequence[tuple[dict[str, float], list[dict[str, Any]]]]
+    path: Path,
+    config: Config,
+    arguments: SweepArguments,
+    runs: Sequence[tuple[dict[str, float], list[dict[str, Any]]]],
 ) -> str:
     """``results.json``, ``sweep.md`` and ``sweep.{png,pdf}``; returns the text of ``sweep.md``."""
     varied = [name for name, values in asdict(arguments.vary).items() if values]

@@ -14,8 +14,8 @@ from ppap.loss import PPAPLoss
 from ppap.model import build_net
 from ppap.report import RANDOM_WARNING
 
-TEXT = """Draw the similarities of patch pairs and the sizes of the sets over a grid of phi0 and psi0, and suggest
-values without labels.
+TEXT = """Draw the similarities of patch pairs and the sizes of the sets over a grid of phi0 and psi0, and
+suggest values without labels.
 
 Writes thresholds.md, thresholds.json and thresholds.png. Half a minute on two cores for the demo."""
 
