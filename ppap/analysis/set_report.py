@@ -166,7 +166,8 @@ def draw(results: Results, path: Path, title: str) -> None:
         known = [(share, *point) for share, point in zip(shares, points, strict=True) if point is not None]
         if known:
             x, mean, deviation = zip(*known, strict=True)
-            axis.errorbar(x, mean, deviation if len(seeds) > 1 else None, color="#0072b2", marker="o", ms=4)
+            spread = [value or 0.0 for value in deviation]
+            axis.errorbar(x, mean, spread if any(spread) else None, color="#0072b2", marker="o", ms=4)
         axis.set(title=TITLES[name], xlabel="anchors with the smallest P [%]", ylim=(0, 100))
         for side in (axis, bars):
             side.spines[["top"]].set_visible(False)

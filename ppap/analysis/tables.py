@@ -12,7 +12,7 @@ Summary = Mapping[str, float]
 
 
 def mean_and_deviation(values: Sequence[float | None]) -> tuple[float, float | None] | None:
-    """Mean and standard deviation of the values that exist; None for the deviation of one, and for no value."""
+    """Mean and standard deviation of the values that exist; None where there are too few."""
     known = np.array([value for value in values if value is not None])
     if not len(known):
         return None

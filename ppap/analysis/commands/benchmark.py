@@ -1,4 +1,4 @@
-"""``ppap analyze benchmark``: a data set under several methods and seeds, beside the paper (Tables 1 to 4)."""
+"""``ppap analyze benchmark``: several methods and seeds on one data set, beside the paper (Tables 1-4)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

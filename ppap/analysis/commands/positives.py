@@ -38,7 +38,7 @@ class PositiveArguments(AnalysisArguments):
     """Seed of all that is drawn at random."""
     width: int = 1600
     """Width of the picture at most [pixels]."""
-    hp: bool = True
+    hidden: bool = True
     """A column with HP's positives."""
     pool: int = 2048
     """Patches in HP's reference pool (published: 2048, Potsdam 1024), one of each of as many training
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     torch.manual_seed(arguments.seed)
     net = build_net(arguments.model).to(device).eval()
     pool = None
-    if arguments.hp:
+    if arguments.hidden:
         workers = arguments.data.workers
         pool = reference_pool(net, dataset, arguments.pool, seed=arguments.seed, workers=workers)
     make_folder(out)

@@ -189,7 +189,7 @@ def _facts(arguments: SetArguments, dataset: SegmentationDataset) -> list[str]:
     ]
     others = {
         "hp": f"HP: task-agnostic positives, pool of {arguments.pool} patches, all others negatives",
-        "kmeans": f"k-means: k = {dataset.classes}, normalised features of these images, tightest of 5 starts",
+        "kmeans": f"k-means: k = {dataset.classes}, normalised features, tightest of 5 starts",
         "fixed": f"fixed threshold: phi0 {_fixed_phi0(arguments):g}, all others negatives",
     }
     return facts + [text for name, text in others.items() if name in arguments.rows]
