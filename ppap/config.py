@@ -17,11 +17,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ppap.checks import check_field
 from ppap.errors import UsageError
 from ppap.evaluation.config import CompareConfig as CompareConfig  # parts of Config, imported from here
 from ppap.evaluation.config import EvalConfig as EvalConfig
 from ppap.evaluation.config import NeighboursConfig as NeighboursConfig
+from ppap.fields import check_field
 
 DataKind = Literal[
     "scenes", "folder", "cocostuff27", "cocostuff15", "cocostuff3", "cityscapes27", "potsdam3", "imagenet_s"
@@ -49,6 +49,8 @@ class DataConfig:
     none = whole images."""
     crop_ratio: float = 0.5
     """Side of a crop as a share of the image's; names the folder of crops."""
+    crop_root: str | None = None
+    """Folder that holds cropped/, if ppap prepare was given another --out; None = --data.root."""
     coco_list: Literal["auto", "full", "7", "few6"] = "auto"
     """Which list of COCO training images: full = 97,702 (what the published code reads), 7 = 49,629 (what
     papers quote), few6 = COCO-Stuff-3's own; auto = full, 7, few6 for cocostuff27, 15, 3. Validation takes

@@ -87,7 +87,8 @@ class Engine(nn.Module):
         """
         width, optim = width or self.net.code_width, self.config.optim
         self.linear = LinearProbe(width, self.classes).to(self.device)
-        self.cluster = ClusterProbe(width, self.classes).to(self.device)
+        clusters = self.classes + self.config.train.extra_clusters
+        self.cluster = ClusterProbe(width, clusters).to(self.device)
         self.optimisers["linear"] = torch.optim.Adam(self.linear.parameters(), lr=optim.linear_lr)
         self.optimisers["cluster"] = torch.optim.Adam(self.cluster.parameters(), lr=optim.cluster_lr)
 

@@ -1,29 +1,39 @@
-"""Measure both probes of a checkpoint on labelled images, without and with CRF."""
+"""Measure a checkpoint on labelled images: both probes without and with CRF, or nearest neighbours.
+
+RUN is a run directory, a checkpoint folder, or a set of seeds (every run is measured, with mean and standard
+deviation). --eval.protocol neighbours, the default for ImageNet-S, labels by nearest neighbours among the
+labelled training images. --refit-clusters 5 shows the noise of the cluster probe alone.
+"""
 
 import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
-from ppap import __version__
+from ppap import seeds
 from ppap.checkpoint import Checkpoint, load_checkpoint
 from ppap.cli import first_positional, parse, run
-from ppap.config import Config, DataConfig, EvalConfig, config_hash, from_dict
-from ppap.data import build_datasets
+from ppap.config import Config, DataConfig, EvalConfig, from_dict
+from ppap.data import Datasets, build_datasets
 from ppap.data.base import SPLITS
 from ppap.engine import Engine, for_inference, load_engine, pick_device
 from ppap.errors import DataError, UsageError
+from ppap.evaluation.comparison import table
 from ppap.evaluation.crf import crf_available
-from ppap.evaluation.evaluate import Evaluation, evaluate
+from ppap.evaluation.evaluate import evaluate
 from ppap.evaluation.frozen import train_frozen_probes
-from ppap.provenance import device_name
-from ppap.report import RANDOM_WARNING, score_table
+from ppap.evaluation.neighbours import NeighbourEvaluation, build_bank, evaluate_neighbours, map_source
+from ppap.evaluation.refit import refit_clusters, refit_table
+from ppap.provenance import provenance
+from ppap.report import RANDOM_WARNING, backbone_facts, evaluation_record, score_table
+
+# Beyond this many classes the terminal shows no line per class; the JSON file has them all.
+_LISTED_CLASSES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +41,18 @@ class EvalArguments:
     """Options of ``ppap eval``; data and eval settings default to those of the run."""
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """Run directory or checkpoint folder."""
+    """Run directory, checkpoint folder, or folder of a set of seeds."""
     which: Literal["auto", "best", "last"] = "auto"
-    """Checkpoint of a run directory: best, last, or auto = best if there is one."""
+    """Checkpoint of a run directory: best, last, or auto = what the run's --train.selection says."""
     frozen: bool = False
     """Measure the frozen backbone instead: train both probes on its features first (the paper's DINO
     rows).
     """
     frozen_steps: int | None = None
     """Training steps of the probes with --frozen; None = as many as the checkpoint was trained."""
+    refit_clusters: int = 0
+    """Fit this many fresh cluster probes, each with a seed of its own, to the finished code, and show how far
+    their scores lie apart; 0 = off. They are fitted as those of --compare are."""
     device: str = "auto"
     """auto = cuda if there is one, else cpu; or a torch device such as cuda:1."""
     out: str | None = None
@@ -50,80 +63,212 @@ class EvalArguments:
     def __post_init__(self) -> None:
         if self.frozen_steps is not None and self.frozen_steps < 1:
             raise ValueError(f"--frozen-steps is {self.frozen_steps}; give at least 1")
+        if self.refit_clusters < 0:
+            raise ValueError(f"--refit-clusters is {self.refit_clusters}; give 0 or more")
 
 
 def main(argv: Sequence[str]) -> None:
     """Command ``eval``."""
-    checkpoint, config, arguments = _parse(argv)
-    config = dataclasses.replace(config, data=arguments.data, eval=arguments.eval)
-    out = _out_file(arguments, checkpoint)
+    arguments, runs = _parse(argv)
+    _check_protocol(arguments, len(runs))
+    out = _out_file(arguments)
+    records = [_measure(load_checkpoint(path, _name(arguments)), arguments) for path in runs]
+    if seeds.is_set(Path(arguments.checkpoint)):
+        record = _of_set(records)
+    else:
+        (record,) = records
+    _write(out, record)
+    print(f"written: {out}")
+
+
+def _parse(argv: Sequence[str]) -> tuple[EvalArguments, list[Path]]:
+    """Read the arguments twice: for the checkpoint, and then with the checkpoint's settings as defaults."""
+    path, name = first_positional(argv), None
+    if path is None or not set(argv) & {"-h", "--help"}:
+        first = parse(EvalArguments, argv, command="eval", description=__doc__)
+        path, name = first.checkpoint, _name(first)
+    runs = seeds.runs_of(Path(path)) if seeds.is_set(Path(path)) else [Path(path)]
+    config = _settings(load_checkpoint(runs[0], name))
+    defaults = EvalArguments(checkpoint=path, data=config.data, eval=config.eval)
+    return parse(EvalArguments, argv, command="eval", description=__doc__, default=defaults), runs
+
+
+def _name(arguments: EvalArguments) -> str | None:
+    return None if arguments.which == "auto" else arguments.which
+
+
+def _settings(checkpoint: Checkpoint) -> Config:
+    """A checkpoint's settings, with the classes its labels were found to hold in training.
+
+    So a smaller set is read by the same rule.
+    """
+    config, info = from_dict(checkpoint.info["config"]), checkpoint.info
+    known = {"classes": info["classes"], "class_names": tuple(info["class_names"])}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **known))
+
+
+def _by_neighbours(arguments: EvalArguments) -> bool:
+    chosen = arguments.eval.protocol
+    return chosen == "neighbours" or (chosen == "auto" and arguments.data.kind == "imagenet_s")
+
+
+def _check_protocol(arguments: EvalArguments, runs: int) -> None:
+    """Refuse what cannot be combined, before any work."""
+    if not _by_neighbours(arguments):
+        return
+    if arguments.refit_clusters:
+        raise UsageError("--refit-clusters measures a probe; add --eval.protocol probes")
+    masks = arguments.eval.neighbours.masks
+    if masks is not None and runs > 1:
+        raise UsageError(f"--eval.neighbours.masks {masks} is one folder for {runs} runs; name one run")
+    if masks is not None and Path(masks).exists():
+        raise UsageError(f"--eval.neighbours.masks {masks} exists already; give a new folder")
+
+
+def _measure(checkpoint: Checkpoint, arguments: EvalArguments) -> dict[str, Any]:
+    """Measure one checkpoint, print its scores and return its record."""
+    config = dataclasses.replace(_settings(checkpoint), data=arguments.data, eval=arguments.eval)
     device = pick_device(arguments.device)
-    datasets = build_datasets(config.data, SPLITS if arguments.frozen else ("val",))
-    dataset = datasets.val
-    if dataset is None or not dataset.labelled:
+    neighbours = _by_neighbours(arguments)
+    datasets = _datasets(config, neighbours, arguments)
+    _check_classes(checkpoint, datasets.val.classes)
+    engine = load_engine(checkpoint, device, for_inference(config, device))
+    print(f"checkpoint: {checkpoint.path} (step {checkpoint.info['step']}: {checkpoint.selection})")
+    print(f"backbone: {engine.net.backbone.origin}")
+    print(f"data: {datasets.description}")
+    reason = "chosen for imagenet_s" if arguments.eval.protocol == "auto" else "--eval.protocol"
+    print(f"protocol: neighbours ({reason})" if neighbours else "protocol: probes", flush=True)
+    if neighbours:
+        record = _measure_neighbours(engine, checkpoint, config, datasets, arguments.frozen)
+    else:
+        record = _measure_probes(engine, checkpoint, config, datasets, arguments)
+    if engine.net.backbone.is_random:
+        print(RANDOM_WARNING)
+    return {**record, "frozen": arguments.frozen, "classes": list(datasets.val.class_names)}
+
+
+def _datasets(config: Config, neighbours: bool, arguments: EvalArguments) -> Datasets:
+    """Validation images and, where something is fitted, training images."""
+    data = config.data
+    if neighbours and data.kind == "imagenet_s":
+        data = dataclasses.replace(data, imagenet_s_train="train-semi")
+    fitted = neighbours or arguments.frozen or arguments.refit_clusters
+    datasets = build_datasets(data, SPLITS if fitted else ("val",))
+    if datasets.val is None or not datasets.val.labelled:
         raise DataError(
             "there are no validation labels, so nothing can be measured; give images/val and labels/val. "
             f"What was found: {datasets.description}"
         )
-    _check_classes(checkpoint, dataset.classes)
-    engine = load_engine(checkpoint, device, for_inference(config, device))
-    _announce(engine, checkpoint, datasets.description)
+    if neighbours and not datasets.train.labelled:
+        raise DataError(
+            "there are no training labels, so there are no neighbours to compare with; give labels/train, "
+            f"or --eval.protocol probes. What was found: {datasets.description}"
+        )
+    return datasets
+
+
+def _measure_probes(
+    engine: Engine, checkpoint: Checkpoint, config: Config, datasets: Datasets, arguments: EvalArguments
+) -> dict[str, Any]:
+    dataset, code_of, batch_code = datasets.val, engine.code, engine.code_of
     missing = crf_available(config.eval.crf) if config.eval.crf != "none" else None
     if missing:
         print(f"{missing}; going on without", flush=True)
-    code_of = engine.code
     if arguments.frozen:
         if not datasets.train.labelled:
             print("the training images have no labels: the linear probe stays as drawn", flush=True)
         train_frozen_probes(engine, datasets.train, arguments.frozen_steps or checkpoint.info["step"])
-        code_of = engine.frozen_code
+        code_of, batch_code = engine.frozen_code, engine.frozen_code_of
     result = evaluate(
         code_of,
         engine.probes,
         dataset,
         config.eval,
         patch_size=engine.net.backbone.patch_size,
-        device=device,
+        device=engine.device,
         workers=config.data.workers,
     )
-    print(score_table(result, dataset.class_names))
-    for note in result.notes:
-        print(note)
-    if engine.net.backbone.is_random:
-        print(RANDOM_WARNING)
-    _write(out, _record(arguments, checkpoint, config, engine, result))
-    print(f"written: {out}")
+    names = dataset.class_names if dataset.classes <= _LISTED_CLASSES else ()
+    print("\n".join([score_table(result, names), *result.notes]))
+    record = evaluation_record(config, engine, checkpoint, result)
+    if arguments.refit_clusters:
+        numbers = range(config.train.seed + 1, config.train.seed + 1 + arguments.refit_clusters)
+        summaries = refit_clusters(code_of, batch_code, engine, datasets, config, numbers)
+        spread = seeds.spread_of(summaries)
+        print("\n".join(["", *refit_table(spread, result.summary(), config.compare)]))
+        record["refit_clusters"] = {"seeds": list(numbers), **spread}
+    return record
 
 
-def _parse(argv: Sequence[str]) -> tuple[Checkpoint, Config, EvalArguments]:
-    """Read the arguments twice: for the checkpoint, and then with the checkpoint's settings as defaults."""
-    path, which = first_positional(argv), "auto"
-    if path is None or not set(argv) & {"-h", "--help"}:
-        first = parse(EvalArguments, argv, command="eval", description=__doc__)
-        path, which = first.checkpoint, first.which
-    checkpoint = load_checkpoint(path, None if which == "auto" else which)
-    config = from_dict(checkpoint.info["config"])
-    # What the labels were found to hold in training, so that a smaller set is read by the same rule.
-    known = {"classes": checkpoint.info["classes"], "class_names": tuple(checkpoint.info["class_names"])}
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **known))
-    defaults = EvalArguments(checkpoint=path, data=config.data, eval=config.eval)
-    return (
-        checkpoint,
-        config,
-        parse(EvalArguments, argv, command="eval", description=__doc__, default=defaults),
-    )
+def _measure_neighbours(
+    engine: Engine, checkpoint: Checkpoint, config: Config, datasets: Datasets, frozen: bool
+) -> dict[str, Any]:
+    settings = config.eval.neighbours
+    if frozen:
+        settings = dataclasses.replace(settings, tensor="guidance")
+        config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, neighbours=settings))
+    source = map_source(engine, settings.tensor)
+    common = {
+        "patch_size": engine.net.backbone.patch_size,
+        "device": engine.device,
+        "workers": config.data.workers,
+    }
+    bank = build_bank(source, datasets.train, settings, **common)
+    masks = None if settings.masks is None else Path(settings.masks)
+    result = evaluate_neighbours(source, bank, datasets.val, settings, masks=masks, **common)
+    print("\n".join(_neighbour_lines(result, datasets.val.class_names)))
+    if masks is not None:
+        print(f"masks: {masks}")
+    return {
+        **backbone_facts(engine),
+        "provenance": provenance(config, engine.device, checkpoint),
+        "summary": result.summary(),
+        "scores": asdict(result),
+    }
 
 
-def _out_file(arguments: EvalArguments, checkpoint: Checkpoint) -> Path:
+def _neighbour_lines(result: NeighbourEvaluation, names: Sequence[str]) -> list[str]:
+    width = max(map(len, names))
+    lines = [f"{result.embeddings} embeddings; mean over all {len(names)} ids, absent ones counted as 0"]
+    scores = {"": result.scores} | ({", re-matched": result.rematched} if result.rematched else {})
+    for title, score in scores.items():
+        lines.append(f"mIoU{title} {score.miou:.2f} %, pixel accuracy{title} {score.accuracy:.2f} %")
+    if len(names) <= _LISTED_CLASSES:
+        iou = result.scores.iou
+        lines += [f"{name:<{width}}  {value:6.2f}" for name, value in zip(names, iou, strict=True)]
+    return [*lines, *result.notes]
+
+
+def _of_set(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One record of several runs: means and standard deviations, and every run's own scores."""
+    summaries = [record["summary"] for record in records]
+    spread = seeds.spread_of(summaries)
+    origin = seeds.shared_provenance([record["provenance"] for record in records])
+    print(f"\n{len(records)} runs, seeds {', '.join(map(str, origin['seed']))}: mean ± standard deviation")
+    if "cluster_miou" in spread:
+        rows = [{"ppap": summary} for summary in summaries]
+        print("\n".join(table(rows)))
+        if "crf/cluster_miou" in spread:
+            print("\n".join(table(rows, crf=True)))
+    else:
+        for name, values in spread.items():
+            deviation = "" if values["std"] is None else f" ± {values['std']:.2f}"
+            print(f"{name:<22} {values['mean']:.2f}{deviation}")
+    shared = {key: records[0][key] for key in ("backbone", "warning", "frozen", "classes")}
+    runs = [{key: record[key] for key in record if key not in shared} for record in records]
+    return {**shared, "provenance": origin, "summary": spread, "runs": runs}
+
+
+def _out_file(arguments: EvalArguments) -> Path:
     """Where the results go; never a file that is there already."""
     if arguments.out is not None:
         if Path(arguments.out).exists():
             raise UsageError(f"--out {arguments.out} exists already; give another file")
         return Path(arguments.out)
     stem = "evaluation-frozen" if arguments.frozen else "evaluation"
-    folder = checkpoint.path
-    if folder.parent.name == "checkpoints":
-        folder = folder.parent.parent  # the next save replaces the checkpoint's folder
+    folder = Path(arguments.checkpoint)
+    if folder.resolve().parent.name == "checkpoints":
+        folder = folder.resolve().parent.parent  # the next save replaces the checkpoint's folder
     taken = len(list(folder.glob(f"{stem}*.json")))
     number = next(n for n in range(1, taken + 2) if not (folder / _numbered(stem, n)).exists())
     return folder / _numbered(stem, number)
@@ -139,32 +284,6 @@ def _check_classes(checkpoint: Checkpoint, classes: int) -> None:
             f"the data has {classes} classes, {checkpoint.path} {checkpoint.info['classes']}; "
             "give the data it was trained for, or --data.classes"
         )
-
-
-def _announce(engine: Engine, checkpoint: Checkpoint, description: str) -> None:
-    print(f"checkpoint: {checkpoint.path} (step {checkpoint.info['step']})")
-    print(f"backbone: {engine.net.backbone.origin}")
-    print(f"data: {description}", flush=True)
-
-
-def _record(
-    arguments: EvalArguments, checkpoint: Checkpoint, config: Config, engine: Engine, result: Evaluation
-) -> dict[str, Any]:
-    return {
-        "checkpoint": str(checkpoint.path),
-        "step": checkpoint.info["step"],
-        "frozen": arguments.frozen,
-        "backbone": engine.net.backbone.origin,
-        "warning": RANDOM_WARNING if engine.net.backbone.is_random else None,
-        "preset": config.preset,
-        "settings": config_hash(config),
-        "seed": config.train.seed,
-        "crf": config.eval.crf if result.crf else "none",
-        "classes": list(checkpoint.info["class_names"]),
-        "device": device_name(engine.device),
-        "versions": {"ppap": __version__, "torch": torch.__version__},
-        "scores": result.to_dict(),
-    }
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:

@@ -13,8 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ppap.palette import MAX_COLOURS, palette
+
 IGNORED_INDEX = 255
-"""Value of ignored pixels in an index PNG."""
+"""Value of ignored pixels in an index PNG of up to 256 classes."""
+IGNORED_INDEX_16 = 65535
+"""The same with more classes."""
 
 _GREYS = ((150, 150, 150), (198, 198, 198))
 _HATCH_PERIOD = 8  # pixels
@@ -23,91 +27,11 @@ _INK = (32, 32, 32)
 _TEXT_SIZE = 15  # pixels: readable at 100 % zoom and in a scaled-down README
 _GAP = 8  # pixels
 
-# Okabe and Ito's colours, told apart under the common forms of colour blindness; the rest of the palette
-# grows from them.
-_FIRST_COLOURS = (
-    (0, 114, 178),
-    (230, 159, 0),
-    (0, 158, 115),
-    (204, 121, 167),
-    (86, 180, 233),
-    (213, 94, 0),
-    (240, 228, 66),
-)
-_RGB_TO_LMS = (
-    (0.4122214708, 0.5363325363, 0.0514459929),
-    (0.2119034982, 0.6806995451, 0.1073969566),
-    (0.0883024619, 0.2817188376, 0.6299787005),
-)
-_LMS_TO_OKLAB = (
-    (0.2104542553, 0.7936177850, -0.0040720468),
-    (1.9779984951, -2.4285922050, 0.4505937099),
-    (0.0259040371, 0.7827717662, -0.8086757660),
-)
-# Linear RGB as seen with protanopia and deuteranopia (Machado, Oliveira and Fernandes 2009, severity 1).
-_COLOUR_BLIND = (
-    ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
-    ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
-)
-
-
-def palette(n: int) -> np.ndarray:
-    """`n` distinct colours, the same for a class whatever `n` is: palette(5) begins palette(27).
-
-    After seven fixed ones, each next colour is the one farthest from all before it, in the worst of normal
-    vision, protanopia and deuteranopia. Greys are left out: they mean ignored.
-
-    Args:
-        n: number of colours, 0 to 256.
-
-    Returns:
-        (n, 3) uint8 RGB.
-
-    Raises:
-        ValueError: `n` is out of range.
-    """
-    if not 0 <= n <= 256:
-        raise ValueError(f"palette: {n} colours asked for; give 0 to 256")
-    return _all_colours()[:n].copy()
-
-
-@functools.cache
-def _all_colours() -> np.ndarray:
-    side = np.linspace(0, 255, 18).round()
-    grid = np.stack(np.meshgrid(side, side, side, indexing="ij"), axis=-1).reshape(-1, 3)
-    lightness, *opponent = _to_oklab(grid).T
-    chroma = np.hypot(*opponent)
-    # Neither too dark to see in a photograph nor too pale for a white page; visibly no grey, and not glaring.
-    grid = grid[(lightness > 0.35) & (lightness < 0.94) & (chroma > 0.06) & (chroma < 0.26)]
-    chosen = np.array(_FIRST_COLOURS, dtype=np.float64)
-    distance = np.min([_difference(grid, colour) for colour in chosen], axis=0)
-    while len(chosen) < 256:
-        colour = grid[distance.argmax()]
-        chosen = np.concatenate([chosen, colour[None]])
-        distance = np.minimum(distance, _difference(grid, colour))
-    return chosen.astype(np.uint8)
-
-
-def _difference(colours: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """OKLab distance of (M, 3) colours to one: normal vision or, if less, twice the colour-blind distance."""
-    result = np.linalg.norm(_to_oklab(colours) - _to_oklab(other[None]), axis=1)
-    for matrix in _COLOUR_BLIND:
-        seen = np.linalg.norm(_to_oklab(colours, matrix) - _to_oklab(other[None], matrix), axis=1)
-        result = np.minimum(result, 2 * seen)
-    return result
-
-
-def _to_oklab(rgb: np.ndarray, vision: Sequence[Sequence[float]] | None = None) -> np.ndarray:
-    """OKLab (Ottosson 2020) of (M, 3) sRGB values in 0..255, as seen through a colour-blindness matrix."""
-    share = rgb / 255
-    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
-    if vision is not None:
-        linear = np.clip(linear @ np.array(vision).T, 0, 1)
-    return np.cbrt(linear @ np.array(_RGB_TO_LMS).T) @ np.array(_LMS_TO_OKLAB).T
-
 
 def save_index_png(labels: Any, path: str | PathLike, colours: np.ndarray | None = None) -> None:
     """Write class ids as the pixel values of a mode P PNG; ignored pixels become 255 (grey).
+
+    With more than 256 colours it is a 16-bit greyscale PNG instead, and ignored pixels become 65535.
 
     Args:
         labels: (H, W) integer class ids, numpy or torch; negative = ignored.
@@ -121,6 +45,10 @@ def save_index_png(labels: Any, path: str | PathLike, colours: np.ndarray | None
     colours = palette(256) if colours is None else _as_colours(colours)
     _check_ids(labels, len(colours))
     ignored = labels < 0
+    if len(colours) > 256:
+        wide = np.where(ignored, IGNORED_INDEX_16, labels).astype(np.uint16)
+        Image.fromarray(wide).save(path, format="PNG")
+        return
     if ignored.any() and (labels == IGNORED_INDEX).any():
         raise ValueError(
             "save_index_png: class 255 and ignored pixels would share the value 255; write them apart"
@@ -383,9 +311,10 @@ def _as_image(image: Any) -> np.ndarray:
 
 def _as_colours(colours: Any) -> np.ndarray:
     colours = np.asarray(colours)
-    if colours.ndim != 2 or colours.shape[1] != 3 or len(colours) > 256 or colours.dtype != np.uint8:
+    if colours.ndim != 2 or colours.shape[1] != 3 or len(colours) > MAX_COLOURS or colours.dtype != np.uint8:
         raise ValueError(
-            f"colours have shape {colours.shape} and dtype {colours.dtype}; give (n <= 256, 3) uint8 RGB"
+            f"colours have shape {colours.shape} and dtype {colours.dtype}; "
+            f"give (n <= {MAX_COLOURS}, 3) uint8 RGB"
         )
     return colours
 

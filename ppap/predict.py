@@ -18,13 +18,13 @@ from tqdm import tqdm
 from ppap.checkpoint import load_checkpoint
 from ppap.cli import parse, run
 from ppap.config import from_dict
-from ppap.data import images
+from ppap.data import class_colours, images
 from ppap.data.images import SUFFIXES, read_image, verify_image
 from ppap.data.transforms import Geometry, normalise, resized_size
 from ppap.engine import Engine, for_inference, load_engine, pick_device
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.metrics import apply_assignment
-from ppap.pictures import legend, overlay, palette, save_index_png
+from ppap.pictures import IGNORED_INDEX, IGNORED_INDEX_16, legend, overlay, save_index_png
 from ppap.report import RANDOM_WARNING
 
 # A ViT attends between all pairs of tokens: memory grows with their square.
@@ -59,7 +59,7 @@ class Predictor:
         """Names of the ids of a probe: class names, or cluster 0, 1, ... where clusters have no class."""
         if probe == "linear" or self.assignment is not None:
             return self.class_names
-        return tuple(f"cluster {k}" for k in range(len(self.class_names)))
+        return tuple(f"cluster {k}" for k in range(len(self.engine.cluster.clusters)))
 
     @torch.no_grad()
     def predict(
@@ -189,7 +189,7 @@ def main(argv: Sequence[str]) -> None:
     predictor = load(arguments.checkpoint, arguments.device)
     print(f"backbone: {predictor.origin}")
     names = predictor.names(arguments.probe)
-    colours = palette(len(names))
+    colours = class_colours(predictor.engine.config.data.kind, len(names))
     for path in files.values():
         width, height = verify_image(path)
         try:
@@ -271,7 +271,7 @@ def _write_legend(
         "probe": arguments.probe,
         "backbone": predictor.origin,
         "warning": RANDOM_WARNING if predictor.engine.net.backbone.is_random else None,
-        "ignored_id": 255,
+        "ignored_id": IGNORED_INDEX if len(names) <= 256 else IGNORED_INDEX_16,
         "classes": [
             {"id": i, "name": name, "rgb": [int(v) for v in colours[i]]} for i, name in enumerate(names)
         ],

@@ -190,7 +190,7 @@ def _imagenet_s(classes: int, epochs: int) -> Config:
         base,
         preset=f"imagenet_s{classes}-vits16",
         data=replace(base.data, kind="imagenet_s", classes=classes, interpolation="bilinear"),
-        eval=EvalConfig(protocol="neighbours"),
+        eval=EvalConfig(),
         train=replace(base.train, epochs=epochs, val_every=0, selection="last"),
     )
 

@@ -7,21 +7,23 @@ from typing import Any
 
 import torch
 
-from ppap import __version__
 from ppap.analysis.positives import draw_positives
-from ppap.config import Config, config_hash, to_dict
-from ppap.data import SegmentationDataset
+from ppap.checkpoint import Checkpoint
+from ppap.config import Config, config_hash
+from ppap.data import SegmentationDataset, class_colours
 from ppap.engine import Engine
 from ppap.evaluation.comparison import Row, table
 from ppap.evaluation.evaluate import Evaluation, pixel_scores
 from ppap.evaluation.metrics import Scores, apply_assignment
 from ppap.methods.table import TITLES
-from ppap.pictures import curves, palette, strip
-from ppap.provenance import device_name
+from ppap.pictures import curves, strip
+from ppap.provenance import device_name, provenance, versions
 from ppap.rundir import RunDir
 
 _POSITIVE_IMAGES = 6  # in the picture of positives
 RANDOM_WARNING = "backbone: random weights; results are meaningless"
+FINAL_SCORES = "evaluation-final.json"
+"""A run's own scores, of the selected checkpoint, without CRF."""
 
 
 def write_report(
@@ -54,15 +56,20 @@ def write_report(
     if engine.net.backbone.is_random:
         lines += [f"> **{RANDOM_WARNING}**", ""]
     lines += [
-        f"- preset `{config.preset}`, method `{config.method}`, seed {config.train.seed}, "
+        f"- preset `{config.preset}`, method `{config.method}`, protocol {config.protocol}, "
+        f"seed {config.train.seed}, "
         f"settings `{config_hash(config)}`",
         f"- backbone: {engine.net.backbone.origin}",
-        f"- device: {device_name(engine.device)}, torch {torch.__version__}",
+        f"- device: {device_name(engine.device)}; "
+        + ", ".join(f"{name} {version}" for name, version in versions().items()),
         *(f"- {fact}" for fact in facts),
     ]
     if losses:
         first, last = losses[0], losses[-1]
         lines += [f"- loss {row['loss']:.3f} at step {row['step']}" for row in (first, last)]
+        hint = sets_hint(last)
+        if hint:
+            lines += ["", f"> **Step {last['step']}: {hint}**"]
     if comparison:
         lines += ["", "## Comparison", "", *comparison_lines(config, [summaries(comparison)])]
         if has_strip:
@@ -92,6 +99,21 @@ def score_lines(evaluation: Evaluation | None, names: Sequence[str]) -> list[str
         values = [scores.iou[i] for scores in evaluation.plain.values()]
         lines.append(f"| {name} | " + " | ".join("-" if v is None else f"{v:.1f}" for v in values) + " |")
     return lines + [f"\n{note}" for note in evaluation.notes]
+
+
+def sets_hint(row: Mapping[str, Any]) -> str | None:
+    """What to do about a logged step whose positive or negative sets were all empty."""
+    if row.get("positives") == 0:
+        return (
+            "no anchor has a positive, so that the contrastive loss is 0; lower --loss.phi0 "
+            "(ppap analyze thresholds suggests a value)"
+        )
+    if row.get("negatives") == 0:
+        return (
+            "no anchor has a negative, so that nothing is pushed apart; raise --loss.psi0 "
+            "(ppap analyze thresholds suggests a value)"
+        )
+    return None
 
 
 def _next_steps(run: RunDir, labelled: bool, config: Config) -> list[str]:
@@ -129,17 +151,32 @@ _POSITIVES_TEXT = (
 )
 
 
-def comparison_record(config: Config, engine: Engine, rows: Mapping[str, Row]) -> dict[str, Any]:
-    """All of a comparison, as plain containers for JSON."""
+def evaluation_record(
+    config: Config, engine: Engine, checkpoint: Checkpoint, evaluation: Evaluation
+) -> dict[str, Any]:
+    """All of an evaluation of both probes, as plain containers for JSON."""
+    crf = config.eval.crf if evaluation.crf else "none"
     return {
-        "preset": config.preset,
-        "settings": config_hash(config),
-        "seed": config.train.seed,
-        "backbone": engine.net.backbone.origin,
-        "warning": RANDOM_WARNING if engine.net.backbone.is_random else None,
-        "device": device_name(engine.device),
-        "versions": {"ppap": __version__, "torch": torch.__version__},
-        "config": to_dict(config),
+        **backbone_facts(engine),
+        "provenance": provenance(config, engine.device, checkpoint, crf=crf),
+        "summary": evaluation.summary(),
+        "scores": evaluation.to_dict(),
+    }
+
+
+def backbone_facts(engine: Engine) -> dict[str, Any]:
+    """Where the backbone came from, and the warning that random weights deserve."""
+    backbone = engine.net.backbone
+    return {"backbone": backbone.origin, "warning": RANDOM_WARNING if backbone.is_random else None}
+
+
+def comparison_record(config: Config, engine: Engine, rows: Mapping[str, Row], step: int) -> dict[str, Any]:
+    """All of a comparison, as plain containers for JSON; `step` is that of the run's network."""
+    crf = config.eval.crf if any(row.scores.crf for row in rows.values()) else "none"
+    why = "the last step, for every row alike"
+    return {
+        **backbone_facts(engine),
+        "provenance": provenance(config, engine.device, engine.weights(), step=step, selection=why, crf=crf),
         "summary": summaries(rows),
         "scores": {name: row.scores.to_dict() for name, row in rows.items()},
     }
@@ -181,7 +218,13 @@ def draw_comparison(
             cells.append(apply_assignment(clusters, row.scores.plain["cluster"].assignment))
         rows.append(cells)
     titles = ["image", "truth", *(TITLES[name] for name in comparison)]
-    strip(rows, titles, path, colours=palette(dataset.classes), names=dataset.class_names)
+    strip(
+        rows,
+        titles,
+        path,
+        colours=class_colours(engine.config.data.kind, dataset.classes),
+        names=dataset.class_names,
+    )
 
 
 def _draw_positives(engine: Engine, dataset: SegmentationDataset, path: Path) -> bool:
@@ -197,8 +240,9 @@ def draw_strip(
     engine: Engine, dataset: SegmentationDataset, evaluation: Evaluation | None, count: int, path: Path
 ) -> None:
     """Image | truth | clusters | linear of `count` images over the set; unlabelled: image | clusters."""
-    colours = palette(dataset.classes)
     assignment = evaluation.plain["cluster"].assignment if evaluation else None
+    ids = dataset.classes if assignment else len(engine.cluster.clusters)
+    colours = class_colours(engine.config.data.kind, ids)
     rows = []
     for index in spread(len(dataset), count):
         sample, picture = dataset[index], dataset.pixels(index)

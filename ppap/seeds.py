@@ -6,7 +6,7 @@ and ``report.md``. An interrupted set is continued with ``--resume FOLDER``: fin
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import numpy as np
 
 from ppap.config import Config, config_hash, from_dict, to_dict
 from ppap.errors import DataError, Stopped, UsageError
-from ppap.evaluation.comparison import TITLES
-from ppap.report import comparison_lines
+from ppap.evaluation.comparison import TITLES, table
+from ppap.report import FINAL_SCORES, comparison_lines
 from ppap.rundir import RunDir
 
 RunOne = Callable[[Config, Path, bool], None]
@@ -38,14 +38,12 @@ def start(config: Config, seeds: Sequence[int], path: Path, run_one: RunOne) -> 
         run_one: trains one seed.
 
     Raises:
-        UsageError: no comparison is configured, seeds are repeated or impossible, or what a run raises.
+        UsageError: seeds are repeated or impossible, or what a run raises.
         DataError: the folder cannot be written, or what a run raises.
         Stopped: interrupted; the message names the command that continues.
     """
     if len(set(seeds)) != len(seeds):
         raise UsageError(f"--seeds {' '.join(map(str, seeds))}: give different numbers")
-    if not config.compare.rows:
-        raise UsageError("--seeds needs a comparison; add --compare.rows colour frozen fixed ppap")
     for seed in seeds:
         _of_seed(config, seed)
     try:
@@ -65,11 +63,7 @@ def start(config: Config, seeds: Sequence[int], path: Path, run_one: RunOne) -> 
 
 def resume(path: Path, run_one: RunOne) -> None:
     """Run the seeds of a folder that are not finished, and write the table; see :func:`start`."""
-    try:
-        record = json.loads((path / "seeds.json").read_text())
-        config, seeds = from_dict(record["config"]), record["seeds"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{path / 'seeds.json'} is damaged; start a new set in another folder") from None
+    config, seeds = _read(path)
     for number, seed in enumerate(seeds):
         folder, one = path / f"seed-{seed}", _of_seed(config, seed)
         if _finished(folder, one):
@@ -98,49 +92,82 @@ def _of_seed(config: Config, seed: int) -> Config:
 
 
 def _finished(folder: Path, config: Config) -> bool:
-    if not ((folder / "comparison.json").exists() and (folder / "report.md").exists()):
+    scores = folder / _scores_file(config)
+    if not (scores.exists() and (folder / "report.md").exists()):
         return False
-    if json.loads((folder / "comparison.json").read_text())["settings"] != config_hash(config):
+    if json.loads(scores.read_text())["provenance"]["settings"] != config_hash(config):
         raise UsageError(
             f"{folder} was trained with other settings than its set; move it away, or start a new set"
         )
     return True
 
 
+def _scores_file(config: Config) -> str:
+    """What a finished run measured: its comparison, or where none is asked for its own scores."""
+    return "comparison.json" if config.compare.rows else FINAL_SCORES
+
+
 def _write(path: Path, config: Config, seeds: Sequence[int]) -> None:
-    records = [json.loads((path / f"seed-{seed}" / "comparison.json").read_text()) for seed in seeds]
+    records = [json.loads((path / f"seed-{seed}" / _scores_file(config)).read_text()) for seed in seeds]
+    if not config.compare.rows:
+        records = [{**record, "summary": {"ppap": record["summary"]}} for record in records]
     results = [record["summary"] for record in records]
-    RunDir(path).write_json("results.json", _record(config, seeds, records))
+    shared = {key: records[0][key] for key in ("backbone", "warning")}
+    rows = {name: spread_of([record[name] for record in results]) for name in TITLES if name in results[0]}
+    origin = shared_provenance([record["provenance"] for record in records])
+    RunDir(path).write_json(
+        "results.json", {**shared, "provenance": origin, "seeds": list(seeds), "rows": rows}
+    )
     lines = [f"# {config.preset}: {len(seeds)} seeds ({', '.join(map(str, seeds))})", ""]
-    lines += [f"- backbone: {records[0]['backbone']}", f"- settings `{config_hash(config)}`", ""]
-    compared = comparison_lines(config, results)
-    lines += compared
-    lines += ["", "Runs: " + ", ".join(f"[seed {s}](seed-{s}/report.md)" for s in seeds)]
+    lines += [f"- backbone: {shared['backbone']}"]
+    lines += [f"- protocol {config.protocol}, settings `{config_hash(config)}`", ""]
+    compared = comparison_lines(config, results) if config.compare.rows else table(results)
+    lines += [*compared, "", "Runs: " + ", ".join(f"[seed {s}](seed-{s}/report.md)" for s in seeds)]
     (path / "report.md").write_text("\n".join(lines) + "\n")
     print("\n".join(compared))
     print(f"report: {path / 'report.md'}")
 
 
-def _record(config: Config, seeds: Sequence[int], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean, standard deviation and every seed's scores."""
-    rows = {}
-    for name in (name for name in TITLES if name in records[0]["summary"]):
-        cells = {
-            key: [record["summary"][name][key] for record in records] for key in records[0]["summary"][name]
+def spread_of(summaries: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Score name -> mean, standard deviation (None for one run), min, max and all values of several runs."""
+    result = {}
+    for key in summaries[0]:
+        values = [summary[key] for summary in summaries]
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        result[key] = {
+            "mean": float(np.mean(values)),
+            "std": std,
+            "min": min(values),
+            "max": max(values),
+            "values": values,
         }
-        rows[name] = {
-            key: {
-                "mean": float(np.mean(values)),
-                "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                "seeds": values,
-            }
-            for key, values in cells.items()
-        }
-    shared = ("preset", "backbone", "warning", "device", "versions")
-    return {
-        **{key: records[0][key] for key in shared},
-        "settings": config_hash(config),
-        "seeds": list(seeds),
-        "rows": rows,
-        "config": to_dict(config),
-    }
+    return result
+
+
+def shared_provenance(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One record of several runs that differ in their seed: lists where each has its own."""
+    own = {key: [record[key] for record in records] for key in ("seed", "settings", "weights")}
+    config = {**records[0]["config"], "train": {**records[0]["config"]["train"], "seed": own["seed"]}}
+    return {**records[0], **own, "config": config}
+
+
+def runs_of(path: Path) -> list[Path]:
+    """The run directories of a set, in the order of its seeds.
+
+    Raises:
+        DataError: the set is damaged, or a run is not finished.
+    """
+    config, seeds = _read(path)
+    folders = [path / f"seed-{seed}" for seed in seeds]
+    for folder in folders:
+        if not (folder / "report.md").exists():
+            raise DataError(f"{folder} is not finished; continue with: python -m ppap.train --resume {path}")
+    return folders
+
+
+def _read(path: Path) -> tuple[Config, list[int]]:
+    try:
+        record = json.loads((path / "seeds.json").read_text())
+        return from_dict(record["config"]), record["seeds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{path / 'seeds.json'} is damaged; start a new set in another folder") from None

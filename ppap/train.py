@@ -22,7 +22,7 @@ from ppap.cli import run
 from ppap.config import Config, config_hash, to_dict
 from ppap.data import Datasets, SegmentationDataset, build_datasets
 from ppap.data.loading import stream
-from ppap.engine import build_engine, check_finite, load_engine, pick_device
+from ppap.engine import Engine, build_engine, check_finite, load_engine, pick_device
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.evaluation.comparison import Row, compare
 from ppap.evaluation.evaluate import Evaluation, evaluate
@@ -30,7 +30,14 @@ from ppap.feature_cache import CachedFeatures, cache_features, cache_root
 from ppap.kernels import dispatch
 from ppap.methods.table import METHODS
 from ppap.provenance import device_name
-from ppap.report import RANDOM_WARNING, comparison_record, write_report
+from ppap.report import (
+    FINAL_SCORES,
+    RANDOM_WARNING,
+    comparison_record,
+    evaluation_record,
+    sets_hint,
+    write_report,
+)
 from ppap.rundir import RunDir
 from ppap.train_request import parse_arguments
 
@@ -101,6 +108,7 @@ class Trainer:
         classes = self.data.train.classes
         self.step, self.best, self.validated = 0, float("-inf"), -1
         self.evaluation: Evaluation | None = None
+        self.hint: str | None = None
         self.assignment: list[int | None] | None = None
         if checkpoint is None:
             self.engine = build_engine(config, classes, device)
@@ -175,8 +183,18 @@ class Trainer:
                 self._validate(stop)
             self._save("last")
             rows = self._compare(stop)
-        self._report(rows)
+            selected = self._selected(stop)
+        self._report(rows, *selected)
         return self.run_dir
+
+    def _selected(self, stop: StopRequest) -> tuple[Engine, Evaluation | None, Checkpoint]:
+        """Network, scores and checkpoint that ``--train.selection`` takes."""
+        checkpoint = load_checkpoint(self.run_dir.path)
+        if checkpoint.info["step"] == self.step:
+            return self.engine, self.evaluation, checkpoint
+        engine = load_engine(checkpoint, self.engine.device, self.config)
+        tqdm.write(f"selected: step {checkpoint.info['step']}, {checkpoint.selection}")
+        return engine, self._measure(engine, stop), checkpoint
 
     def _next_batch(self, batches: Iterator, stop: StopRequest) -> tuple[int, dict[str, Tensor]]:
         try:
@@ -222,26 +240,17 @@ class Trainer:
         if not sys.stderr.isatty():
             left = (self.total - self.step) * self.config.train.batch_size / speed / 60
             print(f"step {self.step}/{self.total} {text}, {left:.0f} min left", flush=True)
+        hint = sets_hint(row)
+        if hint and hint != self.hint:
+            tqdm.write(f"step {self.step}: {hint}")
+        self.hint = hint
         return text
 
     def _validate(self, stop: StopRequest) -> None:
-        dataset, config = self.data.val, replace(self.config.eval, crf="none")
-        if dataset is None or not dataset.labelled:
+        if self.data.val is None or not self.data.val.labelled:
             self.validated = self.step
             return
-        try:
-            self.evaluation = evaluate(
-                self.engine.code,
-                self.engine.probes,
-                dataset,
-                config,
-                patch_size=self.engine.net.backbone.patch_size,
-                device=self.engine.device,
-                workers=self.config.data.workers,
-                should_stop=lambda: stop.asked,
-            )
-        except InterruptedError:
-            self._stop()
+        self.evaluation = self._measure(self.engine, stop)
         summary = self.evaluation.summary()
         self.assignment = list(self.evaluation.plain["cluster"].assignment)
         if self.validated != self.step:  # a finished run that is resumed measures once more for its report
@@ -254,6 +263,22 @@ class Trainer:
             self.best = total
             self._save("best")
 
+    def _measure(self, engine: Engine, stop: StopRequest) -> Evaluation:
+        """Both probes of a network on the labelled validation images, without CRF."""
+        try:
+            return evaluate(
+                engine.code,
+                engine.probes,
+                self.data.val,
+                replace(self.config.eval, crf="none"),
+                patch_size=engine.net.backbone.patch_size,
+                device=engine.device,
+                workers=self.config.data.workers,
+                should_stop=lambda: stop.asked,
+            )
+        except InterruptedError:
+            self._stop()
+
     def _compare(self, stop: StopRequest) -> dict[str, Row]:
         """The table of ``--compare.rows``; it starts anew where it was interrupted."""
         if not self.config.compare.rows:
@@ -263,7 +288,9 @@ class Trainer:
             rows = compare(self.config, self.data, self.training_set, self.engine, lambda: stop.asked)
         except InterruptedError:
             self._stop()
-        self.run_dir.write_json("comparison.json", comparison_record(self.config, self.engine, rows))
+        self.run_dir.write_json(
+            "comparison.json", comparison_record(self.config, self.engine, rows, self.step)
+        )
         return rows
 
     def _save(self, name: str) -> None:
@@ -295,11 +322,20 @@ class Trainer:
             f"continue with: python -m ppap.train --resume {self.run_dir.path}"
         )
 
-    def _report(self, rows: dict[str, Row]) -> None:
+    def _report(
+        self, rows: dict[str, Row], engine: Engine, evaluation: Evaluation | None, checkpoint: Checkpoint
+    ) -> None:
         dataset = self.data.val or self.data.train
         minutes = (time.perf_counter() - self.started) / 60
-        facts = [f"data: {self.data.description}", f"{minutes:.1f} minutes since the last start"]
-        write_report(self.run_dir, self.config, self.engine, dataset, self.evaluation, facts, rows)
+        facts = [
+            f"checkpoint: step {checkpoint.info['step']}, {checkpoint.selection}",
+            f"data: {self.data.description}",
+            f"{minutes:.1f} minutes since the last start",
+        ]
+        if evaluation is not None:
+            record = evaluation_record(self.config, engine, checkpoint, evaluation)
+            self.run_dir.write_json(FINAL_SCORES, record)
+        write_report(self.run_dir, self.config, engine, dataset, evaluation, facts, rows)
         print(f"report: {self.run_dir.path / 'report.md'}")
         if self.engine.net.backbone.is_random:
             print(RANDOM_WARNING)
@@ -317,7 +353,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _train_seed(config: Config, path: Path, started: bool) -> None:
-    Trainer(config, path, load_checkpoint(path, "last") if started else None).run()
+    trainer = Trainer(config, path, load_checkpoint(path, "last") if started else None)
+    if trainer.data.val is None or not trainer.data.val.labelled:
+        raise UsageError("--seeds needs labelled validation images to measure; give labels/val")
+    trainer.run()
 
 
 if __name__ == "__main__":

@@ -184,7 +184,10 @@ def test_seeds_make_a_run_each_and_a_table(tmp_path, capsys):
             json.loads((out / f"seed-{seed}" / "config.json").read_text())["config"]["train"]["seed"] == seed
         )
     ppap = results["rows"]["ppap"]["cluster_miou"]
-    assert ppap["mean"] == pytest.approx(np.mean(ppap["seeds"])) and len(set(ppap["seeds"])) == 2
+    assert ppap["mean"] == pytest.approx(np.mean(ppap["values"])) and len(set(ppap["values"])) == 2
+    assert ppap["std"] == pytest.approx(np.std(ppap["values"], ddof=1))
+    origin = results["provenance"]
+    assert origin["seed"] == [3, 5] and len({weights["sha256"] for weights in origin["weights"]}) == 2
     assert "±" in (out / "report.md").read_text() and "±" in capsys.readouterr().out
     before = (out / "results.json").read_text()
     main(["--resume", str(out)])  # nothing is left to train
@@ -223,7 +226,6 @@ def test_an_interrupted_set_goes_on(tmp_path, monkeypatch):
         (["--seeds", "1", "demo"], "preset before"),
         (["--seeds", "1", str(2**70)], "give 0 to"),
         (["--seeds", "1", "--model.weights=nowhere.pth"], "does not exist"),
-        (["--seeds", "0", "--compare.rows"], "needs a comparison"),
     ],
 )
 def test_impossible_seeds(tmp_path, options, text):

@@ -111,7 +111,10 @@ def test_the_command_prints_and_writes(finished, capsys):
     assert text.count("backbone: random weights; results are meaningless") == 2
     first = finished / "evaluation.json"
     record = json.loads(first.read_text())
-    assert record["crf"] == "none" and record["seed"] == 0 and len(record["classes"]) == 8
+    origin = record["provenance"]
+    assert origin["crf"] == "none" and origin["seed"] == 0 and len(record["classes"]) == 8
+    assert origin["weights"]["step"] == 3 and "decided beforehand" in origin["weights"]["selection"]
+    assert "decided beforehand" in text
     assert "meaningless" in record["warning"]
     main([str(finished)])
     again = json.loads((finished / "evaluation-2.json").read_text())

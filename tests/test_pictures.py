@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ppap import pictures
+from ppap import palette, pictures
 
 
 def labelled(height: int = 20, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -32,8 +32,8 @@ def test_palette_is_stable_and_distinct():
 
 @pytest.mark.parametrize(("n", "least"), [(12, 0.15), (27, 0.10), (54, 0.07)])
 def test_palette_stays_apart_for_colour_blind_eyes(n, least):
-    colours = pictures.palette(n).astype(float)
-    distance = np.array([pictures._difference(colours, colour) for colour in colours])
+    seen = palette._as_seen(pictures.palette(n).astype(float))
+    distance = np.array([palette._difference(seen, seen[:, i]) for i in range(n)])
     np.fill_diagonal(distance, np.inf)
     assert distance.min() > least  # OKLab; black to white is 1
 
@@ -42,9 +42,9 @@ def test_palette_avoids_greys():
     assert np.ptp(pictures.palette(256).astype(int), axis=1).min() > 25
 
 
-@pytest.mark.parametrize("n", [-1, 257])
+@pytest.mark.parametrize("n", [-1, 1002])
 def test_palette_refuses_other_sizes(n):
-    with pytest.raises(ValueError, match="0 to 256"):
+    with pytest.raises(ValueError, match="0 to 1001"):
         pictures.palette(n)
 
 
@@ -58,6 +58,15 @@ def test_index_png_keeps_ids_and_colours(tmp_path, convert):
     assert np.array_equal(ids, np.where(labels < 0, 255, labels))
     assert np.array_equal(rgb[labels >= 0], pictures.palette(4)[labels[labels >= 0]])
     assert np.ptp(rgb[labels < 0]) == 0  # grey
+
+
+def test_index_png_of_more_classes_has_16_bits(tmp_path):
+    labels = np.arange(-4, 920, dtype=np.int64).reshape(4, -1)
+    pictures.save_index_png(labels, tmp_path / "a.png", pictures.palette(920))
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.mode.startswith("I")
+        assert np.array_equal(np.asarray(picture), np.where(labels < 0, 65535, labels))
+    assert len(np.unique(pictures.palette(1001), axis=0)) == 1001
 
 
 def test_index_png_of_256_classes(tmp_path):

@@ -1,18 +1,21 @@
 """The published presets: their values, the protocol switch, and every family from the command line."""
 
 import dataclasses
+import json
 
 import pytest
 
+from ppap import cli
 from ppap.config import LossConfig, TrainConfig, config_hash
 from ppap.errors import UsageError
 from ppap.presets import PRESETS, describe, preset
 from ppap.protocol import with_protocol
 from ppap.train_request import parse_arguments
+from tests import trees
 
 # The published code's configuration files, one column per preset:
-# Phi0, Psi0, sigma_pos, sigma_amb, T, tau, trainpatchsplit, batch, resolution, optimiser, rate, decay, rate of
-# the linear probe, rate of the cluster probe, epochs, iterations between validations.
+# Phi0, Psi0, sigma_pos, sigma_amb, T, tau, trainpatchsplit, batch, resolution, optimiser, rate, decay,
+# rates of the linear and the cluster probe, epochs, iterations between validations.
 PUBLISHED = """
 cocostuff27-vits8    0.55  0.2   3  3  2  0.8   16  64  224  adamw  1e-3  0.1   1e-3  5e-3   5  100
 cocostuff27-vits16   0.55  0.15  3  4  2  0.8    4  64  224  adamw  1e-3  0.01  1e-3  1e-3   5  100
@@ -54,7 +57,7 @@ def test_imagenet_s_takes_no_label_before_its_end(classes):
     config = preset(f"imagenet_s{classes}-vits16")
     assert (config.data.kind, config.data.classes) == ("imagenet_s", classes)
     assert config.data.imagenet_s_train == "train", "without labels"
-    assert (config.eval.protocol, config.train.selection, config.train.val_every) == ("neighbours", "last", 0)
+    assert (config.eval.protocol, config.train.selection, config.train.val_every) == ("auto", "last", 0)
     near = config.eval.neighbours
     assert (near.k, near.temperature, near.resolution, near.upsample, near.rematch) == (
         10,
@@ -72,11 +75,21 @@ def asked(*argv):
     return parse_arguments(list(argv)).config
 
 
+def test_the_command_line_takes_a_protocol():
+    assert (
+        asked("cityscapes-vits8")
+        == preset("cityscapes-vits8")
+        == asked("cityscapes-vits8", "--protocol=code")
+    )
+    paper = with_protocol(preset("cityscapes-vits8"), "paper")
+    assert asked("cityscapes-vits8", "--protocol", "paper") == paper
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_protocols(name):
-    code, paper = asked(name), asked(name, "--protocol", "paper")
-    assert code == preset(name) == asked(name, "--protocol=code") and code.protocol == "code"
-    assert paper == with_protocol(code, "paper") and paper.protocol == "paper"
+    code = preset(name)
+    paper = with_protocol(code, "paper")
+    assert (code.protocol, paper.protocol) == ("code", "paper") and with_protocol(code, "code") == code
     assert config_hash(code) != config_hash(paper)
     assert paper.model.guidance_dropout == 0 and code.model.guidance_dropout == 0.1
     assert (paper.loss.anchor_divisor, paper.loss.base_temperature) == (1, None)
@@ -137,3 +150,48 @@ def test_impossible_settings():
         TrainConfig(extra_clusters=-1)
     with pytest.raises(UsageError, match="did you mean 'cityscapes-vits8'"):
         preset("cityscapes-vit8")
+
+
+TINY_VIT = [
+    "--model.backbone=vit_tiny_patch16_224",
+    "--model.weights=random",
+    "--model.patch-size=16",
+    "--model.width=24",
+    "--model.depth=2",
+    "--model.heads=2",
+]
+FAMILIES = {
+    "cocostuff27-vits16": lambda root: trees.five_crop_tree(trees.coco_tree(root, 2), 5),
+    "cityscapes-vits8": lambda root: trees.five_crop_tree(trees.cityscapes_tree(root, 1), 5, "cityscapes"),
+    "potsdam-vitb8": lambda root: trees.potsdam_mat_tree(root, 4, 2),
+    "imagenet_s50-vits16": lambda root: trees.imagenet_s_tree(root, 2, 50, categories=2),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_trains_and_evaluates_from_the_command_line(name, tmp_path, capsys):
+    root, out = tmp_path / "data", tmp_path / "run"
+    FAMILIES[name](root)
+    main_options = ["--data.partial", "--data.workers=0", "--train.device=cpu", "--eval.pictures=0"]
+    steps = ["--train.batch-size=2", "--train.steps=3"]
+    assert cli.main(
+        ["train", name, f"--data.root={root}", f"--train.out={out}", *TINY_VIT, *main_options, *steps]
+    ) == 0, capsys.readouterr().err  # fmt: skip
+    masks = out / "masks"
+    extra = [f"--eval.neighbours.masks={masks}"] if name.startswith("imagenet") else []
+    assert cli.main(["eval", str(out), "--device=cpu", *extra]) == 0, capsys.readouterr().err
+    text = capsys.readouterr().out
+    record = json.loads((out / "evaluation.json").read_text())
+    assert record["provenance"]["preset"] == name and record["provenance"]["weights"]["step"] == 3
+    if name.startswith("imagenet"):
+        assert "protocol: neighbours (chosen for imagenet_s)" in text
+        assert set(record["summary"]) == {"neighbours_miou", "neighbours_accuracy"}
+        assert len(record["scores"]["scores"]["iou"]) == 51 == len(record["classes"])
+        found = {path.relative_to(masks).with_suffix("") for path in masks.rglob("*.png")}
+        truth = root / "ImageNetS50/validation-segmentation"
+        assert found == {path.relative_to(truth).with_suffix("") for path in truth.rglob("*.png")}
+        assert "decided beforehand" in record["provenance"]["weights"]["selection"]
+    else:
+        assert "protocol: probes" in text and "labels chose it" in text
+        final = json.loads((out / "evaluation-final.json").read_text())
+        assert final["summary"] == record["summary"] and set(final["summary"]) >= {"cluster_miou"}

@@ -6,10 +6,13 @@ A dataset is one module with ``build(config, splits) -> Datasets`` and one row o
 import difflib
 import importlib
 
+import numpy as np
+
 from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets, SegmentationDataset
 from ppap.data.loading import EpochSampler, train_loader, val_loader
 from ppap.errors import DataError, UsageError
+from ppap.palette import palette
 
 __all__ = [
     "KINDS",
@@ -18,6 +21,7 @@ __all__ = [
     "SegmentationDataset",
     "build_dataset",
     "build_datasets",
+    "class_colours",
     "train_loader",
     "val_loader",
 ]
@@ -65,6 +69,13 @@ def build_dataset(config: DataConfig, split: str) -> SegmentationDataset:
     if dataset is None:
         raise DataError(f"the dataset {config.kind!r} has no {split} split")
     return dataset
+
+
+def class_colours(kind: str, classes: int) -> np.ndarray:
+    """(classes, 3) uint8 RGB: the customary colours of a data set where it has any, else ``palette``."""
+    module = importlib.import_module(KINDS[kind]) if kind in KINDS else None
+    customary = getattr(module, "COLOURS", ())
+    return np.array(customary, np.uint8) if len(customary) == classes else palette(classes)
 
 
 def _build(config: DataConfig, splits: tuple[str, ...]) -> Datasets:

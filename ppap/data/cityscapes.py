@@ -13,7 +13,7 @@ import numpy as np
 
 from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets
-from ppap.data.crops import CROPS, crop_table, find_crops
+from ppap.data.crops import CROPS, crop_places, crop_table, find_crops
 from ppap.data.pairs import IdTable, PairedFiles, Part, assemble, check_classes, data_root
 from ppap.errors import DataError
 
@@ -147,6 +147,6 @@ def _refuse_converted(folder: Path) -> None:
 
 def _crops(config: DataConfig, root: Path) -> Part:
     places = [root, root / "cityscapes", *([root.parent] if root.name == "cityscapes" else [])]
-    files, folder = find_crops(places, "cityscapes", config.crop_ratio, config.kind)
+    files, folder = find_crops(crop_places(config, places), "cityscapes", config.crop_ratio, config.kind)
     count = CROPS * sum(FRAMES["train"].values())
     return Part(files, crop_table(), f"{folder}: crops", (count,))

@@ -14,7 +14,7 @@ import numpy as np
 from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets
 from ppap.data.coco_lists import find_list
-from ppap.data.crops import CROPS, crop_table, find_crops
+from ppap.data.crops import CROPS, crop_places, crop_table, find_crops
 from ppap.data.pairs import IdTable, PairedFiles, Part, assemble, check_classes, data_root
 from ppap.errors import DataError
 
@@ -173,7 +173,7 @@ def _crops(config: DataConfig, root: Path) -> Part:
     places = [root, *(root / b for b in _BASES[1:])]
     if root.name in _BASES:
         places.append(root.parent)
-    files, folder = find_crops(places, "cocostuff27", config.crop_ratio, config.kind)
+    files, folder = find_crops(crop_places(config, places), "cocostuff27", config.crop_ratio, config.kind)
     asked = list_name(config, "train")
     # Which images the crops are of cannot be seen but by their number.
     known = [asked] if config.coco_list != "auto" else list(dict.fromkeys([asked, "full", "7", "few6"]))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ppap.config import DataConfig
 from ppap.data.pairs import IdTable, PairedFiles
 from ppap.errors import DataError
 
@@ -30,6 +31,11 @@ def crop_table(classes: Sequence[int] | None = None) -> IdTable:
     return IdTable((-1, *classes) + (-2,) * (255 - len(classes)), "the ids of crops (0 to 27)")
 
 
+def crop_places(config: DataConfig, places: list[Path]) -> list[Path]:
+    """Folders that may hold ``cropped``: --data.crop-root alone if it is given, else `places`."""
+    return places if config.crop_root is None else [Path(config.crop_root).expanduser()]
+
+
 def find_crops(places: Sequence[Path], name: str, ratio: float, kind: str) -> tuple[PairedFiles, str]:
     """The first crop folder below the places given: ``{place}/cropped/...``.
 
@@ -47,9 +53,10 @@ def find_crops(places: Sequence[Path], name: str, ratio: float, kind: str) -> tu
     tried = list(dict.fromkeys(place / "cropped" / folder_name(name, ratio) for place in places))
     folder = next((path for path in tried if path.is_dir()), None)
     if folder is None:
+        others = f" (nor {', '.join(map(str, tried[1:]))})" if tried[1:] else ""
         raise DataError(
-            f"{tried[0]}: no such folder of crops (nor {', '.join(map(str, tried[1:]))}); make it with "
-            f"ppap prepare {kind} --root {places[0]}, or train on whole images with --data.crop none"
+            f"{tried[0]}: no such folder of crops{others}; make it with ppap prepare {kind} "
+            f"--root {places[0]}, or train on whole images with --data.crop none"
         )
     images, suffix = _numbers(folder / "img" / "train", (".jpg", ".png"))
     labels, _ = _numbers(folder / "label" / "train", (".png",))

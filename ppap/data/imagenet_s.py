@@ -95,9 +95,7 @@ def find_variant(root: Path, classes: int | None) -> tuple[Path, int]:
         number = len([p for p in (root / "validation").iterdir() if p.is_dir()])
         guess = wanted or number
         if guess not in COUNTS:
-            raise UsageError(
-                f"{root}: {number} categories; say which variant with --data.classes 919, 300 or 50"
-            )
+            raise UsageError(f"{root}: {number} categories; say which with --data.classes 919, 300 or 50")
         found[guess] = root
     if wanted is not None and wanted in found:
         return found[wanted], wanted

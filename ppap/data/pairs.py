@@ -25,7 +25,10 @@ DECODED = 48  # pairs per split that are decoded before a run
 WORDS = {"train": "training", "val": "validation"}
 PROBLEMS = {
     "missing": ("images are missing", "add them, or accept the rest with --data.partial"),
-    "count": ("image counts are not the data set's", "add the rest, or accept it with --data.partial"),
+    "count": (
+        "counts of images differ from the data set's",
+        "add the rest, or accept it with --data.partial",
+    ),
     "unlabelled": ("images have no label", "add the files named"),
     "damaged": ("files are damaged", "copy them again from their archive"),
     "content": ("pairs cannot be used", "check that the folders hold this data set in its own encoding"),
@@ -203,12 +206,14 @@ def _check_files(part: Part, split: str, partial: bool, problems: Problems) -> P
     missing, damaged = find_incomplete(files.image_path, len(files), f"check {split} images")
     for text in damaged.values():
         problems.add("damaged", text)
-    absent = set(missing)
+    there = np.delete(np.arange(len(files)), missing).tolist()
     if files.label is not None:
-        unlabelled, damaged = find_incomplete(files.label_path, len(files), f"check {split} labels")
-        for i in unlabelled:
-            if i not in absent:
-                problems.add("unlabelled", f"{files.image_path(i)}: no {files.label_path(i)}")
+        unlabelled, damaged = find_incomplete(
+            lambda k: files.label_path(there[k]), len(there), f"check {split} labels"
+        )
+        for k in unlabelled:
+            i = there[k]
+            problems.add("unlabelled", f"{files.image_path(i)}: no {files.label_path(i)}")
         for text in damaged.values():
             problems.add("damaged", text)
     if partial:

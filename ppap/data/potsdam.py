@@ -3,7 +3,7 @@
 Below --data.root or its folder ``potsdam``, either the prepared blocks ``imgs/{n}.mat`` (``img``, uint8 RGB
 and infrared), ``gt/{n}.mat`` (``gt``, ids 0..5, 255 = unlabelled) with ``labelled_train.txt`` and
 ``labelled_test.txt``; or mmsegmentation's conversion, ``img_dir/{train,val}`` and ``ann_dir/{train,val}``
-(ids 1..6, 0 = unlabelled). Infrared is dropped. ``ppap prepare potsdam3`` cuts the blocks out of the raw tiles.
+(ids 1..6, 0 = unlabelled). Infrared is dropped. ``ppap prepare potsdam3`` cuts raw tiles into the blocks.
 """
 
 import os

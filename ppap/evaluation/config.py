@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ppap.checks import check_field
+from ppap.fields import check_field
 
 
 @dataclass(frozen=True, kw_only=True)

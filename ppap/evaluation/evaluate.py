@@ -27,6 +27,7 @@ CLUSTER_SHARPNESS = 2.0
 # Channels of the code resized at a time while its length per pixel is computed.
 _CHANNELS = 64
 PROBES = ("cluster", "linear")
+_PREFIXES = ("", "crf/")
 
 CodeOf = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) -> code (B, D, h, w)."""
@@ -79,7 +80,7 @@ def evaluate(
         code_of: images on `device` -> code; called without gradient.
         probes: cluster and linear probe, on `device`.
         dataset: labelled images.
-        config: batch size and CRF.
+        config: batch size, CRF, and what clusters without a class count as.
         patch_size: side p of a patch [pixels].
         device: where images go.
         workers: loader processes.
@@ -91,7 +92,10 @@ def evaluate(
     """
     if not dataset.labelled:
         raise DataError("these images have no labels: nothing to measure; give labels/val beside images/val")
-    counts = {key: ConfusionMatrix(dataset.classes) for key in (*PROBES, *(f"crf/{p}" for p in PROBES))}
+    clusters = {"cluster": len(probes[0].clusters), "linear": dataset.classes}
+    counts = {
+        f"{prefix}{p}": ConfusionMatrix(dataset.classes, clusters[p]) for prefix in _PREFIXES for p in PROBES
+    }
     notes = []
     reason = crf_available(config.crf) if config.crf != "none" else None
     if reason:
@@ -111,14 +115,15 @@ def evaluate(
                     counts[f"crf/{probe}"].update(torch.from_numpy(labels), result.payload)
             if pool.report():
                 notes.append(pool.report())
-    return _scores(counts, dataset, with_crf, notes)
+    return _scores(counts, dataset, config.unmatched == "drop", with_crf, notes)
 
 
-def _scores(counts, dataset, with_crf, notes) -> Evaluation:
+def _scores(counts, dataset, drop, with_crf, notes) -> Evaluation:
     def of(prefix: str) -> dict[str, Scores]:
         cluster, linear = counts[f"{prefix}cluster"], counts[f"{prefix}linear"]
+        assignment = cluster.match(drop_unmatched=drop)
         return {
-            "cluster": cluster.scores(cluster.match(), names=dataset.class_names),
+            "cluster": cluster.scores(assignment, names=dataset.class_names, drop_unmatched=drop),
             "linear": linear.scores(names=dataset.class_names),
         }
 

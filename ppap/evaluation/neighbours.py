@@ -74,6 +74,13 @@ class NeighbourEvaluation:
     notes: tuple[str, ...] = ()
     """What a reader must know."""
 
+    def summary(self) -> dict[str, float]:
+        """Flat numbers [%]: ``neighbours_miou``, ``neighbours_accuracy``; ``rematched_*`` if asked for."""
+        flat = {"neighbours_miou": self.scores.miou, "neighbours_accuracy": self.scores.accuracy}
+        if self.rematched is not None:
+            flat |= {"rematched_miou": self.rematched.miou, "rematched_accuracy": self.rematched.accuracy}
+        return flat
+
 
 def map_source(engine: Engine, tensor: str) -> MapOf:
     """What is compared: ``code`` (trained features), ``z`` (their projection) or ``guidance`` (frozen)."""

@@ -1,0 +1,99 @@
+"""The noise of the cluster probe: fresh ones with other seeds on one finished code."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tqdm import tqdm
+
+from ppap.config import CompareConfig, Config
+from ppap.data import Datasets
+from ppap.engine import Engine
+from ppap.evaluation.comparison import BatchCode, codes_of, fit_probes, own_randomness
+from ppap.evaluation.evaluate import CodeOf, evaluate
+
+_COLUMNS = {"cluster_accuracy": "cluster accuracy", "cluster_miou": "cluster mIoU"}
+
+
+def refit_clusters(
+    code_of: CodeOf,
+    batch_code: BatchCode,
+    engine: Engine,
+    datasets: Datasets,
+    config: Config,
+    seeds: Sequence[int],
+) -> list[dict[str, float]]:
+    """Scores of one fresh cluster probe per seed, fitted to the code of the training images.
+
+    Steps, rate and batches are those of the comparison; each probe is a single start, so that its noise is
+    seen whole.
+
+    Args:
+        code_of: images -> code.
+        batch_code: the same of a batch of the training images.
+        engine: whose code it is; its own probes are not touched.
+        datasets: training images to fit to, labelled validation images.
+        config: of the run.
+        seeds: of initial weights and batches, one per probe.
+
+    Returns:
+        Per seed ``cluster_accuracy`` and ``cluster_miou`` [%]; with the prefix ``crf/`` too where the CRF
+        ran.
+
+    Raises:
+        NumberError: the code is not finite.
+    """
+    settings, patch = replace(config.compare, starts=1), engine.net.backbone.patch_size
+    found = []
+    with own_randomness():
+        codes, labels = codes_of(batch_code, datasets.train, settings.images, config)
+        for seed in tqdm(seeds, desc="refit", unit="probe", disable=None):
+            probes = fit_probes(
+                codes,
+                labels,
+                datasets.train.classes,
+                settings,
+                seed=seed,
+                patch_size=patch,
+                device=engine.device,
+            )
+            scores = evaluate(
+                code_of,
+                probes,
+                datasets.val,
+                config.eval,
+                patch_size=patch,
+                device=engine.device,
+                workers=config.data.workers,
+            )
+            found.append({key: value for key, value in scores.summary().items() if "cluster" in key})
+    return found
+
+
+def refit_table(
+    spread: Mapping[str, Mapping[str, Any]], own: Mapping[str, float], settings: CompareConfig
+) -> list[str]:
+    """Markdown table of the refitted probes' scores beside those of the checkpoint's own probe.
+
+    Args:
+        spread: score name -> mean, std, min, max and values.
+        own: the same scores of the checkpoint's own probe.
+        settings: how the probes were fitted.
+    """
+    count = len(next(iter(spread.values()))["values"])
+    lines = ["| cluster probe [%] | " + " | ".join(_COLUMNS.values()) + " |", "|---|---:|---:|"]
+    for title, of in (
+        (f"mean of {count} refitted", lambda key: spread[key]["mean"]),
+        ("standard deviation", lambda key: spread[key]["std"]),
+        ("least", lambda key: spread[key]["min"]),
+        ("largest", lambda key: spread[key]["max"]),
+        ("the checkpoint's own", lambda key: own[key]),
+    ):
+        cells = ["-" if of(key) is None else f"{of(key):.2f}" for key in _COLUMNS]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"Each refitted probe: {settings.steps} steps of {settings.batch_size} images on the finished code, "
+        f"Adam from {settings.lr:g} to 0, without CRF. The checkpoint's own was trained along with the code.",
+    ]
+    return lines
