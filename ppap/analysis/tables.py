@@ -73,13 +73,3 @@ def score_record(rows: Mapping[str, Sequence[Summary]]) -> dict[str, dict[str, o
         for name, seeds in rows.items()
         if seeds
     }
-
-
-def summary_of(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
-    """The summary of an evaluation as ``Evaluation.to_dict`` wrote it to JSON."""
-    return {
-        f"{prefix}{probe}_{key}": values[key]
-        for part, prefix in (("plain", ""), ("crf", "crf/"))
-        for probe, values in (scores.get(part) or {}).items()
-        for key in ("miou", "accuracy")
-    }

@@ -14,9 +14,7 @@ from ppap.analysis.tables import (
     has_crf,
     score_lines,
     score_record,
-    spread_record,
     spread_text,
-    summary_of,
 )
 from ppap.config import Config
 from ppap.methods.published import with_method
@@ -98,9 +96,17 @@ def _parse(argv: Sequence[str], method: str) -> BenchmarkArguments:
         BenchmarkArguments,
         "benchmark",
         TEXT,
-        adjust=lambda config: with_method(config, method),
+        adjust=lambda config: _start(config, method),
         compare=lambda start: replace(start.compare, rows=()),
     )
+
+
+def _start(config: Config, method: str) -> Config:
+    """A preset with another method; HP needs the images themselves where the preset caches their tokens."""
+    config = with_method(config, method)
+    if method == "hp" and config.hp.consistency > 0:
+        config = replace(config, data=replace(config.data, cache_features=False))
+    return config
 
 
 def write(
@@ -115,7 +121,6 @@ def write(
         results: method -> what ``ppap eval`` wrote of each run.
     """
     first = next(iter(results.values()))[0]
-    neighbours = first["scores"].get("neighbours") is not None
     lines = [f"# Benchmark: {config.preset}", ""]
     if first["warning"]:
         lines += [f"> **{first['warning']}**", ""]
@@ -126,22 +131,16 @@ def write(
         + (" (chosen by validation labels)" if config.train.selection == "best" else ""),
         "",
     ]
-    if neighbours:
-        values = {
-            name: [result["scores"]["neighbours"]["scores"]["miou"] for result in runs]
-            for name, runs in results.items()
-        }
-        rows: dict[str, Any] = {name: {"miou": spread_record(v)} for name, v in values.items()}
-        lines += neighbour_lines(config.preset, values)
-    else:
-        summaries = {name: [summary_of(r["scores"]) for r in runs] for name, runs in results.items()}
-        rows = score_record(summaries)
+    summaries = {name: [result["summary"] for result in runs] for name, runs in results.items()}
+    if SCORES[0] in first["summary"]:
         lines += probe_lines(config.preset, {TITLES[name]: runs for name, runs in summaries.items()})
+    else:
+        lines += neighbour_lines(config.preset, summaries)
     values = {
         "analysis": "benchmark",
         "preset": config.preset,
         "seeds": list(seeds),
-        "rows": rows,
+        "rows": score_record(summaries),
         "provenance": {name: [run.get("provenance") for run in runs] for name, runs in results.items()},
     }
     RunDir(path).write_json("results.json", values)
@@ -167,12 +166,12 @@ def probe_lines(preset: str, rows: Mapping[str, Sequence[Summary]]) -> list[str]
     return [*lines, "", f"The paper's rows are of its table of {published.title}."]
 
 
-def neighbour_lines(preset: str, values: Mapping[str, Sequence[float]]) -> list[str]:
+def neighbour_lines(preset: str, rows: Mapping[str, Sequence[Summary]]) -> list[str]:
     """mIoU by nearest neighbours, ours and the paper's (Table 4)."""
     column, published = paper.neighbour_column(preset), paper.table(4)
     lines = ["| mIoU [%] | ours | paper |", "|---|---:|---:|"]
-    for name, seeds in values.items():
+    for name, seeds in rows.items():
         row = published.find(paper.METHODS.get(name, ""), "ViT-S/16")
         known = paper.text(row[column]) if row and column else "-"
-        lines.append(f"| {TITLES[name]} | {spread_text(seeds)} | {known} |")
+        lines.append(f"| {TITLES[name]} | {spread_text([s['neighbours_miou'] for s in seeds])} | {known} |")
     return lines

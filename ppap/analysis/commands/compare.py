@@ -13,12 +13,12 @@ from ppap.analysis.arguments import make_folder, new_folder
 from ppap.checkpoint import Checkpoint, load_checkpoint
 from ppap.cli import parse
 from ppap.config import Config, DataConfig, from_dict
-from ppap.data import SegmentationDataset, build_datasets
+from ppap.data import SegmentationDataset, build_datasets, class_colours
 from ppap.engine import Engine, for_inference, load_engine, pick_device
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.metrics import ConfusionMatrix, apply_assignment
 from ppap.methods.table import TITLES
-from ppap.pictures import palette, strip
+from ppap.pictures import strip
 from ppap.report import RANDOM_WARNING, predict_crop, spread
 
 TEXT = """Draw validation images, their truth and the masks of several runs side by side (the paper's Fig.
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
         rows,
         ["image", "truth", *(column.title for column in columns)],
         out / "compare.png",
-        colours=palette(dataset.classes),
+        colours=class_colours(arguments.data.kind, dataset.classes),
         names=dataset.class_names,
         cell=arguments.cell,
     )
