@@ -20,14 +20,20 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 # Of an inline function's copies the linker keeps the first: units without flags of their own come first, so
 # that no function shared by all holds instructions that only some processors have.
+AVX2 = ["-mavx2", "-mfma"]
+AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"]
 UNITS = {
     "library.cpp": [],
+    "dense_crf_lattice.cpp": ["-ffp-contract=off"],
     "isa_portable.cpp": [],
-    "isa_avx2.cpp": ["-mavx2", "-mfma"],
-    "isa_avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"],
+    "dense_crf_portable.cpp": [],
+    "isa_avx2.cpp": AVX2,
+    "dense_crf_avx2.cpp": AVX2,
+    "isa_avx512.cpp": AVX512,
+    "dense_crf_avx512.cpp": AVX512,
 }
 CUDA_ARCHITECTURES = (75, 80, 90)
-X86_ONLY = ("isa_avx2.cpp", "isa_avx512.cpp")
+X86_ONLY = [name for name in UNITS if "avx" in name]
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 

@@ -6,7 +6,7 @@ backend is chosen, ``<op>/reference.py`` for what an op computes.
 
 from .common import MemoryBudgetError, NonFiniteError
 from .contrastive import contrastive_loss
-from .dense_crf import dense_crf
+from .dense_crf import dense_crf, dense_crf_batch
 from .dispatch import available_backends, use_backend
 from .masked_log_softmax import masked_log_softmax
 from .masks import PackedMasks, pack_masks, unpack_masks
@@ -24,6 +24,7 @@ __all__ = [
     "available_backends",
     "contrastive_loss",
     "dense_crf",
+    "dense_crf_batch",
     "masked_log_softmax",
     "pack_masks",
     "ppap_loss",

@@ -9,7 +9,7 @@ import torch
 
 from .common import rows_within
 
-ABI = 2
+ABI = 3
 ISAS = ("avx512", "avx2", "portable")
 # Columns of z are padded to this, anchors of a group to it too.
 PANEL = 32

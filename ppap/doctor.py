@@ -15,8 +15,9 @@ import torch
 from ppap import __version__
 from ppap.cli import parse, run
 from ppap.errors import UsageError
+from ppap.evaluation.crf import IMPLS
 from ppap.kernels import available_backends, dispatch, native, native_cuda
-from ppap.kernels.dense_crf.pydensecrf_impl import unavailable_reason
+from ppap.kernels.dense_crf import unavailable_reason
 
 PACKAGES = ("torch", "triton", "torchvision", "timm", "numpy", "scipy", "pillow", "safetensors", "tyro")
 
@@ -45,7 +46,7 @@ def report() -> dict[str, Any]:
         "auto": {device: _auto(device) for device in ("cpu", "cuda")},
         "instruction sets": _instruction_sets(),
         "taken": {"CPU tensors": _taken()},
-        "dense_crf": {"pydensecrf": unavailable_reason() or "available"},
+        "dense_crf": {name: unavailable_reason(impl) or "available" for name, impl in IMPLS.items()},
         "compilers": {name: shutil.which(name) or "not on the PATH" for name in ("g++", "clang++", "nvcc")},
     }
 
@@ -127,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
         "backend that auto takes on CUDA tensors": found["auto"]["cuda"],
         "backend that the variables above choose": found["taken"],
         "instruction sets of the cpp backend": found["instruction sets"],
-        "dense CRF": found["dense_crf"],
+        "dense CRF (--eval.crf)": found["dense_crf"],
         "compilers": found["compilers"],
     }
     for title, rows in sections.items():

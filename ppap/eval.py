@@ -24,7 +24,7 @@ from ppap.data.base import SPLITS
 from ppap.engine import Engine, for_inference, load_engine, pick_device
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.comparison import table
-from ppap.evaluation.crf import crf_available
+from ppap.evaluation.crf import crf_missing
 from ppap.evaluation.evaluate import evaluate
 from ppap.evaluation.frozen import train_frozen_probes
 from ppap.evaluation.neighbours import NeighbourEvaluation, build_bank, evaluate_neighbours, map_source
@@ -58,7 +58,7 @@ class EvalArguments:
     out: str | None = None
     """JSON file for the results, never overwritten; None = a new evaluation*.json in the run."""
     data: DataConfig = field(default_factory=DataConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    eval: EvalConfig = field(default_factory=lambda: _with_crf(EvalConfig()))
 
     def __post_init__(self) -> None:
         if self.frozen_steps is not None and self.frozen_steps < 1:
@@ -72,13 +72,16 @@ def main(argv: Sequence[str]) -> None:
     arguments, runs = _parse(argv)
     _check_protocol(arguments, len(runs))
     out = _out_file(arguments)
-    records = [_measure(load_checkpoint(path, _name(arguments)), arguments) for path in runs]
+    records, lines = [], []
+    for path in runs:
+        record, found = _measure(load_checkpoint(path, _name(arguments)), arguments)
+        records.append(record)
+        lines += found
     if seeds.is_set(Path(arguments.checkpoint)):
-        record = _of_set(records)
-    else:
-        (record,) = records
-    _write(out, record)
-    print(f"written: {out}")
+        record, found = _of_set(records)
+        lines += found
+    _write(out, record)  # before the tables: a reader who closes the pipe loses no result
+    print("\n".join([*lines, f"written: {out}"]))
 
 
 def _parse(argv: Sequence[str]) -> tuple[EvalArguments, list[Path]]:
@@ -89,8 +92,13 @@ def _parse(argv: Sequence[str]) -> tuple[EvalArguments, list[Path]]:
         path, name = first.checkpoint, _name(first)
     runs = seeds.runs_of(Path(path)) if seeds.is_set(Path(path)) else [Path(path)]
     config = _settings(load_checkpoint(runs[0], name))
-    defaults = EvalArguments(checkpoint=path, data=config.data, eval=config.eval)
+    defaults = EvalArguments(checkpoint=path, data=config.data, eval=_with_crf(config.eval))
     return parse(EvalArguments, argv, command="eval", description=__doc__, default=defaults), runs
+
+
+def _with_crf(config: EvalConfig) -> EvalConfig:
+    """The settings of a training as defaults here: where it did without CRF, the native one."""
+    return dataclasses.replace(config, crf="native") if config.crf == "none" else config
 
 
 def _name(arguments: EvalArguments) -> str | None:
@@ -125,8 +133,12 @@ def _check_protocol(arguments: EvalArguments, runs: int) -> None:
         raise UsageError(f"--eval.neighbours.masks {masks} exists already; give a new folder")
 
 
-def _measure(checkpoint: Checkpoint, arguments: EvalArguments) -> dict[str, Any]:
-    """Measure one checkpoint, print its scores and return its record."""
+Measured = tuple[dict[str, Any], list[str]]
+"""A record of results, and its lines for the terminal."""
+
+
+def _measure(checkpoint: Checkpoint, arguments: EvalArguments) -> Measured:
+    """Measure one checkpoint."""
     config = dataclasses.replace(_settings(checkpoint), data=arguments.data, eval=arguments.eval)
     device = pick_device(arguments.device)
     neighbours = _by_neighbours(arguments)
@@ -139,12 +151,12 @@ def _measure(checkpoint: Checkpoint, arguments: EvalArguments) -> dict[str, Any]
     reason = "chosen for imagenet_s" if arguments.eval.protocol == "auto" else "--eval.protocol"
     print(f"protocol: neighbours ({reason})" if neighbours else "protocol: probes", flush=True)
     if neighbours:
-        record = _measure_neighbours(engine, checkpoint, config, datasets, arguments.frozen)
+        record, lines = _measure_neighbours(engine, checkpoint, config, datasets, arguments.frozen)
     else:
-        record = _measure_probes(engine, checkpoint, config, datasets, arguments)
+        record, lines = _measure_probes(engine, checkpoint, config, datasets, arguments)
     if engine.net.backbone.is_random:
-        print(RANDOM_WARNING)
-    return {**record, "frozen": arguments.frozen, "classes": list(datasets.val.class_names)}
+        lines.append(RANDOM_WARNING)
+    return {**record, "frozen": arguments.frozen, "classes": list(datasets.val.class_names)}, lines
 
 
 def _datasets(config: Config, neighbours: bool, arguments: EvalArguments) -> Datasets:
@@ -169,10 +181,9 @@ def _datasets(config: Config, neighbours: bool, arguments: EvalArguments) -> Dat
 
 def _measure_probes(
     engine: Engine, checkpoint: Checkpoint, config: Config, datasets: Datasets, arguments: EvalArguments
-) -> dict[str, Any]:
+) -> Measured:
     dataset, code_of, batch_code = datasets.val, engine.code, engine.code_of
-    missing = crf_available(config.eval.crf) if config.eval.crf != "none" else None
-    if missing:
+    if missing := crf_missing(config.eval.crf):
         print(f"{missing}; going on without", flush=True)
     if arguments.frozen:
         if not datasets.train.labelled:
@@ -189,20 +200,22 @@ def _measure_probes(
         workers=config.data.workers,
     )
     names = dataset.class_names if dataset.classes <= _LISTED_CLASSES else ()
-    print("\n".join([score_table(result, names), *result.notes]))
     record = evaluation_record(config, engine, checkpoint, result)
+    lines = [score_table(result, names), *result.notes]
+    if result.crf:
+        lines.insert(1, f"CRF by {record['provenance']['crf']}")
     if arguments.refit_clusters:
         numbers = range(config.train.seed + 1, config.train.seed + 1 + arguments.refit_clusters)
         summaries = refit_clusters(code_of, batch_code, engine, datasets, config, numbers)
         spread = seeds.spread_of(summaries)
-        print("\n".join(["", *refit_table(spread, result.summary(), config.compare)]))
+        lines += ["", *refit_table(spread, result.summary(), config.compare)]
         record["refit_clusters"] = {"seeds": list(numbers), **spread}
-    return record
+    return record, lines
 
 
 def _measure_neighbours(
     engine: Engine, checkpoint: Checkpoint, config: Config, datasets: Datasets, frozen: bool
-) -> dict[str, Any]:
+) -> Measured:
     settings = config.eval.neighbours
     if frozen:
         settings = dataclasses.replace(settings, tensor="guidance")
@@ -216,15 +229,16 @@ def _measure_neighbours(
     bank = build_bank(source, datasets.train, settings, **common)
     masks = None if settings.masks is None else Path(settings.masks)
     result = evaluate_neighbours(source, bank, datasets.val, settings, masks=masks, **common)
-    print("\n".join(_neighbour_lines(result, datasets.val.class_names)))
+    lines = _neighbour_lines(result, datasets.val.class_names)
     if masks is not None:
-        print(f"masks: {masks}")
-    return {
+        lines.append(f"masks: {masks}")
+    record = {
         **backbone_facts(engine),
         "provenance": provenance(config, engine.device, checkpoint),
         "summary": result.summary(),
         "scores": asdict(result),
     }
+    return record, lines
 
 
 def _neighbour_lines(result: NeighbourEvaluation, names: Sequence[str]) -> list[str]:
@@ -239,24 +253,24 @@ def _neighbour_lines(result: NeighbourEvaluation, names: Sequence[str]) -> list[
     return [*lines, *result.notes]
 
 
-def _of_set(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _of_set(records: Sequence[dict[str, Any]]) -> Measured:
     """One record of several runs: means and standard deviations, and every run's own scores."""
     summaries = [record["summary"] for record in records]
     spread = seeds.spread_of(summaries)
     origin = seeds.shared_provenance([record["provenance"] for record in records])
-    print(f"\n{len(records)} runs, seeds {', '.join(map(str, origin['seed']))}: mean ± standard deviation")
+    numbers = ", ".join(map(str, origin["seed"]))
+    lines = ["", f"{len(records)} runs, seeds {numbers}: mean ± standard deviation"]
     if "cluster_miou" in spread:
-        rows = [{"ppap": summary} for summary in summaries]
-        print("\n".join(table(rows)))
-        if "crf/cluster_miou" in spread:
-            print("\n".join(table(rows, crf=True)))
+        rows = [{origin["method"]: summary} for summary in summaries]
+        lines += table(rows)
+        lines += table(rows, crf=True) if "crf/cluster_miou" in spread else []
     else:
         for name, values in spread.items():
             deviation = "" if values["std"] is None else f" ± {values['std']:.2f}"
-            print(f"{name:<22} {values['mean']:.2f}{deviation}")
+            lines.append(f"{name:<22} {values['mean']:.2f}{deviation}")
     shared = {key: records[0][key] for key in ("backbone", "warning", "frozen", "classes")}
     runs = [{key: record[key] for key in record if key not in shared} for record in records]
-    return {**shared, "provenance": origin, "summary": spread, "runs": runs}
+    return {**shared, "provenance": origin, "summary": spread, "runs": runs}, lines
 
 
 def _out_file(arguments: EvalArguments) -> Path:

@@ -1,6 +1,8 @@
-"""The one form in which settings refuse an impossible value."""
+"""What the dataclasses of settings share: names of methods, and how an impossible value is refused."""
 
-from typing import Any
+from typing import Any, Literal
+
+Method = Literal["ppap", "frozen", "fixed", "tps", "ans", "random", "hp", "stego"]
 
 
 def check_field(ok: bool, name: str, value: Any, remedy: str) -> None:

@@ -33,19 +33,20 @@ def with_protocol(config: Config, protocol: str) -> Config:
     """The settings of a preset under a protocol, before any option of the command line.
 
     Args:
-        config: a preset.
+        config: a preset, with its method; the loss of HP and STEGO is not PPAP's, and stays.
         protocol: ``code`` or ``paper``; see above.
     """
     config = replace(config, protocol=protocol)
     if protocol == "code":
         return config
-    loss = replace(config.loss, anchor_divisor=1, base_temperature=None)
-    if config.preset not in OWN_THRESHOLDS:
-        loss = replace(loss, phi0=0.55, psi0=0.15, sigma_pos=3.0, sigma_amb=3.0)
-    return replace(
+    config = replace(
         config,
-        model=replace(config.model, guidance_dropout=0.0),
-        loss=loss,
         train=replace(config.train, selection="last"),
         eval=replace(config.eval, crf_image="original"),
     )
+    if config.method in ("hp", "stego"):
+        return config
+    loss = replace(config.loss, anchor_divisor=1, base_temperature=None)
+    if config.preset not in OWN_THRESHOLDS:
+        loss = replace(loss, phi0=0.55, psi0=0.15, sigma_pos=3.0, sigma_amb=3.0)
+    return replace(config, model=replace(config.model, guidance_dropout=0.0), loss=loss)

@@ -38,10 +38,12 @@ def provenance(
             as an untouched backbone.
         step: training step of tensors that lie in no checkpoint; None = they were not trained.
         selection: why these weights; None = what the checkpoint says.
-        crf: the implementation that ran, or ``none``.
+        crf: the implementation that ran, as :func:`ppap.evaluation.crf.crf_implementation` names it, or
+            ``none``.
 
     Returns:
-        ``preset``, ``protocol``, ``seed``, ``settings`` (hash) and ``config`` (all of it), ``versions``,
+        ``preset``, ``method``, ``protocol``, ``seed``, ``settings`` (hash) and ``config`` (all of it),
+        ``versions``,
         ``device``, ``backend`` (of the loss' kernels on this device), ``precision`` (of the forward pass, of
         the loss), ``crf``, and ``weights``: sha256 of their safetensors file and, for a checkpoint, path,
         step and selection.
@@ -50,6 +52,7 @@ def provenance(
     loss = forward if config.loss.precision == "auto" else config.loss.precision
     return {
         "preset": config.preset,
+        "method": config.method,
         "protocol": config.protocol,
         "seed": config.train.seed,
         "settings": config_hash(config),

@@ -13,6 +13,7 @@ from ppap.config import Config, config_hash
 from ppap.data import SegmentationDataset, class_colours
 from ppap.engine import Engine
 from ppap.evaluation.comparison import Row, table
+from ppap.evaluation.crf import crf_implementation
 from ppap.evaluation.evaluate import Evaluation, pixel_scores
 from ppap.evaluation.metrics import Scores, apply_assignment
 from ppap.methods.table import TITLES
@@ -119,7 +120,7 @@ def sets_hint(row: Mapping[str, Any]) -> str | None:
 def _next_steps(run: RunDir, labelled: bool, config: Config) -> list[str]:
     commands = [f"python -m ppap.predict {run.path} IMAGES --out masks"]
     if labelled:
-        commands.append(f"python -m ppap.eval {run.path} --eval.crf pydensecrf")
+        commands.append(f"python -m ppap.eval {run.path}")
     lines = ["```", *commands, "```"]
     if config.data.kind == "scenes":
         lines += ["", *_OWN_IMAGES]
@@ -155,7 +156,7 @@ def evaluation_record(
     config: Config, engine: Engine, checkpoint: Checkpoint, evaluation: Evaluation
 ) -> dict[str, Any]:
     """All of an evaluation of both probes, as plain containers for JSON."""
-    crf = config.eval.crf if evaluation.crf else "none"
+    crf = crf_implementation(config.eval.crf if evaluation.crf else "none")
     return {
         **backbone_facts(engine),
         "provenance": provenance(config, engine.device, checkpoint, crf=crf),
@@ -172,7 +173,8 @@ def backbone_facts(engine: Engine) -> dict[str, Any]:
 
 def comparison_record(config: Config, engine: Engine, rows: Mapping[str, Row], step: int) -> dict[str, Any]:
     """All of a comparison, as plain containers for JSON; `step` is that of the run's network."""
-    crf = config.eval.crf if any(row.scores.crf for row in rows.values()) else "none"
+    ran = any(row.scores.crf for row in rows.values())
+    crf = crf_implementation(config.eval.crf if ran else "none")
     why = "the last step, for every row alike"
     return {
         **backbone_facts(engine),

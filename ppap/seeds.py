@@ -15,7 +15,8 @@ import numpy as np
 
 from ppap.config import Config, config_hash, from_dict, to_dict
 from ppap.errors import DataError, Stopped, UsageError
-from ppap.evaluation.comparison import TITLES, table
+from ppap.evaluation.comparison import table
+from ppap.methods.table import TITLES
 from ppap.report import FINAL_SCORES, comparison_lines
 from ppap.rundir import RunDir
 
@@ -110,7 +111,7 @@ def _scores_file(config: Config) -> str:
 def _write(path: Path, config: Config, seeds: Sequence[int]) -> None:
     records = [json.loads((path / f"seed-{seed}" / _scores_file(config)).read_text()) for seed in seeds]
     if not config.compare.rows:
-        records = [{**record, "summary": {"ppap": record["summary"]}} for record in records]
+        records = [{**record, "summary": {config.method: record["summary"]}} for record in records]
     results = [record["summary"] for record in records]
     shared = {key: records[0][key] for key in ("backbone", "warning")}
     rows = {name: spread_of([record[name] for record in results]) for name in TITLES if name in results[0]}

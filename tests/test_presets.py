@@ -37,12 +37,7 @@ def test_published_values(line):
     values += [optim.weight_decay, optim.linear_lr, optim.cluster_lr, train.epochs, train.val_every]
     assert values == [cell if cell.startswith("adam") else float(cell) for cell in cells]
     # What all of them share.
-    assert (loss.chunk, loss.base_temperature, loss.trustworthy_positives, loss.ambiguity_excluded) == (
-        784,
-        0.07,
-        True,
-        True,
-    )
+    assert (loss.chunk, loss.base_temperature, config.method) == (784, 0.07, "ppap")
     assert (optim.clip_norm, train.seed, train.steps, train.extra_clusters) == (10.0, 0, None, 0)
     assert (config.data.eval_resolution, config.data.interpolation) == (320, "nearest")
     assert (config.model.guidance_dropout, config.model.pos_interp) == (0.1, "dino")

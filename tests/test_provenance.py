@@ -11,7 +11,7 @@ from ppap.presets import preset
 from ppap.provenance import provenance, weights_sha256
 
 KEYS = {"preset", "protocol", "seed", "settings", "config", "versions", "device", "backend", "precision"}
-KEYS |= {"crf", "weights"}
+KEYS |= {"method", "crf", "weights"}
 
 
 def test_everything_a_number_follows_from_is_there(tmp_path):

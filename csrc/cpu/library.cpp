@@ -3,6 +3,7 @@
 #include <cstring>
 #include <exception>
 
+#include "dense_crf.h"
 #include "kernels_table.h"
 #include "ppap_cpu.h"
 #include "threads.h"
@@ -12,14 +13,15 @@ namespace {
 struct Isa {
     const char* name;
     const ppap::KernelTable* table;
+    ppap::crf::MeanField* mean_field;
 };
 
 const Isa isas[] = {
 #if defined(__x86_64__)
-    {"avx512", &ppap::avx512::table},
-    {"avx2", &ppap::avx2::table},
+    {"avx512", &ppap::avx512::table, ppap::avx512::mean_field},
+    {"avx2", &ppap::avx2::table, ppap::avx2::mean_field},
 #endif
-    {"portable", &ppap::portable::table},
+    {"portable", &ppap::portable::table, ppap::portable::mean_field},
 };
 constexpr int count = sizeof(isas) / sizeof(isas[0]);
 
@@ -49,7 +51,7 @@ int guarded(Job&& job) {
 
 extern "C" {
 
-int ppap_abi_version() { return 2; }
+int ppap_abi_version() { return 3; }
 
 const char* ppap_isa_name(int isa) { return isa >= 0 && isa < count ? isas[isa].name : nullptr; }
 
@@ -118,6 +120,14 @@ int ppap_from_public(int threads, const int32_t* words, int64_t C, int64_t N, ui
     return guarded([&] {
         ppap::parallel(threads, width, part);
         ppap::parallel(threads, C, count);
+    });
+}
+
+int ppap_dense_crf(int isa, const PpapDenseCrf* arguments) {
+    return guarded([&] {
+        const ppap::crf::Kernels kernels = ppap::crf::build_kernels(*arguments);
+        for (int64_t map = 0; map < arguments->maps; ++map)
+            isas[isa].mean_field(*arguments, kernels, arguments->scores[map], arguments->classes[map], arguments->q[map]);
     });
 }
 }

@@ -51,5 +51,19 @@ int ppap_contrast(int isa, int threads, const PpapContrast* arguments);
 int ppap_to_public(int threads, const uint8_t* bits, int64_t stride, int64_t C, int64_t N, int32_t* words);
 int ppap_from_public(int threads, const int32_t* words, int64_t C, int64_t N, uint8_t* bits, int64_t stride,
                       int64_t* counts);
+
+struct PpapDenseCrf {
+    const uint8_t* image;          // (H, W, 3) RGB
+    const float* const* scores;    // per map (C, H, W): finite logits
+    float* const* q;               // per map (C, H, W): probabilities, written
+    const int64_t* classes;        // C of every map
+    int64_t H, W, maps, iterations;
+    float gaussian_sxy, gaussian_weight;                    // [pixels], [nats]; without the kernel where the weight is 0
+    float bilateral_sxy, bilateral_srgb, bilateral_weight;  // [pixels], [grey levels], [nats]
+};
+
+// Mean-field inference on one image for several maps, one after the other in the calling thread. No vertex of the
+// lattice may lie beyond what its key holds: kernels/dense_crf/native_impl.py checks it. At most 2^28 pixels.
+int ppap_dense_crf(int isa, const PpapDenseCrf* arguments);
 }
 #pragma GCC visibility pop

@@ -1,22 +1,27 @@
-"""Fully connected CRF over the pixels of one image: public function, checks, choice of implementation.
+"""Fully connected CRF over the pixels of one image: public functions, checks, choice of implementation.
 
-Next: ``pydensecrf_impl.py``, the only implementation so far. It is chosen by ``impl=`` alone; the backend
-variable of the loss ops does not apply here.
+Next: ``reference.py``, the definition; ``native_impl.py``, which runs by default; ``pydensecrf_impl.py``, the
+package that published results were made with. They are chosen by ``impl=`` alone; the backend variable of the
+loss ops does not apply here.
 """
 
+import collections
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import pydensecrf_impl
+from . import native_impl, pydensecrf_impl, reference
 
-DEFAULT_IMPL = "pydensecrf"
+DEFAULT_IMPL = "cpp"
 
-_IMPLS = {"pydensecrf": pydensecrf_impl}
+_IMPLS = {"cpp": native_impl, "reference": reference, "pydensecrf": pydensecrf_impl}
+# Images held at once per thread: one under way, one ready to follow.
+_HELD_PER_THREAD = 2
 
 
 def dense_crf(
@@ -32,8 +37,9 @@ def dense_crf(
 
     The unary energy is ``-log(clip(softmax(scores), 1e-5, 1))``; a Gaussian kernel on positions smooths, a
     bilateral kernel on positions and colours aligns to edges; both are normalised symmetrically. The defaults
-    are the published evaluation protocol. Runs on the CPU and copies there and back for scores on another
-    device. Not differentiable: a backward pass through it raises.
+    are the published evaluation protocol. Runs on one core of the CPU (:func:`dense_crf_batch` uses all), and
+    copies there and back for scores on another device. Bitwise repeatable. Not differentiable: a backward pass
+    through it raises.
 
     Args:
         image: (H, W, 3) uint8 RGB (read in BGR order inside, as published), numpy or torch, any device.
@@ -41,29 +47,94 @@ def dense_crf(
         iterations: mean-field steps, >= 0; 0 gives the clipped and renormalised softmax.
         gaussian: (sigma of the position [pixels], weight).
         bilateral: (sigma of the position [pixels], sigma of the colour [grey levels 0-255], weight).
-        impl: "pydensecrf", or None = "pydensecrf".
+        impl: "cpp" (the native library, the default), "reference" (numpy and torch, seconds per image) or
+            "pydensecrf" (that package).
 
     Returns:
         q (C, H, W) float32 on the device of ``scores``: probabilities that sum to 1 over the classes.
 
     Raises:
         ValueError: an unknown ``impl``, a wrong shape, dtype or parameter, non-finite scores, or an image too
-            large for the sigmas (the lattice has 16-bit coordinates).
-        RuntimeError: pydensecrf is not installed; or a backward pass was asked for.
+            large for the sigmas (see ``native_impl.LIMITS``).
+        RuntimeError: the native library was not built, or pydensecrf is not installed; or a backward pass was
+            asked for.
+        MemoryError: the image needs more memory than there is.
 
     Example:
         >>> labels = dense_crf(image, logits).argmax(dim=0)
     """
+    return _dense_crf_op(*_checked(image, [scores], iterations, gaussian, bilateral, impl))[0]
+
+
+def dense_crf_batch(
+    pairs: Iterable[tuple[Tensor | np.ndarray, Sequence[Tensor | np.ndarray]]],
+    *,
+    iterations: int = 10,
+    gaussian: tuple[float, float] = (1, 3),
+    bilateral: tuple[float, float, float] = (67, 3, 4),
+    impl: str | None = None,
+) -> Iterator[tuple[Tensor, ...]]:
+    """:func:`dense_crf` of many images, on as many threads as torch has; several maps of an image share its lattice.
+
+    A generator: `pairs` are drawn only as fast as threads take them, results come in their order and do not
+    depend on the number of threads, and Ctrl-C stops it after the images under way. Leave it early with
+    ``close()``, or let a ``for`` loop do it.
+
+    Args:
+        pairs: (image, score maps) as :func:`dense_crf` takes them; the number of classes and of maps may differ.
+        iterations: as there, as are `gaussian`, `bilateral` and `impl`; only "cpp" runs on several threads.
+
+    Yields:
+        The probabilities of every map of an image, detached.
+
+    Raises:
+        As :func:`dense_crf`.
+
+    Example:
+        >>> for cluster_q, linear_q in dense_crf_batch((image, (cluster, linear)) for image, cluster, linear in data):
+        ...     show(cluster_q.argmax(dim=0))
+    """
+    threads = torch.get_num_threads() if impl in (None, "cpp") else 1
+    waiting: collections.deque = collections.deque()
+    pool = ThreadPoolExecutor(threads, "ppap-crf")
+    try:
+        for image, scores in pairs:
+            scores = [_as_tensor("scores", part).detach() for part in scores]
+            arguments = _checked(image, scores, iterations, gaussian, bilateral, impl)
+            waiting.append(pool.submit(_dense_crf_op, *arguments))
+            while len(waiting) >= _HELD_PER_THREAD * threads or (waiting and waiting[0].done()):
+                yield tuple(waiting.popleft().result())
+        while waiting:
+            yield tuple(waiting.popleft().result())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def unavailable_reason(impl: str | None = None) -> str | None:
+    """None if an implementation can run here, else why not and what to do."""
+    return _IMPLS[_known(impl)].unavailable_reason()
+
+
+def _known(impl: str | None) -> str:
     name = DEFAULT_IMPL if impl is None else impl
     if name not in _IMPLS:
         raise ValueError(f"dense_crf: impl is {impl!r}; valid: {', '.join(map(repr, _IMPLS))} or None")
+    return name
+
+
+def _checked(
+    image: Any, scores: Sequence[Any], iterations: int, gaussian: Any, bilateral: Any, impl: str | None
+) -> tuple[Tensor, list[Tensor], int, list[float], list[float], str]:
+    """The op's arguments."""
+    name = _known(impl)
     if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 0:
         raise ValueError(f"dense_crf: iterations is {iterations!r}; give an integer >= 0")
     gaussian = _check_kernel("gaussian", gaussian, ("sxy",))
     bilateral = _check_kernel("bilateral", bilateral, ("sxy", "srgb"))
-    image, scores = _as_tensor("image", image), _as_tensor("scores", scores)
-    _check_inputs(image, scores)
-    return _dense_crf_op(image, scores, iterations, gaussian, bilateral, name)
+    image, scores = _as_tensor("image", image), [_as_tensor("scores", part) for part in scores]
+    for part in scores:
+        _check_inputs(image, part)
+    return image, scores, iterations, gaussian, bilateral, name
 
 
 def _check_kernel(name: str, values: Any, sigmas: tuple[str, ...]) -> list[float]:
@@ -122,23 +193,23 @@ def _check_inputs(image: Tensor, scores: Tensor) -> None:
 @torch.library.custom_op("ppap::dense_crf", mutates_args=())
 def _dense_crf_op(
     image: Tensor,
-    scores: Tensor,
+    scores: Sequence[Tensor],
     iterations: int,
     gaussian: Sequence[float],
     bilateral: Sequence[float],
     impl: str,
-) -> Tensor:
+) -> list[Tensor]:
     # In float32, the arithmetic of every implementation: a float64 beyond its range counts as infinite.
-    scores_cpu = scores.detach().to("cpu", torch.float32)
-    if not torch.isfinite(scores_cpu).all():
+    on_cpu = [part.detach().to("cpu", torch.float32) for part in scores]
+    if not all(torch.isfinite(part).all() for part in on_cpu):
         raise ValueError("dense_crf: scores hold NaN or infinite values (after conversion to float32)")
-    q = _IMPLS[impl].dense_crf(image.cpu(), scores_cpu, iterations, tuple(gaussian), tuple(bilateral))
-    return q.to(scores.device)
+    results = _IMPLS[impl].dense_crf(image.cpu(), on_cpu, iterations, tuple(gaussian), tuple(bilateral))
+    return [q.to(part.device) for q, part in zip(results, scores, strict=True)]
 
 
 @_dense_crf_op.register_fake
 def _(image, scores, iterations, gaussian, bilateral, impl):
-    return scores.new_empty(scores.shape, dtype=torch.float32)
+    return [part.new_empty(part.shape, dtype=torch.float32) for part in scores]
 
 
 def _refuse_backward(ctx, dq):

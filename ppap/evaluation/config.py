@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ppap.fields import check_field
+from ppap.fields import Method, check_field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +64,12 @@ class EvalConfig:
     predictions; drop = left out, with every cluster beyond the number of classes (published code)."""
     batch_size: int = 16
     """Images per batch."""
-    crf: Literal["none", "pydensecrf"] = "none"
-    """Dense CRF on the class scores; results without it are always reported too."""
+    crf: Literal["native", "pydensecrf", "none"] = "none"
+    """Dense CRF on the class scores, beside the results without it, which are always reported: native = the
+    library of ppap, on all threads; pydensecrf = that package. `ppap eval` takes native by default; in
+    training it concerns the comparison at the end, never the validations."""
     crf_workers: int = 2
-    """Processes that run the CRF; 0 = in the main process, without a time-out."""
-    crf_timeout: float = 60.0
-    """Longest time for the CRF of one image [s]; an image over it keeps its labels without CRF and is
-    counted.
-    """
-
+    """Processes that run pydensecrf; 0 = none, in the main process. The native CRF needs none."""
     crf_image: Literal["original", "published"] = "original"
     """Picture that the CRF sees: original = the pixels as loaded, published = the normalised image turned
     back and truncated, which makes some values 1 too low."""
@@ -85,9 +82,6 @@ class EvalConfig:
         check_field(self.pictures >= 0, "eval.pictures", self.pictures, "give 0 or more")
         check_field(self.batch_size >= 1, "eval.batch-size", self.batch_size, "give at least 1")
         check_field(self.crf_workers >= 0, "eval.crf-workers", self.crf_workers, "give 0 or more")
-        check_field(
-            self.crf_timeout > 0, "eval.crf-timeout", self.crf_timeout, "give a positive number of seconds"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +89,7 @@ class CompareConfig:
     """A table at the end of training: several codes under the same probes, whose initial weights and batches
     follow --train.seed."""
 
-    rows: tuple[
-        Literal["colour", "ppap", "frozen", "fixed", "tps", "ans", "random", "hp", "stego"], ...
-    ] = ()
+    rows: tuple[Literal["colour", Method], ...] = ()
     """colour = colours of the patches; the others are methods (--method), trained as this run is, but for the
     method, with its batches, steps and optimiser. Empty = no table."""
     fixed_phi0: float | None = None

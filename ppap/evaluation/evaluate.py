@@ -5,7 +5,6 @@ published: the code is resized to the image, then probed; metrics are computed a
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +17,7 @@ from ppap.config import EvalConfig
 from ppap.data import SegmentationDataset, val_loader
 from ppap.data.transforms import denormalise, to_uint8
 from ppap.errors import DataError, NumberError
-from ppap.evaluation.crf import CRFPool, CRFTask, crf_available
+from ppap.evaluation.crf import CRFTask, crf_missing, run_crf
 from ppap.evaluation.metrics import ConfusionMatrix, Scores
 from ppap.probes import ClusterProbe, LinearProbe, upsample
 
@@ -96,25 +95,19 @@ def evaluate(
     counts = {
         f"{prefix}{p}": ConfusionMatrix(dataset.classes, clusters[p]) for prefix in _PREFIXES for p in PROBES
     }
-    notes = []
-    reason = crf_available(config.crf) if config.crf != "none" else None
-    if reason:
-        notes.append(reason)
-    with_crf = config.crf != "none" and reason is None
+    missing = crf_missing(config.crf)
+    with_crf = config.crf != "none" and missing is None
     batches = _batches(code_of, dataset, config.batch_size, device, workers, should_stop)
-    pool = CRFPool(config.crf_workers, config.crf_timeout, config.crf) if with_crf else None
-    with pool or nullcontext():
-        picture = _picture_source(dataset, config.crf_image) if with_crf else None
-        tasks = _plain_then_crf_tasks(batches, probes, patch_size, counts, dataset, picture)
-        if pool is None:
-            for _ in tasks:
-                pass
-        else:
-            for result in pool.run(tasks):
-                for probe, labels in zip(PROBES, result.labels, strict=True):
-                    counts[f"crf/{probe}"].update(torch.from_numpy(labels), result.payload)
-            if pool.report():
-                notes.append(pool.report())
+    picture = _picture_source(dataset, config.crf_image) if with_crf else None
+    tasks = _plain_then_crf_tasks(batches, probes, patch_size, counts, dataset, picture)
+    if with_crf:
+        for result in run_crf(tasks, config.crf, config.crf_workers):
+            for probe, labels in zip(PROBES, result.labels, strict=True):
+                counts[f"crf/{probe}"].update(labels, result.payload)
+    else:
+        for _ in tasks:
+            pass
+    notes = [] if missing is None else [missing]
     return _scores(counts, dataset, config.unmatched == "drop", with_crf, notes)
 
 
@@ -159,7 +152,7 @@ def _plain_then_crf_tasks(batches, probes, patch_size, counts, dataset, picture)
                     scores[1].log_softmax(dim=0).cpu(),
                 )
                 image = picture(index, batch["image"][i])
-                yield CRFTask(dataset.name(index), image, log_probabilities, payload=truth)
+                yield CRFTask(image, log_probabilities, payload=truth)
 
 
 def _picture_source(dataset: SegmentationDataset, choice: str) -> Callable[[int, Tensor], Any]:

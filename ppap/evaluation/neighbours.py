@@ -29,8 +29,9 @@ from ppap.data import SegmentationDataset
 from ppap.data.loading import whole_loader
 from ppap.data.transforms import Geometry, normalise, resized_size
 from ppap.engine import Engine
-from ppap.errors import DataError, NumberError
+from ppap.errors import DataError, NumberError, UsageError
 from ppap.evaluation.metrics import ConfusionMatrix
+from ppap.model import PPAPNet
 
 MapOf = Callable[[Tensor], Tensor]
 """Image (1, 3, H, W) on the device -> feature map (1, D, h, w)."""
@@ -83,11 +84,20 @@ class NeighbourEvaluation:
 
 
 def map_source(engine: Engine, tensor: str) -> MapOf:
-    """What is compared: ``code`` (trained features), ``z`` (their projection) or ``guidance`` (frozen)."""
+    """What is compared: ``code`` (trained features), ``z`` (their projection) or ``guidance`` (frozen).
+
+    Raises:
+        UsageError: z of a method that has no projection.
+    """
     if tensor == "code":
         return engine.code
     if tensor == "guidance":
         return engine.frozen_code
+    if not isinstance(engine.net, PPAPNet):
+        raise UsageError(
+            f"--eval.neighbours.tensor is z, which method {engine.config.method} does not have; "
+            "give code or guidance"
+        )
 
     @torch.no_grad()
     def projected(image: Tensor) -> Tensor:

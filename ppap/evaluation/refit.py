@@ -37,8 +37,7 @@ def refit_clusters(
         seeds: of initial weights and batches, one per probe.
 
     Returns:
-        Per seed ``cluster_accuracy`` and ``cluster_miou`` [%]; with the prefix ``crf/`` too where the CRF
-        ran.
+        Per seed ``cluster_accuracy`` and ``cluster_miou`` [%], without CRF.
 
     Raises:
         NumberError: the code is not finite.
@@ -61,7 +60,7 @@ def refit_clusters(
                 code_of,
                 probes,
                 datasets.val,
-                config.eval,
+                replace(config.eval, crf="none"),
                 patch_size=patch,
                 device=engine.device,
                 workers=config.data.workers,

@@ -81,12 +81,15 @@ def neighbour_table(method: Method, data: TrainingData) -> np.ndarray:
         (n, min(KEPT, n)) int32, nearest first; rank 0 is the image itself.
 
     Raises:
-        DataError: the folder of the cache cannot be written.
+        DataError: the folder of the cache cannot be written, or the file in it is damaged.
     """
     path = cache_root(data.config.data.cache_dir).parent / "neighbours" / f"{_hash(method, data)}.npy"
     if path.exists():
         print(f"nearest images: read from {path}")
-        return np.load(path)
+        try:
+            return np.load(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read ({error}); delete it, and it is made again") from None
     table = nearest_images(_descriptors(method, data)).numpy()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -96,11 +96,14 @@ def published_stego(block: str = "active") -> Published:
 def with_method(config: Config, method: str) -> Config:
     """A preset with another method, as ``--method`` gives it before other options are read.
 
-    Where HP or STEGO published settings for the preset's data, sections ``hp`` and ``stego`` take them, and
-    ``optim`` and ``train`` follow the method asked for; elsewhere only the method changes. HP's are those of
-    the one backbone that it published for the data.
+    HP recolours images, so a preset's cache of features is switched off for it. Where HP or STEGO published
+    settings for the preset's data, sections ``hp`` and ``stego`` take them, and ``optim`` and ``train``
+    follow the method asked for; elsewhere only the method changes. HP's are those of the one backbone that
+    it published for the data.
     """
     config = replace(config, method=method)
+    if method == "hp":
+        config = replace(config, data=replace(config.data, cache_features=False))
     dataset = config.data.kind
     hp = next((published_hp(*pair) for pair in _HP if pair[0] == dataset), None)
     if hp is None:

@@ -1,0 +1,326 @@
+"""Hidden Positives: every formula against loops in float64, and the order of what a step does."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench.shapes import clustered
+from ppap.config import HPConfig
+from ppap.data.transforms import MEAN, STD
+from ppap.methods import hp_loss as module
+from ppap.methods.hidden_positives import hidden_positives, pool_radius
+from ppap.methods.hp import HP
+from ppap.methods.hp_loss import HPSettings, Positives, hp_loss
+from ppap.methods.local_mixing import attention_logits, mix, mixing_weights, neighbours
+from ppap.methods.recolour import recolour
+from tests.helpers import peak_bytes
+from tests.methods import tiny_engine, tiny_images
+
+TAU, TAU0, WEIGHT = 0.4, 0.07, 0.3
+
+
+def case(count=22, chunk=8, seed=0):
+    """Embeddings and random sets in float64; anchors without any and with only task-specific positives."""
+    generator = torch.Generator().manual_seed(seed)
+    z, z_mix = (clustered(count, 5, seed=k, clusters=4).double() for k in (1, 2))
+    a, b = (torch.rand(count, count, generator=generator) < 0.2 for _ in range(2))
+    for sets in (a, b):
+        sets.fill_diagonal_(False)
+    a[3] = False  # only task-specific positives
+    a[5] = b[5] = False  # none at all
+    kept = torch.rand(chunk, count, generator=generator) < 0.15
+    return z, z_mix, a, b, kept
+
+
+def settings(chunk=8, reweighting=True, budget=2**20):
+    return HPSettings(TAU, TAU0, chunk, reweighting, budget)
+
+
+def by_loops(embeddings, a, b, kept, chunk, reweighting, weight):
+    """The formulas of the module's docstring, one pair at a time."""
+    count, chunks = len(a), []
+    for z in embeddings:
+        for start in range(0, count, chunk):
+            rows = []
+            for i in range(start, min(start + chunk, count)):
+                if not a[i].any():
+                    continue
+                m = [float(a[i, j]) + weight * float(b[i, j]) for j in range(count)]
+                inside = [j for j in range(count) if j != i and (a[i, j] or kept[i - start, j])]
+                below = math.log(sum(math.exp(z[i] @ z[j] / TAU) for j in inside))
+                rows.append((sum(m), sum(m[j] * (z[i] @ z[j] / TAU - below) for j in range(count))))
+            if not rows:
+                chunks.append(0.0)
+                continue
+            mean = np.mean([n for n, _ in rows])
+            terms = [(n / mean if reweighting else 1) / n * total for n, total in rows]
+            chunks.append(-TAU / TAU0 * np.mean(terms))
+    return np.mean(chunks)
+
+
+@pytest.mark.parametrize("reweighting", [True, False])
+@pytest.mark.parametrize("weight", [0.0, WEIGHT])
+@pytest.mark.parametrize("budget", [2**20, 1], ids=["one tile", "tiles of a row"])
+def test_loss_against_loops(reweighting, weight, budget):
+    z, z_mix, a, b, kept = case()
+    got = hp_loss(
+        (z, z_mix),
+        lambda rows: Positives(a[rows], b[rows]),
+        weight,
+        kept,
+        settings(reweighting=reweighting, budget=budget),
+    )
+    arrays = [x.numpy() for x in (z, z_mix)]
+    wanted = by_loops(arrays, a.numpy(), b.numpy(), kept.numpy(), 8, reweighting, weight)
+    assert got.loss.item() == pytest.approx(wanted, rel=1e-12)
+    assert got.positives.item() == pytest.approx(a.sum(1).double().mean().item())
+    assert got.specific.item() == pytest.approx(b.sum(1).double().mean().item() if weight else 0)
+    tiled = torch.cat([kept, kept, kept])[:22] & ~torch.eye(22, dtype=torch.bool)
+    assert got.negatives.item() == pytest.approx((tiled & ~a).sum(1).double().mean().item())
+
+
+def test_reweighting_is_the_plain_mean_over_pairs():
+    """With r_i = n_i / mean n, a chunk's loss is the mean of logp over all its (weighted) pairs."""
+    z, _, a, b, kept = case()
+    got = hp_loss((z,), lambda rows: Positives(a[rows], b[rows]), WEIGHT, kept, settings()).loss
+    parts = []
+    for start in range(0, 22, 8):
+        rows = [i for i in range(start, min(start + 8, 22)) if a[i].any()]
+        total = pairs = 0.0
+        for i in rows:
+            inside = a[i] | kept[i - start]
+            inside[i] = False
+            logits = z[i] @ z.T / TAU
+            logp = logits - logits[inside].logsumexp(0)
+            m = a[i] + WEIGHT * b[i]
+            total, pairs = total + (m * logp).sum(), pairs + m.sum()
+        parts.append(-TAU / TAU0 * total / pairs)
+    torch.testing.assert_close(got, torch.stack(parts).mean())
+
+
+@pytest.mark.parametrize(("reweighting", "budget"), [(True, 1), (False, 2**20)])
+def test_gradient(reweighting, budget):
+    z, z_mix, a, b, kept = (x[..., :7] if x.dtype == torch.bool else x[:, :3] for x in case(chunk=4))
+    a, b, limits = a[:7], b[:7], settings(4, reweighting, budget)
+    pair = tuple(x[:7].clone().requires_grad_() for x in (z, z_mix))
+    assert a[:3].any() and b[3].any() and a[4:].any()
+
+    def loss(*embeddings):
+        return hp_loss(embeddings, lambda rows: Positives(a[rows], b[rows]), WEIGHT, kept, limits).loss
+
+    assert torch.autograd.gradcheck(loss, pair)
+
+
+def test_without_positives_the_loss_is_zero_and_bad_numbers_show():
+    z, _, a, b, kept = case()
+    z = z.requires_grad_()
+    nothing = torch.zeros_like(a)
+    # Published: NaN for a chunk without anchors; here 0, also where the denominator is empty too.
+    for k in (kept, torch.zeros_like(kept)):
+        loss = hp_loss((z,), lambda rows: Positives(nothing[rows], b[rows]), WEIGHT, k, settings()).loss
+        assert loss == 0 and not torch.autograd.grad(loss, z)[0].any()
+    bad = z.detach().clone()
+    bad[2, 0] = torch.nan
+    assert hp_loss((bad,), lambda rows: Positives(a[rows], b[rows]), 0.0, kept, settings()).loss.isnan()
+
+
+def test_memory_is_bounded():
+    """The cosines of this batch take 39 MB in fp32; all temporaries together stay within a budget of 12."""
+    count, budget = 3136, 12 * 2**20
+    features, z = clustered(count, 16, seed=0), clustered(count, 16, seed=1).requires_grad_()
+    kept = torch.rand(784, count) < 0.02
+    limits = HPSettings(TAU, TAU0, 784, True, budget)
+    radius = torch.full((count,), 0.8)
+
+    def run():
+        sets = lambda rows: Positives(hidden_positives(features, radius, rows), None)  # noqa: E731
+        hp_loss((z,), sets, 0.0, kept, limits).loss.backward()
+
+    peak = peak_bytes(run)
+    assert 3 * 2**20 < peak < budget + 4 * z.numel() * 4, peak
+    assert module._tile_rows(12_544, HPSettings(TAU, TAU0, 784, True, 2**29)) >= 784
+
+
+# --- local mixing ------------------------------------------------------------------------------------------
+
+
+def test_neighbourhoods_have_four_six_or_nine_cells():
+    index, there = neighbours((3, 4), torch.device("cpu"))
+    counts = there.sum(1).view(3, 4)
+    assert counts.tolist() == [[4, 6, 6, 4], [6, 9, 9, 6], [4, 6, 6, 4]]
+    assert index[5].tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+    assert index[0][there[0]].tolist() == [0, 1, 4, 5] and (index[0][~there[0]] == 0).all()
+
+
+def test_mixing_against_loops(monkeypatch):
+    monkeypatch.setattr("ppap.methods.local_mixing._TILE", 1)
+    grid, count = (4, 3), 12
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, count, count, generator=generator, dtype=torch.float64)
+    code = torch.randn(2, 5, *grid, generator=generator, dtype=torch.float64)
+    got = mix(code, mixing_weights(logits, grid))
+    wanted, zeros = np.zeros((2, 5, *grid)), 0
+    for n in range(2):
+        for i in range(count):
+            row = logits[n, i].numpy()
+            row = np.clip(row, np.quantile(row, 0.1), np.quantile(row, 0.9))
+            weight = np.exp(row) / np.exp(row).sum() * math.sqrt(count)
+            weight[weight < weight.mean()] = 0
+            y, x = divmod(i, grid[1])
+            near = [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+            near = [(r, c) for r, c in near if 0 <= r < grid[0] and 0 <= c < grid[1]]
+            zeros += sum(weight[r * grid[1] + c] == 0 for r, c in near)
+            for r, c in near:
+                wanted[n, :, y, x] += weight[r * grid[1] + c] * code[n, :, r, c].numpy() / len(near)
+    assert zeros > 5
+    np.testing.assert_allclose(got.numpy(), wanted, rtol=0, atol=1e-12)
+
+
+def test_mixing_passes_the_gradient():
+    code = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(1, 9, 9, dtype=torch.float64) * neighbours((3, 3), torch.device("cpu"))[1]
+    assert torch.autograd.gradcheck(lambda c: mix(c, weights), code)
+
+
+def test_attention_is_that_of_the_last_block():
+    """Rebuilt head by head; with the softmax and the values it is timm's own attention."""
+    vit = tiny_engine("hp").net.backbone.vit
+    block, tokens = vit.blocks[-1], torch.randn(2, 17, 24)
+    got = attention_logits(vit, tokens)
+    with torch.no_grad():
+        x = block.norm1(tokens)
+        q, k, v = block.attn.qkv(x).view(2, 17, 3, 2, 12).permute(2, 0, 3, 1, 4)
+        logits = torch.stack([q[:, h] @ k[:, h].transpose(1, 2) / math.sqrt(12) for h in range(2)], dim=1)
+        whole = (logits.softmax(-1) @ v).transpose(1, 2).reshape(2, 17, 24)
+        torch.testing.assert_close(block.attn.proj(whole), block.attn(x))
+        torch.testing.assert_close(got, logits.mean(dim=1)[:, 1:, 1:])
+
+
+# --- recolouring -------------------------------------------------------------------------------------------
+
+
+def test_recolouring_depends_on_seed_step_and_place_alone():
+    images = tiny_images(3)
+    one = recolour(images, 1, 2, normalised=True)
+    torch.manual_seed(9)
+    assert torch.equal(one, recolour(images, 1, 2, normalised=True))
+    assert torch.equal(one[:2], recolour(images[:2], 1, 2, normalised=True))
+    assert not torch.equal(one, recolour(images, 1, 3, normalised=True))
+    same = recolour(images[:1].repeat(2, 1, 1, 1), 1, 2, normalised=True)
+    assert not torch.equal(same[0], same[1])
+
+
+def test_published_recolouring_clamps_normalised_values():
+    """The quirk: all values of a normalised image end in 0..1; the other way all of the image's own do."""
+    images = tiny_images(8)
+    assert images.min() < -1 and images.max() > 1.5
+    published = recolour(images, 0, 0, normalised=True)
+    assert published.min() == 0 and published.max() <= 1
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    pixels = recolour(images, 0, 0, normalised=False) * std + mean
+    assert -1e-5 < pixels.min() and pixels.max() < 1 + 1e-5
+    original = images * std + mean
+    assert 0.5 < F.cosine_similarity(pixels.flatten(1) - 0.5, original.flatten(1) - 0.5, dim=1).mean() < 0.999
+
+
+def test_share_of_grey_images():
+    images = tiny_images(1)[:, :, :4, :4].expand(200, -1, -1, -1)
+    changed = recolour(images, 3, 0, normalised=False)
+    std, mean = torch.tensor(STD).view(3, 1, 1), torch.tensor(MEAN).view(3, 1, 1)
+    pixels = changed * std + mean
+    grey = ((pixels - pixels[:, :1]).abs().amax(dim=(1, 2, 3)) < 1e-4).float().mean().item()
+    assert abs(grey - 0.2) < 0.09  # standard deviation 0.028
+
+
+# --- a step ------------------------------------------------------------------------------------------------
+
+
+def test_the_average_lags_by_one_step():
+    """It moves towards the head as the head was before the optimiser's step, after its own code was taken."""
+    engine = tiny_engine("hp", hp=HPConfig(dim=8, pool_size=8, ema=0.75))
+    loader = iter(engine.start(engine.images))
+    first, second = next(loader), next(loader)
+    start = copy.deepcopy(engine.net.head.state_dict())
+    for name, value in engine.net.average.state_dict().items():
+        assert torch.equal(value, start[name]), "the average starts as a copy"
+    engine.train_step(first, 0)
+    for name, value in engine.net.average.state_dict().items():
+        torch.testing.assert_close(value, start[name], msg="before the first step both are the same")
+    after = copy.deepcopy(engine.net.head.state_dict())
+    assert not torch.equal(after["linear.weight"], start["linear.weight"])
+    engine.train_step(second, 1)
+    for name, value in engine.net.average.state_dict().items():
+        torch.testing.assert_close(value, 0.75 * start[name] + 0.25 * after[name])
+
+
+def test_weight_of_task_specific_positives():
+    engine = tiny_engine("hp", hp=HPConfig(dim=8, pool_size=8, warmup=4), steps=12)
+    engine.start(engine.images)
+    weights = [engine.method.specific_weight(t) for t in range(12)]
+    assert weights[:5] == [0] * 5
+    assert weights[5:] == pytest.approx([k / 8 for k in range(1, 8)])
+
+
+def test_pools_are_renewed_within_an_epoch_only(monkeypatch):
+    """12 images, batches of 2: epochs of 6 steps. Every 2 steps, but neither at 0 nor at an epoch's start."""
+    engine = tiny_engine("hp", hp=HPConfig(dim=8, pool_size=8, renew_every=2), steps=13)
+    engine.start(engine.images)
+    filled = []
+    real = HP._fill
+    monkeypatch.setattr(HP, "_fill", lambda self, step: filled.append(step) or real(self, step))
+    pools = []
+    with torch.no_grad():
+        for step in range(13):
+            engine.train()
+            engine.method.before_step(step)
+            pools.append((engine.net.agnostic_pool.clone(), engine.net.specific_pool.clone()))
+    assert filled == [0, 2, 4, 8, 10]
+    assert all(torch.equal(agnostic, pools[0][0]) for agnostic, _ in pools), "never renewed"
+    changes = [k for k in range(1, 13) if not torch.equal(pools[k][1], pools[k - 1][1])]
+    assert changes == [2, 4, 8, 10]
+    for pool in pools[0]:
+        torch.testing.assert_close(pool.norm(dim=1), torch.ones(8))
+
+
+def test_a_step_is_the_sum_of_its_parts():
+    """Without dropout, and with everything kept: the logged losses from the definitions."""
+    config = HPConfig(dim=8, pool_size=8, dropout=0.0, negatives_kept=1.0, warmup=0, consistency=0.5, ema=0.5)
+    engine = tiny_engine("hp", hp=config, steps=4)
+    loader = iter(engine.start(engine.images))
+    engine.train_step(next(loader), 0)
+    net, batch = copy.deepcopy(engine.net), next(loader)
+    values = engine.train_step(batch, 1)
+    with torch.no_grad():
+        frozen = net.frozen(batch["image"])
+        features, code = frozen.guidance, net.head(frozen.guidance, frozen.guidance)
+        rows = lambda maps: maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])  # noqa: E731
+        embed = lambda maps: F.normalize(net.projection(rows(maps)), dim=1)  # noqa: E731
+        mixed = mix(code, mixing_weights(attention_logits(net.backbone.vit, frozen.before), frozen.grid))
+        sets = []
+        for maps, pool in (
+            (features, net.agnostic_pool),
+            (net.average(features, features), net.specific_pool),
+        ):
+            sets.append(hidden_positives(rows(maps), pool_radius(rows(maps), pool), slice(None)))
+        z = [embed(maps).double().numpy() for maps in (code, mixed)]
+        count = len(z[0])
+        everything = np.ones((count, count), bool)
+        a, b = (s.numpy() for s in sets)
+        tau, wanted = config.temperature, []
+        for x in z:
+            logits = x @ x.T / tau
+            kept = everything & ~np.eye(count, dtype=bool)
+            below = np.log((np.exp(logits) * kept).sum(1))
+            m = (a + 0.25 * b) * a.any(1)[:, None]
+            wanted.append(-tau / 0.07 * (m * (logits - below[:, None])).sum() / m.sum())
+        other = recolour(batch["image"], 0, 1, normalised=True)
+        z_other = embed(net.code_of(net.frozen(other)))
+        distance = (embed(code) - z_other + 1e-6).norm(dim=1).mean()
+    assert values["specific_weight"] == 0.25
+    assert values["hp_loss"].item() == pytest.approx(np.mean(wanted), rel=1e-4)
+    torch.testing.assert_close(values["consistency_loss"], distance)
+    torch.testing.assert_close(values["contrast_loss"], values["hp_loss"] + 0.5 * distance)
