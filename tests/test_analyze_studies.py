@@ -28,6 +28,7 @@ FAST = [
     "--compare.steps=2",
     "--compare.batch-size=4",
     "--compare.starts=2",
+    "--eval.crf=none",
     "--loss.phi0=0.3",
 ]
 

@@ -200,7 +200,8 @@ def _checkpoint(path: Path, config: Config) -> dict[str, Any]:
     """What ``ppap eval`` says of the run."""
     out = path / "evaluation.json"
     out.unlink(missing_ok=True)  # of a start that was stopped before the cell's record
-    evaluate([str(path), f"--out={out}", f"--device={config.train.device}"])
+    options = (f"--out={out}", f"--device={config.train.device}", f"--eval.crf={config.eval.crf}")
+    evaluate([str(path), *options])
     return json.loads(out.read_text())
 
 

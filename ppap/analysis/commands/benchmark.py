@@ -27,8 +27,8 @@ paper's.
 The preset names data and backbone, such as cocostuff27-vits16 with --data.root DIR. Every method has the
 settings that it was published with for these data, where there are any; options of this command change all
 of them alike. Probes are trained along with each run, the checkpoint is that of --train.selection (the
-published presets: chosen by validation labels). The paper's Tables 1 to 3 are with CRF: --eval.crf
-pydensecrf. ImageNet-S is scored by nearest neighbours (Table 4).
+published presets: chosen by validation labels). The CRF of the paper's Tables 1 to 3 is on; --eval.crf none
+leaves it out. ImageNet-S is scored by nearest neighbours (Table 4).
 
 Writes benchmark.md and results.json; each run is a run directory below cells/, which predict and eval take.
 The same command continues a stopped benchmark, and adds methods and seeds to a finished one. The demo takes
@@ -98,6 +98,7 @@ def _parse(argv: Sequence[str], method: str) -> BenchmarkArguments:
         TEXT,
         adjust=lambda config: _start(config, method),
         compare=lambda start: replace(start.compare, rows=()),
+        eval=lambda start: replace(start.eval, crf="native"),
     )
 
 
