@@ -51,7 +51,7 @@ def test_an_ablation_grows_by_seeds_and_refuses_other_settings(tmp_path, capsys)
         own = result(out, f"seed-{seed}")["result"]
         for name, title in ablation.ROWS.items():
             value = own["summary"][name]["cluster_miou"]
-            assert record["rows"][title]["cluster_miou"]["seeds"][seed] == value
+            assert record["rows"][title]["cluster_miou"]["values"][seed] == value
         assert own["provenance"]["config"]["compare"]["fixed_phi0"] is None, "one phi0 for all rows"
     table = (out / "ablation.md").read_text()
     assert table.count("±") >= 16 and "| 62.9 | 26.5 |" in table

@@ -87,6 +87,11 @@ def labels_of(label: Tensor, patch_size: int, rule: LabelRule = "majority") -> T
     return label[:, offset::patch_size, offset::patch_size].reshape(-1)
 
 
+def backbone_weights(net: PPAPNet) -> dict[str, Tensor]:
+    """The frozen weights by their names in a checkpoint, for the record of where numbers come from."""
+    return {name: value for name, value in net.state_dict().items() if name.startswith("backbone.")}
+
+
 @torch.no_grad()
 def reference_pool(
     net: PPAPNet, dataset: SegmentationDataset, size: int, *, seed: int, workers: int = 0

@@ -28,12 +28,6 @@ def spread_text(values: Sequence[float | None], digits: int = 1) -> str:
     return f"{mean:,.{digits}f}" + ("" if deviation is None else f" ± {deviation:,.{digits}f}")
 
 
-def spread_record(values: Sequence[float | None]) -> dict[str, object]:
-    """Mean, standard deviation and every value, for JSON."""
-    found = mean_and_deviation(values) or (None, None)
-    return {"mean": found[0], "std": found[1], "seeds": list(values)}
-
-
 def has_crf(rows: Mapping[str, Sequence[Summary]]) -> bool:
     """Whether every run of every row has scores with CRF."""
     return all(f"crf/{SCORES[0]}" in summary for seeds in rows.values() for summary in seeds)
@@ -64,12 +58,3 @@ def score_lines(
         cells += [column.get(name, "") for column in extra.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
-
-
-def score_record(rows: Mapping[str, Sequence[Summary]]) -> dict[str, dict[str, object]]:
-    """Name -> score -> mean, deviation and every run's value, for JSON."""
-    return {
-        name: {key: spread_record([summary[key] for summary in seeds]) for key in seeds[0]}
-        for name, seeds in rows.items()
-        if seeds
-    }

@@ -7,10 +7,11 @@ from pathlib import Path
 from ppap.analysis import paper
 from ppap.analysis.arguments import check_seeds, parse_with_preset, run_config
 from ppap.analysis.study import Cell, check, of_seed, open_study, run_cells
-from ppap.analysis.tables import Summary, has_crf, score_lines, score_record
+from ppap.analysis.tables import Summary, has_crf, score_lines
 from ppap.config import Config
 from ppap.errors import UsageError
 from ppap.rundir import RunDir
+from ppap.seeds import shared_provenance, spread_of
 
 ROWS = {"fixed": "none", "tps": "TPS", "ans": "ANS", "ppap": "TPS + ANS"}
 """Row of a comparison -> its name in Table 5."""
@@ -75,8 +76,8 @@ def write(
         "backbone": first["backbone"],
         "warning": first["warning"],
         "seeds": list(seeds),
-        "rows": score_record(rows),
-        "provenance": [result.get("provenance") for result in results],
+        "rows": {name: spread_of(summaries) for name, summaries in rows.items()},
+        "provenance": shared_provenance([result["provenance"] for result in results]),
     }
     RunDir(path).write_json("results.json", values)
     published = paper.table(5)

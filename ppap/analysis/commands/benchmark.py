@@ -13,13 +13,13 @@ from ppap.analysis.tables import (
     Summary,
     has_crf,
     score_lines,
-    score_record,
     spread_text,
 )
 from ppap.config import Config
 from ppap.methods.published import with_method
 from ppap.methods.table import METHODS, TITLES
 from ppap.rundir import RunDir
+from ppap.seeds import shared_provenance, spread_of
 
 TEXT = """Train each method with each seed, evaluate it as "ppap eval" does, and set the scores beside the
 paper's.
@@ -141,8 +141,10 @@ def write(
         "analysis": "benchmark",
         "preset": config.preset,
         "seeds": list(seeds),
-        "rows": score_record(summaries),
-        "provenance": {name: [run.get("provenance") for run in runs] for name, runs in results.items()},
+        "rows": {name: spread_of(runs) for name, runs in summaries.items()},
+        "provenance": {
+            name: shared_provenance([run["provenance"] for run in runs]) for name, runs in results.items()
+        },
     }
     RunDir(path).write_json("results.json", values)
     text = "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ppap.analysis.arguments import AnalysisArguments, check_seed, make_folder, new_folder, parse_with_preset
-from ppap.analysis.features import reference_pool
+from ppap.analysis.features import backbone_weights, reference_pool
 from ppap.analysis.positives import Example, Look, draw_positives
 from ppap.data import build_datasets
 from ppap.engine import pick_device
@@ -75,11 +75,10 @@ def main(argv: Sequence[str]) -> None:
         Look(arguments.anchors, arguments.seed, arguments.width),
         pool=pool,
     )
-    weights = {name: value for name, value in net.state_dict().items() if name.startswith("backbone.")}
     record = {
         "backbone": net.backbone.origin,
         "anchors": [example.to_dict() for example in found],
-        "provenance": provenance(arguments.config(arguments.seed), device, weights),
+        "provenance": provenance(arguments.config(arguments.seed), device, backbone_weights(net)),
     }
     (out / "positives.json").write_text(json.dumps(record, indent=2) + "\n")
     if not found:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppap.analysis import set_quality, set_report
 from ppap.analysis.arguments import AnalysisArguments, check_seeds, make_folder, new_folder, parse_with_preset
-from ppap.analysis.features import LabelRule, Patches, reference_pool, training_patches
+from ppap.analysis.features import LabelRule, Patches, backbone_weights, reference_pool, training_patches
 from ppap.analysis.paper import setting_of
 from ppap.analysis.set_quality import IgnoredRule, SetsOf, count_sets, deciles, quality
 from ppap.analysis.set_report import SetResult
@@ -92,7 +92,6 @@ def main(argv: Sequence[str]) -> None:
         print(f"seed {seed} ({number + 1} of {len(arguments.seeds)})", flush=True)
         for name, result in measure(net, dataset, arguments, seed).items():
             results.setdefault(name, []).append(result)
-    weights = {name: value for name, value in net.state_dict().items() if name.startswith("backbone.")}
     warning = RANDOM_WARNING if net.backbone.is_random else None
     text = set_report.write(
         out,
@@ -101,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
         results,
         setting_of(arguments.preset),
         {
-            "provenance": provenance(config, device, weights),
+            "provenance": provenance(config, device, backbone_weights(net)),
             "backbone": net.backbone.origin,
             "warning": warning,
             "seeds": list(arguments.seeds),

@@ -9,10 +9,11 @@ from typing import Any, Literal
 from ppap.analysis import sweep_figure
 from ppap.analysis.arguments import check_seeds, parse_with_preset, run_config
 from ppap.analysis.study import Cell, check, of_seed, open_study, run_cells
-from ppap.analysis.tables import Summary, has_crf, score_lines, score_record
+from ppap.analysis.tables import Summary, has_crf, score_lines
 from ppap.config import Config, LossConfig
 from ppap.errors import UsageError
 from ppap.rundir import RunDir
+from ppap.seeds import shared_provenance, spread_of
 
 TEXT = """Train with other values of sigma_pos, sigma_amb, phi0 and psi0, and draw the scores over them (the
 paper's Fig. 4).
@@ -166,8 +167,8 @@ def write(
         "warning": first["warning"],
         "seeds": list(arguments.seeds),
         "settings": [setting for setting, _ in runs],
-        "rows": score_record(rows),
-        "provenance": first.get("provenance"),
+        "rows": {name: spread_of(summaries) for name, summaries in rows.items()},
+        "provenance": shared_provenance([result["provenance"] for result in runs[0][1]]),
     }
     RunDir(path).write_json("results.json", values)
     lines = [f"# Sweep: {config.preset}", ""]

@@ -7,11 +7,12 @@ import torch
 
 from ppap.analysis import thresholds
 from ppap.analysis.arguments import AnalysisArguments, check_seed, make_folder, new_folder, parse_with_preset
-from ppap.analysis.features import training_patches
+from ppap.analysis.features import backbone_weights, training_patches
 from ppap.data import build_datasets
 from ppap.engine import pick_device
 from ppap.loss import PPAPLoss
 from ppap.model import build_net
+from ppap.provenance import provenance
 from ppap.report import RANDOM_WARNING
 
 TEXT = """Draw the similarities of patch pairs and the sizes of the sets over a grid of phi0 and psi0, and
@@ -68,7 +69,8 @@ def main(argv: Sequence[str]) -> None:
         seed=arguments.seed,
     )
     make_folder(out)
-    thresholds.write(result, out, net.backbone.origin, (loss.phi0, loss.psi0))
+    origin = provenance(arguments.config(arguments.seed), device, backbone_weights(net))
+    thresholds.write(result, out, net.backbone.origin, (loss.phi0, loss.psi0), origin)
     print((out / "thresholds.md").read_text())
     print(f"written: {out}")
     if net.backbone.is_random:
