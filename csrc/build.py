@@ -31,6 +31,7 @@ UNITS = {
     "dense_crf_avx2.cpp": AVX2,
     "isa_avx512.cpp": AVX512,
     "dense_crf_avx512.cpp": AVX512,
+    "isa_avx512bf16.cpp": [*AVX512, "-mavx512bf16"],
 }
 CUDA_ARCHITECTURES = (75, 80, 90)
 X86_ONLY = [name for name in UNITS if "avx" in name]

@@ -3,19 +3,22 @@
 import ctypes
 import functools
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from .common import rows_within
+from .common import normalise, operand, rows_within
 
-ABI = 3
-ISAS = ("avx512", "avx2", "portable")
+ABI = 5
+ISAS = ("avx512bf16", "avx512", "avx2", "portable")
 # Columns of z are padded to this, anchors of a group to it too.
 PANEL = 32
 # Anchors whose bits are formed at once, and whose exponentials are kept at once: more do not run faster.
 CHUNK = 784
 GROUP = 256
+# Features with norms between these neither over- nor underflow in squares and products that are scaled later.
+_TINY, _HUGE = 1e-12, 1e12
 _FILE = Path(__file__).parent / "_cpu.so"
 _BUILD_HINT = (
     "install a C++ compiler (g++ or clang++), then ppap again (a checkout: pip install --editable .)"
@@ -92,18 +95,41 @@ def as_argument(value: torch.Tensor | int | None) -> ctypes.c_int64 | ctypes.c_v
 
 
 def call(name: str, *arguments: torch.Tensor | int | None) -> None:
-    """Call an entry point on torch's number of threads.
+    """Call an entry point of any instruction set on torch's number of threads.
 
     Args:
-        name: entry point without ``ppap_``; those that end in ``_fwd`` also take the instruction set.
+        name: entry point without ``ppap_``.
         arguments: contiguous tensors (None = null) and sizes.
 
     Raises:
         MemoryError: the library could not allocate what it needs.
     """
     passed = [as_argument(value) for value in arguments]
-    first = [ctypes.c_int(isa())] if name.endswith("_fwd") else []
-    check(getattr(library(), f"ppap_{name}")(*first, ctypes.c_int(torch.get_num_threads()), *passed))
+    check(getattr(library(), f"ppap_{name}")(ctypes.c_int(torch.get_num_threads()), *passed))
+
+
+def structure(pointers: str, sizes: str, floats: str = "") -> type[ctypes.Structure]:
+    """A struct of the library: names of its pointers, of its int64 sizes, of its floats, in their order."""
+    kinds = ((pointers, ctypes.c_void_p), (sizes, ctypes.c_int64), (floats, ctypes.c_float))
+    fields = [(name, kind) for names, kind in kinds for name in names.split()]
+    return type("Arguments", (ctypes.Structure,), {"_fields_": fields})
+
+
+def run(entry: str, kind: type[ctypes.Structure], **values: torch.Tensor | float | None) -> None:
+    """Call a kernel in the instruction set of :func:`isa`, on torch's number of threads.
+
+    Args:
+        entry: entry point without ``ppap_``.
+        kind: its struct, from :func:`structure`.
+        values: every field of it: contiguous tensors (None = null) and numbers.
+
+    Raises:
+        MemoryError: the library could not allocate what it needs.
+    """
+    fields = {name: values[name] for name, _ in kind._fields_}
+    fields |= {name: pointer(fields[name]) for name, of in kind._fields_ if of is ctypes.c_void_p}
+    kernel, threads = getattr(library(), f"ppap_{entry}"), ctypes.c_int(torch.get_num_threads())
+    check(kernel(ctypes.c_int(isa()), threads, ctypes.byref(kind(**fields))))
 
 
 def check(code: int) -> None:
@@ -130,3 +156,34 @@ def tile_bytes(patches: int, width: int) -> int:
 def chunk_rows(memory_budget: int, bytes_per_anchor: int) -> int:
     """Anchors per chunk within a budget: few enough to run well."""
     return min(rows_within(memory_budget, bytes_per_anchor), CHUNK)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Rows of patches as the library reads them.
+
+    Attributes:
+        values: (N, D) float32, contiguous.
+        scale: (N,) float32 factor of each row, or None: 1.
+        bf16: whether `values` are bf16 numbers.
+    """
+
+    values: torch.Tensor
+    scale: torch.Tensor | None
+    bf16: bool
+
+    @classmethod
+    def of(cls, values_ND: torch.Tensor, precision: str) -> "Keys":
+        """Rows that enter as they are, rounded to `precision`."""
+        return cls(operand(values_ND, precision).contiguous(), None, precision == "bf16")
+
+    @classmethod
+    def normalised(cls, features_ND: torch.Tensor, precision: str) -> "Keys":
+        """Features (N, D) divided by their norms; in fp32 without a copy of them."""
+        if precision == "fp32":
+            values = features_ND.float().contiguous()
+            norm_N = torch.linalg.vector_norm(values, dim=1)
+            zero_N = torch.linalg.vector_norm(values, dim=1, ord=torch.inf) == 0
+            if (zero_N | ((norm_N > _TINY) & (norm_N < _HUGE))).all():
+                return cls(values, torch.where(zero_N, 0.0, 1 / norm_N), False)
+        return cls.of(normalise(features_ND, torch.float32), precision)

@@ -64,6 +64,13 @@ class Network(nn.Module):
         """
         return frozen.guidance.float()
 
+    def embedding(self, frozen: FrozenTokens) -> Tensor | None:
+        """What the method's loss compares: unit rows (B h w, E), fp32, in (image, row, column) order.
+
+        None = the method compares the code itself, or nothing.
+        """
+        return None
+
 
 class Streams(NamedTuple):
     """Output of :class:`PPAPNet`."""
@@ -126,6 +133,10 @@ class PPAPNet(Network):
     def code_of(self, frozen: FrozenTokens) -> Tensor:
         """See :meth:`Network.code_of`."""
         return self._code(frozen.before, frozen.grid)
+
+    def embedding(self, frozen: FrozenTokens) -> Tensor:
+        """z, see :class:`Streams`."""
+        return self.forward_tokens(frozen).z
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Parameters of the block and the projection, in a fixed order."""

@@ -26,6 +26,7 @@ _BACKGROUND = (255, 255, 255)
 _INK = (32, 32, 32)
 _TEXT_SIZE = 15  # pixels: readable at 100 % zoom and in a scaled-down README
 _GAP = 8  # pixels
+_LEGEND_LIMIT = 64  # classes
 
 
 def save_index_png(labels: Any, path: str | PathLike, colours: np.ndarray | None = None) -> None:
@@ -150,7 +151,7 @@ def strip(
         column_titles: one per column.
         path: file to write; None = none.
         colours: (n, 3) uint8; None = palette(256).
-        names: class names for a legend below; empty = no legend.
+        names: class names for a legend below, of more than 64 only those that occur; empty = no legend.
         cell: longer side of a cell [pixels].
 
     Returns:
@@ -165,7 +166,8 @@ def strip(
     widths = [max(row[j].width for row in pictures) for j in range(len(column_titles))]
     widths = [max(w, _text_width(title)) for w, title in zip(widths, column_titles, strict=True)]
     heights = [max(picture.height for picture in row) for row in pictures]
-    below = legend(names, colours, sum(widths) + _GAP * (len(widths) + 1)) if names else None
+    names, swatches = _occurring(names, colours, rows)
+    below = legend(names, swatches, sum(widths) + _GAP * (len(widths) + 1)) if names else None
     title_height = _TEXT_SIZE + 2 * _GAP
     size = (
         max(sum(widths) + _GAP * (len(widths) + 1), below.width if below else 0),
@@ -188,6 +190,18 @@ def strip(
     return sheet
 
 
+def _occurring(
+    names: Sequence[str], colours: np.ndarray | None, rows: Sequence[Sequence[Any]]
+) -> tuple[Sequence[str], np.ndarray | None]:
+    """Names and colours of a legend: all of a few, of many those that the cells show."""
+    if len(names) <= _LEGEND_LIMIT:
+        return names, colours
+    maps = [_as_labels(cell) for row in rows for cell in row if np.asarray(cell).ndim == 2]
+    shown = sorted({int(i) for labels in maps for i in np.unique(labels) if 0 <= i < len(names)})
+    colours = palette(len(names)) if colours is None else _as_colours(colours)
+    return [names[i] for i in shown], colours[shown]
+
+
 def curves(rows: Sequence[Mapping[str, Any]], path: str | PathLike) -> None:
     """Draw losses, accuracies and mIoUs over the training steps into a PNG, two panels a row.
 
@@ -195,7 +209,7 @@ def curves(rows: Sequence[Mapping[str, Any]], path: str | PathLike) -> None:
         rows: records as in metrics.jsonl: ``step`` and numbers, nested mappings joined by "/". Every name
             that contains "loss" has a panel of its own, since their scales differ; names with "accuracy" or
             "iou" share the last one [%]. Others, and values that are no finite number, are left out, and so
-            are rows without ``step``.
+            are rows without ``step``. A panel with a single step has bars.
         path: file to write.
 
     Raises:
@@ -214,6 +228,10 @@ def curves(rows: Sequence[Mapping[str, Any]], path: str | PathLike) -> None:
     axes = figure.subplots(height, 2, squeeze=False).ravel()
     colours = palette(256) / 255
     for axis, (label, lines) in zip(axes, panels.items(), strict=False):
+        axis.spines[["top", "right"]].set_visible(False)
+        if len({step for points in lines.values() for step, _ in points}) == 1:
+            _bars(axis, label, lines, colours)
+            continue
         for i, (name, points) in enumerate(sorted(lines.items())):
             marker = "o" if len(points) <= 30 else None
             steps, values = zip(*sorted(points), strict=True)
@@ -222,12 +240,24 @@ def curves(rows: Sequence[Mapping[str, Any]], path: str | PathLike) -> None:
         axis.set_ylabel(label, fontsize=12)
         axis.set_xlabel("training step", fontsize=12)
         axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:
             axis.legend(fontsize=10, frameon=False)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     figure.savefig(path)
+
+
+def _bars(axis: Any, label: str, lines: Mapping[str, Sequence[tuple[float, float]]], colours: Any) -> None:
+    """What was measured once has no curve: a bar and the number each."""
+    names = sorted(lines)
+    values = [lines[name][0][1] for name in names]
+    places = range(len(names))
+    bars = axis.barh(places, values, color=colours[: len(names)], height=0.6)
+    axis.bar_label(bars, fmt="%.2f", padding=4, fontsize=10)
+    axis.set_yticks(places, [name.replace("_", " ") for name in names])
+    axis.invert_yaxis()
+    axis.margins(x=0.15, y=0.4 if len(names) == 1 else 0.1)
+    axis.set_xlabel(f"{label}, step {lines[names[0]][0][0]:g}", fontsize=12)
 
 
 def _curve_panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:

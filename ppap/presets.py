@@ -17,6 +17,7 @@ from ppap.config import (
     TrainConfig,
 )
 from ppap.errors import unknown_name
+from ppap.methods.published import hp_for, stego_for
 
 
 def demo() -> Config:
@@ -158,6 +159,8 @@ def _benchmark(
         data=replace(data, resolution=224, eval_resolution=320, interpolation="nearest"),
         model=ModelConfig(weights=weights, guidance_dropout=0.1),
         loss=replace(loss, chunk=784, base_temperature=0.07),
+        hp=hp_for(data.kind).method,
+        stego=stego_for(data.kind, weights).method,
         optim=replace(optim, clip_norm=10.0),
         eval=EvalConfig(crf_image="published"),
         train=replace(train, batch_size=64, seed=0),

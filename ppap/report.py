@@ -48,7 +48,7 @@ def write_report(
         comparison: rows of ``--compare.rows``, for a table and a strip of their own.
     """
     rows = run.rows()
-    curves(rows, run.pictures / "curves.png")
+    curves(_drawn(rows), run.pictures / "curves.png")
     has_strip = config.eval.pictures > 0
     if has_strip:
         draw_strip(engine, dataset, evaluation, config.eval.pictures, run.pictures / "strip.png")
@@ -68,7 +68,7 @@ def write_report(
     if losses:
         first, last = losses[0], losses[-1]
         lines += [f"- loss {row['loss']:.3f} at step {row['step']}" for row in (first, last)]
-        hint = sets_hint(last)
+        hint = sets_hint(last) if engine.method.propagation else None
         if hint:
             lines += ["", f"> **Step {last['step']}: {hint}**"]
     if comparison:
@@ -87,6 +87,13 @@ def write_report(
     (run.path / "report.md").write_text("\n".join(lines) + "\n")
 
 
+def _drawn(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Records without the linear probe's loss where it was 0 throughout, for want of labels."""
+    if any(row.get("linear_loss") for row in rows):
+        return list(rows)
+    return [{key: row[key] for key in row if key != "linear_loss"} for row in rows]
+
+
 def score_lines(evaluation: Evaluation | None, names: Sequence[str]) -> list[str]:
     """Markdown tables of an evaluation: scores, then IoU per class."""
     if evaluation is None:
@@ -103,7 +110,7 @@ def score_lines(evaluation: Evaluation | None, names: Sequence[str]) -> list[str
 
 
 def sets_hint(row: Mapping[str, Any]) -> str | None:
-    """What to do about a logged step whose positive or negative sets were all empty."""
+    """What to do about a logged step of PPAP whose positive or negative sets were all empty."""
     if row.get("positives") == 0:
         return (
             "no anchor has a positive, so that the contrastive loss is 0; lower --loss.phi0 "

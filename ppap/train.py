@@ -240,7 +240,7 @@ class Trainer:
         if not sys.stderr.isatty():
             left = (self.total - self.step) * self.config.train.batch_size / speed / 60
             print(f"step {self.step}/{self.total} {text}, {left:.0f} min left", flush=True)
-        hint = sets_hint(row)
+        hint = sets_hint(row) if self.engine.method.propagation else None
         if hint and hint != self.hint:
             tqdm.write(f"step {self.step}: {hint}")
         self.hint = hint

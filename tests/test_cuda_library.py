@@ -7,13 +7,13 @@ layouts.
 import ctypes
 import importlib.util
 import math
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench.cuda_build import resources, table
 from bench.shapes import clustered
 from ppap.kernels import PropagationConfig, dispatch, native, native_cuda, pack_masks
 from ppap.kernels.common import normalise
@@ -221,5 +221,7 @@ def test_not_built_or_not_buildable_is_said(tmp_path, monkeypatch):
 def test_nvcc_compiles_every_kernel_without_spills(tmp_path):
     report = build_module().build_cuda(tmp_path / "cuda.so")
     assert (tmp_path / "cuda.so").stat().st_size > 100_000
-    spills = [int(number) for number in re.findall(r"(\d+) bytes spill", report)]
-    assert len(spills) > 60 and not any(spills)
+    found = resources(report)
+    assert {row.architecture for row in found} == {"sm_75", "sm_80", "sm_90"} and len(found) > 60
+    assert not any(row.spilled for row in found) and all(0 < row.registers <= 255 for row in found)
+    assert "| `CountWords` |" in table(found) or shutil.which("c++filt") is None

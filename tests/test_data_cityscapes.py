@@ -136,3 +136,18 @@ def test_customary_colours():
     assert colours[0].tolist() == [128, 64, 128] and colours[26].tolist() == [119, 11, 32]
     assert np.array_equal(class_colours("cocostuff27", 27), palette(27))
     assert np.array_equal(class_colours("cityscapes27", 30), palette(30))  # extra clusters
+
+
+def test_names_of_any_letters(tmp_path):
+    cityscapes_tree(tmp_path, 1)
+    for part in ("leftImg8bit", "gtFine"):
+        (tmp_path / part / "train/aachen").rename(tmp_path / part / "train/köln")
+    assert "köln/aachen_000000_000019" in {build_dataset(config(tmp_path), "train").name(i) for i in range(2)}
+
+
+def test_crops_beside_a_folder_given_as_the_current_one(tmp_path, monkeypatch):
+    cityscapes_tree(tmp_path / "cityscapes", 1)
+    five_crop_tree(tmp_path, 10, "cityscapes")
+    monkeypatch.chdir(tmp_path / "cityscapes")
+    assert len(build_dataset(config("."), "train")) == 2
+    assert len(build_dataset(config(".", crop="five"), "train")) == 10

@@ -265,6 +265,8 @@ def test_a_file_that_turns_bad_later_is_named(tmp_path):
 def test_settings_that_do_not_fit(tree, tmp_path):
     with pytest.raises(UsageError, match="has its own 27 classes"):
         build_datasets(config(tree, classes=26))
+    with pytest.raises(UsageError, match="leave out --data.ignore-ids"):
+        build_datasets(config(tree, ignore_ids=(255, 3)))
     with pytest.raises(UsageError, match="--data.root is not given"):
         build_datasets(DataConfig(kind="cocostuff27"))
     with pytest.raises(DataError, match="no such folder"):

@@ -10,15 +10,16 @@ from safetensors.torch import load_file
 
 import ppap
 from ppap.cli import run
-from ppap.config import DataConfig, HPConfig, LossConfig, ModelConfig, StegoConfig
+from ppap.config import HPConfig, LossConfig, StegoConfig
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.eval import main as evaluate
+from ppap.evaluation.neighbours import map_source
 from ppap.kernels import PropagationConfig
 from ppap.kernels.ppap_loss import reference
 from ppap.methods.published import published_hp, published_stego, with_method
 from ppap.methods.table import METHODS, TITLES
 from ppap.predict import main as predict
-from ppap.presets import demo
+from ppap.presets import demo, preset
 from ppap.train import Trainer, main, parse_arguments
 from tests.methods import tiny_engine
 from tests.runs import TINY, edit_info, tiny_run
@@ -72,6 +73,10 @@ def test_every_method_is_trained_measured_and_predicts(method, tmp_path, capsys)
     last = next(line for line in reversed(lines(out)) if "cluster_miou" in line)
     scores = json.loads((tmp_path / "scores.json").read_text())["scores"]["plain"]
     assert scores["cluster"]["miou"] == pytest.approx(last["cluster_miou"])
+
+    if method == "hp":
+        evaluate([str(out), "--frozen", "--frozen-steps=1", f"--out={tmp_path / 'frozen.json'}"])
+        assert json.loads((tmp_path / "frozen.json").read_text())["frozen"] is True
 
     Image.new("RGB", (50, 40), (90, 120, 60)).save(tmp_path / "photo.png")
     predict([str(out), str(tmp_path / "photo.png"), f"--out={tmp_path / 'masks'}", "--resolution=32"])
@@ -128,6 +133,16 @@ def test_sixteen_bit_autocast(method):
         values = engine.train_step(next(loader), step)
         assert all(torch.isfinite(value) for value in values.values())
     assert engine.code(torch.zeros(1, 3, 32, 32)).dtype == torch.float32
+
+
+def test_neighbours_compare_the_projection_of_methods_that_have_one():
+    for method, width in (("ppap", 24), ("hp", 8)):
+        engine = tiny_engine(method, hp=HPConfig(dim=8, pool_size=8))
+        z = map_source(engine, "z")(torch.randn(2, 3, 32, 24))
+        assert z.shape == (2, width, 4, 3)
+        torch.testing.assert_close(z.norm(dim=1), torch.ones(2, 4, 3))
+    with pytest.raises(UsageError, match="method stego projects nothing; give code or guidance"):
+        map_source(tiny_engine("stego"), "z")(torch.zeros(1, 3, 32, 32))
 
 
 def test_rows_of_a_comparison_are_methods(tmp_path):
@@ -215,20 +230,22 @@ def test_published_settings():
 
 
 def test_a_method_brings_its_published_settings_where_there_are_any():
-    data = replace(DataConfig(), root="x")
-    config = replace(demo(), data=data)
-    object.__setattr__(data, "kind", "cityscapes27")
-    city = published_hp("cityscapes27", "vits8")
-    base = replace(config, model=ModelConfig(weights="vit_base_patch8_224.dino"))
-    hp, stego, plain = (with_method(base, name) for name in ("hp", "stego", "ppap"))
-    assert (hp.hp, hp.optim, hp.train.epochs, hp.train.steps) == (city.method, city.optim, 30, None)
-    assert stego.optim == published_stego().optim and stego.train.batch_size == 16
-    assert stego.stego == published_stego("cityscapes27").method
-    assert plain.optim == base.optim and plain.hp == city.method and plain.train == base.train
+    base, city = preset("cityscapes-vitb8"), published_hp("cityscapes27", "vits8")
+    assert (base.hp, base.stego) == (city.method, published_stego("cityscapes27").method)
+    assert preset("potsdam-vitb8").hp == published_hp("potsdam3", "vitb8").method
+    assert preset("cocostuff27-vits8").stego == published_stego("cocostuff27-vits8").method
+    hp, stego = with_method(base, "hp"), with_method(base, "stego")
+    assert (hp.optim, hp.train.epochs, hp.train.steps) == (city.optim, 30, None)
+    assert stego.optim == published_stego().optim
+    assert (stego.train.batch_size, stego.train.steps) == (16, 5000)
+    for name in ("ppap", "tps"):
+        assert with_method(base, name) == replace(base, method=name)
     assert with_method(demo(), "stego") == replace(demo(), method="stego")
     assert not with_method(demo(), "hp").data.cache_features
-    request = parse_arguments(["demo", "--method=hp", "--hp.dim=32"])
-    assert request.config.method == "hp" and request.config.hp.dim == 32
+    request = parse_arguments(["potsdam-vitb8", "--method=hp", "--hp.dim=32", "--optim.lr=1e-3"])
+    wanted = published_hp("potsdam3", "vitb8")
+    assert request.config.hp == replace(wanted.method, dim=32)
+    assert request.config.optim == replace(wanted.optim, lr=1e-3)
 
 
 BAD = [

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from bench.shapes import clustered
+from ppap.kernels import native, relation_masks
 
 ROOT = Path(__file__).parents[1]
 FLAGS = [
@@ -15,18 +19,51 @@ FLAGS = [
     "-fno-omit-frame-pointer",
     "-O1",
     "-g",
+    "-DPPAP_EMULATE_PAIRS",
 ]
-TESTS = "(fused and published) or softmax or proxy or relation or layout or chunks or past"
+TESTS = "(fused and published) or softmax or proxy or relation or layout or chunks or past or sixteen"
 # The tests run against the library of this path in the place of the installed one.
 RUN = """
 import sys
 from pathlib import Path
 import pytest
 from ppap.kernels import native
+from tests.test_native_sanitized import check_screened_masks
+check_screened_masks(native._FILE, Path(sys.argv[1]))
 native._FILE = Path(sys.argv[1])
 native.library.cache_clear()
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "tests/test_native.py", "-k", sys.argv[2]]))
 """
+
+
+def masks_by(library: Path, precision: str = "fp32") -> list[torch.Tensor]:
+    """Masks and counts of some data in the portable form of a library; thresholds among the similarities."""
+    native._FILE = library
+    native.library.cache_clear()
+    found = []
+    for rows, width, norm in [(700, 384, 1.0), (300, 33, 1e-12), (300, 64, 1e12)]:
+        keys = clustered(rows, width, seed=rows, clusters=5)
+        anchors = torch.arange(0, rows, 5)
+        phi, psi = torch.linspace(0, 0.9, len(anchors)) * norm, torch.linspace(-0.2, 0.5, len(anchors)) * norm
+        arguments = (keys[anchors], phi, keys * norm, psi, anchors)
+        masks, *counts = relation_masks(*arguments, precision=precision, impl="cpp")
+        found += [masks.positive, masks.kept, *counts]
+    return found
+
+
+def check_screened_masks(library: Path, with_pairs: Path) -> None:
+    """Masks of float32, bit by bit, where cosines are formed in bf16 first: the form of avx512bf16, emulated.
+
+    At norms far from 1 too, of which the bound of the rounding error must keep track.
+    """
+    os.environ["PPAP_CPU_ISA"] = "portable"
+    try:
+        wanted, screened = masks_by(library), masks_by(with_pairs)
+        assert all(torch.equal(a, b) for a, b in zip(screened, wanted, strict=True))
+        rounded = masks_by(with_pairs, "bf16")
+        assert not all(torch.equal(a, b) for a, b in zip(rounded, wanted, strict=True)), "rounding flips some"
+    finally:
+        del os.environ["PPAP_CPU_ISA"]
 
 
 def sanitizer() -> str | None:

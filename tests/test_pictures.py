@@ -60,6 +60,15 @@ def test_index_png_keeps_ids_and_colours(tmp_path, convert):
     assert np.ptp(rgb[labels < 0]) == 0  # grey
 
 
+def test_the_legend_of_many_classes_has_those_that_occur():
+    labels = np.full((8, 8), 700)
+    labels[:4] = 3
+    names = [f"class {i}" for i in range(920)]
+    sheet = pictures.strip([[labels]], ["truth"], colours=pictures.palette(920), names=names, cell=8)
+    few = pictures.legend(["class 3", "class 700"], pictures.palette(920)[[3, 700]], sheet.width)
+    assert np.array_equal(np.asarray(sheet)[-few.height :], np.asarray(few))
+
+
 def test_index_png_of_more_classes_has_16_bits(tmp_path):
     labels = np.arange(-4, 920, dtype=np.int64).reshape(4, -1)
     pictures.save_index_png(labels, tmp_path / "a.png", pictures.palette(920))
@@ -181,3 +190,16 @@ IMAGE, LABELS = labelled()
 def test_refuses_wrong_arguments(act, message):
     with pytest.raises(ValueError, match=message):
         act()
+
+
+def test_what_was_measured_once_is_drawn_as_bars(tmp_path, monkeypatch):
+    from ppap import pictures
+
+    drawn = []
+    monkeypatch.setattr(pictures, "_bars", lambda axis, label, lines, colours: drawn.append((label, lines)))
+    rows = [{"step": 1, "loss": 3.0}, {"step": 9, "loss": 2.0, "cluster_miou": 5.0, "linear_miou": 7.0}]
+    pictures.curves(rows, tmp_path / "curves.png")
+    assert drawn == [("score [%]", {"cluster_miou": [(9, 5.0)], "linear_miou": [(9, 7.0)]})]
+    monkeypatch.undo()
+    pictures.curves(rows, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000

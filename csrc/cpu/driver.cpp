@@ -17,20 +17,22 @@ static std::vector<float> unit_rows(int64_t rows, int64_t width) {
     return values;
 }
 
-static void run(int isa, int64_t N, int64_t C, int64_t D, int64_t E) {
+static void run(int isa, int64_t N, int64_t C, int64_t D, int64_t E, int64_t bf16) {
     const int64_t stride = 4 * ((C + 31) / 32), group = 32;
     const auto keys = unit_rows(N, D), queries = unit_rows(C, D), z = unit_rows(N, E), own = unit_rows(C, E);
-    std::vector<float> phi(C, 0.1f), psi(C, 0.0f), sums(C * D), weight(C, 1.0f), loss(C), lse(C);
+    std::vector<float> phi(C, 0.1f), psi(C, 0.0f), sums(C * D), weight(C, 1.0f), loss(C), lse(C), scale(N, 0.5f);
     std::vector<float> dz(N * E), dz_own(C * E), workspace(N * group);
     std::vector<uint8_t> positive(N * stride), kept(N * stride), again(N * stride);
     std::vector<int64_t> num_positive(C), num_kept(C), counts(C);
-    ppap_similarity_fwd(isa, 2, queries.data(), C, keys.data(), N, D, phi.data(), psi.data(), positive.data(),
-                        kept.data(), stride, num_positive.data(), num_kept.data());
-    ppap_mask_sum_fwd(isa, 2, positive.data(), stride, C, keys.data(), N, D, sums.data());
-    const PpapContrast arguments = {own.data(),  z.data(),      positive.data(), kept.data(), num_positive.data(), nullptr,
-                                    weight.data(), loss.data(), lse.data(),      dz_own.data(), dz.data(), workspace.data(),
-                                    C,           N,             E,               stride,      group,               0.1f};
-    ppap_contrast(isa, 2, &arguments);
+    const PpapSimilarity cosines = {queries.data(), keys.data(), scale.data(), phi.data(), psi.data(), positive.data(),
+                                    kept.data(), num_positive.data(), num_kept.data(), C, N, D, stride, bf16};
+    ppap_similarity(isa, 2, &cosines);
+    const PpapMaskSum selected = {positive.data(), keys.data(), scale.data(), sums.data(), C, N, D, stride};
+    ppap_mask_sum(isa, 2, &selected);
+    const PpapContrast contrast = {own.data(), z.data(), positive.data(), kept.data(), num_positive.data(), nullptr,
+                                   weight.data(), loss.data(), lse.data(), dz_own.data(), dz.data(), workspace.data(),
+                                   C, N, E, stride, group, bf16, 0.1f};
+    ppap_contrast(isa, 2, &contrast);
     std::vector<int32_t> words(C * ((N + 31) / 32));
     ppap_to_public(2, positive.data(), stride, C, N, words.data());
     ppap_from_public(2, words.data(), C, N, again.data(), stride, counts.data());
@@ -46,7 +48,7 @@ int main() {
     for (int isa = 0; ppap_isa_name(isa); ++isa) {
         if (!ppap_isa_available(isa)) continue;
         for (int64_t N : {1, 31, 129, 300})
-            for (int64_t C : {1, 33, 70}) run(isa, N, C, 19, 32);
+            for (int64_t C : {1, 33, 70}) run(isa, N, C, 19, 32, N % 2);
         std::printf("%s: done\n", ppap_isa_name(isa));
     }
     return 0;

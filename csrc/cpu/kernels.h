@@ -19,25 +19,34 @@ namespace ppap::PPAP_ISA {
 
 #include "simd.h"
 
+#include "pairs.h"
+
+#ifdef PPAP_PAIRS
+constexpr bool PAIRS = true;  // products of bf16 pairs are faster than those of float32
+#else
+constexpr bool PAIRS = false;
+#endif
+
 constexpr int ROWS = PPAP_ROWS;
 constexpr int PANEL = 2 * LANES;
 constexpr int64_t TILE_BYTES = 160 << 10;  // of a tile of patches: it stays in the second cache over all panels
 constexpr int64_t DEPTH = 128;             // patches per step of the products over patches
 
 // Register tile: sum over k of left[i * row_step + k * depth_step] * right[k * right_step + lane].
-template <int R, class Finish>
-static inline void register_tile(const float* left, int64_t row_step, int64_t depth_step, const float* right,
+// T is float, or uint32_t for pairs of bf16.
+template <int R, class T, class Finish>
+static inline void register_tile(const T* left, int64_t row_step, int64_t depth_step, const T* right,
                                  int64_t right_step, int64_t depth, Finish&& finish) {
     vf sum[R][2];
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) sum[i][0] = sum[i][1] = vf{};
     for (int64_t k = 0; k < depth; ++k) {
-        vf b0 = load(right), b1 = load(right + LANES);
+        const auto b0 = load(right), b1 = load(right + LANES);
 #pragma GCC unroll 16
         for (int i = 0; i < R; ++i) {
-            vf a = splat(left[i * row_step]);
-            sum[i][0] += a * b0;
-            sum[i][1] += a * b1;
+            const auto a = splat(left[i * row_step]);
+            add_product(sum[i][0], a, b0);
+            add_product(sum[i][1], a, b1);
         }
         left += depth_step;
         right += right_step;
@@ -47,8 +56,8 @@ static inline void register_tile(const float* left, int64_t row_step, int64_t de
 }
 
 // The same for fewer rows than a full tile.
-template <int R, class Finish>
-static void last_rows(int64_t rows, const float* left, int64_t row_step, int64_t depth_step, const float* right,
+template <int R, class T, class Finish>
+static void last_rows(int64_t rows, const T* left, int64_t row_step, int64_t depth_step, const T* right,
                       int64_t right_step, int64_t depth, Finish&& finish) {
     if constexpr (R > 0) {
         if (rows == R)
@@ -59,9 +68,9 @@ static void last_rows(int64_t rows, const float* left, int64_t row_step, int64_t
 }
 
 // finish(row, two vectors) for every row of a column of register tiles.
-template <class Finish>
-static inline void row_tiles(int64_t rows, const float* left, int64_t row_step, int64_t depth_step,
-                             const float* right, int64_t right_step, int64_t depth, Finish&& finish) {
+template <class T, class Finish>
+static inline void row_tiles(int64_t rows, const T* left, int64_t row_step, int64_t depth_step, const T* right,
+                             int64_t right_step, int64_t depth, Finish&& finish) {
     int64_t row = 0;
     for (; row + ROWS <= rows; row += ROWS) {
         auto at = [&](int i, vf a, vf b) { finish(row + i, a, b); };
@@ -81,6 +90,25 @@ static std::vector<float> pack_rows(const float* rows, int64_t count, int64_t de
         for (int64_t k = 0; k < depth; ++k) to[k * PANEL] = rows[i * depth + k] * factor;
     }
     return packed;
+}
+
+// The same as pairs: [panel][pairs of depth][PANEL].
+static std::vector<uint32_t> pack_pair_rows(const float* rows, int64_t count, int64_t depth, float factor) {
+    const int64_t length = pairs_of(depth);
+    std::vector<uint32_t> packed(panels_of(count) * length * PANEL, 0u), row(length);
+    for (int64_t i = 0; i < count; ++i) {
+        pack_pairs(rows + i * depth, depth, factor, row.data());
+        uint32_t* to = packed.data() + i / PANEL * length * PANEL + i % PANEL;
+        for (int64_t k = 0; k < length; ++k) to[k * PANEL] = row[k];
+    }
+    return packed;
+}
+
+// A bound of the L2 norm of values times factor, but for its rounding: squares too small to be seen count as 1e-36.
+static float norm(const float* values, int64_t count, float factor) {
+    float sum = 1e-36f;
+    for (int64_t k = 0; k < count; ++k) sum += (values[k] * factor) * (values[k] * factor);
+    return std::sqrt(sum);
 }
 
 // Values (count,), padded to whole panels.
@@ -104,106 +132,9 @@ static inline void write_bits(uint8_t* bits, int64_t panel, uint32_t word) {
     std::memcpy(bits + panel * (PANEL / 8), &word, PANEL / 8);
 }
 
-constexpr uint32_t LOW = (LANES == 32) ? ~0u : (1u << LANES) - 1;
+#include "similarity.h"
 
-static void add_counts(const std::vector<int32_t>& parts, int64_t tiles, int64_t width, int64_t C, int64_t* counts) {
-    for (int64_t a = 0; a < C; ++a) counts[a] = 0;
-    for (int64_t t = 0; t < tiles; ++t)
-        for (int64_t a = 0; a < C; ++a) counts[a] += parts[t * width + a];
-}
-
-static void similarity(int threads, const float* queries, int64_t C, const float* keys, int64_t N, int64_t D,
-                       const float* phi, const float* psi, uint8_t* positive, uint8_t* kept, int64_t stride,
-                       int64_t* num_positive, int64_t* num_kept) {
-    const std::vector<float> packed = pack_rows(queries, C, D, 1.0f);
-    // Lanes past the last anchor: nothing is above inf or below -inf.
-    const std::vector<float> above = padded(phi, C, INFINITY), below = padded(psi, C, -INFINITY);
-    const int64_t rows = tile_rows(D), tiles = (N + rows - 1) / rows, panels = panels_of(C), width = panels * PANEL;
-    std::vector<int32_t> positive_parts(phi ? tiles * width : 0), kept_parts(kept ? tiles * width : 0);
-    parallel(busy_threads(threads, double(N) * D * C), tiles, [&](int64_t tile) {
-        const int64_t first = tile * rows, count = std::min(rows, N - first);
-        for (int64_t row = first; row < first + count; ++row) {
-            if (phi) std::memset(positive + row * stride, 0, stride);
-            if (kept) std::memset(kept + row * stride, 0, stride);
-        }
-        for (int64_t panel = 0; panel < panels; ++panel) {
-            const vf up0 = load(&above[panel * PANEL]), up1 = load(&above[panel * PANEL + LANES]);
-            const vf low0 = load(&below[panel * PANEL]), low1 = load(&below[panel * PANEL + LANES]);
-            vi p0{}, p1{}, k0{}, k1{};
-            row_tiles(count, keys + first * D, D, 1, &packed[panel * D * PANEL], PANEL, D,
-                      [&](int64_t row, vf s0, vf s1) {
-                          uint8_t* out = positive + (first + row) * stride;
-                          uint32_t bits;
-                          if (phi) {
-                              bits = greater(s0, up0) | greater(s1, up1) << LANES;
-                              write_bits(out, panel, bits);
-                              p0 -= s0 > up0;
-                              p1 -= s1 > up1;
-                          } else {
-                              bits = read_bits(out, panel);
-                          }
-                          if (kept) {
-                              bits |= greater(low0, s0) | greater(low1, s1) << LANES;
-                              write_bits(kept + (first + row) * stride, panel, bits);
-                              const vf one = reinterpret_cast<vf>(vi{} + 1);
-                              k0 += reinterpret_cast<vi>(where(bits & LOW, one));
-                              k1 += reinterpret_cast<vi>(where(bits >> LANES, one));
-                          }
-                      });
-            for (int i = 0; i < LANES; ++i) {
-                const int64_t at = tile * width + panel * PANEL + i;
-                if (phi) positive_parts[at] = p0[i], positive_parts[at + LANES] = p1[i];
-                if (kept) kept_parts[at] = k0[i], kept_parts[at + LANES] = k1[i];
-            }
-        }
-    });
-    if (phi) add_counts(positive_parts, tiles, width, C, num_positive);
-    if (kept) add_counts(kept_parts, tiles, width, C, num_kept);
-}
-
-// to[0..D) += the listed rows, in order.
-static void add_rows(float* to, const float* rows, int64_t D, const std::vector<int32_t>& list) {
-    constexpr int WIDE = 8;
-    int64_t d = 0;
-    for (; d + WIDE * LANES <= D; d += WIDE * LANES) {
-        vf sum[WIDE];
-#pragma GCC unroll 8
-        for (int i = 0; i < WIDE; ++i) sum[i] = load(to + d + i * LANES);
-        for (int32_t row : list) {
-            const float* from = rows + row * D + d;
-#pragma GCC unroll 8
-            for (int i = 0; i < WIDE; ++i) sum[i] += load(from + i * LANES);
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < WIDE; ++i) store(to + d + i * LANES, sum[i]);
-    }
-    for (; d < D; ++d) {
-        float sum = to[d];
-        for (int32_t row : list) sum += rows[row * D + d];
-        to[d] = sum;
-    }
-}
-
-static void mask_sum(int threads, const uint8_t* positive, int64_t stride, int64_t C, const float* keys, int64_t N,
-                     int64_t D, float* sums) {
-    std::memset(sums, 0, sizeof(float) * C * D);
-    const int64_t rows = tile_rows(D);
-    parallel(busy_threads(threads, double(N) * C / 8), (C + 31) / 32, [&](int64_t block) {
-        std::vector<int32_t> lists[32];
-        const int64_t anchors = std::min<int64_t>(32, C - block * 32);
-        for (int64_t first = 0; first < N; first += rows) {
-            const int64_t count = std::min(rows, N - first);
-            for (auto& list : lists) list.clear();
-            for (int64_t row = 0; row < count; ++row) {
-                uint32_t word;
-                std::memcpy(&word, positive + (first + row) * stride + block * 4, 4);
-                for (; word; word &= word - 1) lists[__builtin_ctz(word)].push_back(static_cast<int32_t>(row));
-            }
-            for (int64_t a = 0; a < anchors; ++a)
-                if (!lists[a].empty()) add_rows(sums + (block * 32 + a) * D, keys + first * D, D, lists[a]);
-        }
-    });
-}
+#include "mask_sum.h"
 
 #include "contrast.h"
 

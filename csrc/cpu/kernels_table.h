@@ -7,13 +7,13 @@
 namespace ppap {
 
 struct KernelTable {
-    void (*similarity)(int, const float*, int64_t, const float*, int64_t, int64_t, const float*, const float*, uint8_t*,
-                       uint8_t*, int64_t, int64_t*, int64_t*);
-    void (*mask_sum)(int, const uint8_t*, int64_t, int64_t, const float*, int64_t, int64_t, float*);
+    void (*similarity)(int, const PpapSimilarity&);
+    void (*mask_sum)(int, const PpapMaskSum&);
     void (*contrast)(int, const PpapContrast&);
 };
 
 #if defined(__x86_64__)
+namespace avx512bf16 { extern const KernelTable table; }
 namespace avx512 { extern const KernelTable table; }
 namespace avx2 { extern const KernelTable table; }
 #endif

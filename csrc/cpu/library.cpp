@@ -18,6 +18,7 @@ struct Isa {
 
 const Isa isas[] = {
 #if defined(__x86_64__)
+    {"avx512bf16", &ppap::avx512bf16::table, ppap::avx512::mean_field},
     {"avx512", &ppap::avx512::table, ppap::avx512::mean_field},
     {"avx2", &ppap::avx2::table, ppap::avx2::mean_field},
 #endif
@@ -51,32 +52,27 @@ int guarded(Job&& job) {
 
 extern "C" {
 
-int ppap_abi_version() { return 3; }
+int ppap_abi_version() { return 5; }
 
 const char* ppap_isa_name(int isa) { return isa >= 0 && isa < count ? isas[isa].name : nullptr; }
 
 int ppap_isa_available(int isa) {
 #if defined(__x86_64__)
-    if (isa == 0)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
-    if (isa == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (isa <= 1 && !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")))
+        return 0;
+    if (isa == 0) return __builtin_cpu_supports("avx512bf16");
+    if (isa == 2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
     return isa >= 0 && isa < count;
 }
 
-int ppap_similarity_fwd(int isa, int threads, const float* queries, int64_t C, const float* keys, int64_t N, int64_t D,
-                         const float* phi, const float* psi, uint8_t* positive, uint8_t* kept, int64_t stride,
-                         int64_t* num_positive, int64_t* num_kept) {
-    return guarded([&] {
-        isas[isa].table->similarity(threads, queries, C, keys, N, D, phi, psi, positive, kept, stride, num_positive,
-                                    num_kept);
-    });
+int ppap_similarity(int isa, int threads, const PpapSimilarity* arguments) {
+    return guarded([&] { isas[isa].table->similarity(threads, *arguments); });
 }
 
-int ppap_mask_sum_fwd(int isa, int threads, const uint8_t* positive, int64_t stride, int64_t C, const float* keys,
-                       int64_t N, int64_t D, float* sums) {
-    return guarded([&] { isas[isa].table->mask_sum(threads, positive, stride, C, keys, N, D, sums); });
+int ppap_mask_sum(int isa, int threads, const PpapMaskSum* arguments) {
+    return guarded([&] { isas[isa].table->mask_sum(threads, *arguments); });
 }
 
 int ppap_contrast(int isa, int threads, const PpapContrast* arguments) {

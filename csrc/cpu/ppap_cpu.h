@@ -17,15 +17,34 @@ int ppap_abi_version();
 const char* ppap_isa_name(int isa);
 int ppap_isa_available(int isa);
 
-// positive = query . key > phi. With kept: kept = positive or query . key < psi. positive is read instead of formed
-// where phi is null. counts (C,) int64 of what was formed.
-int ppap_similarity_fwd(int isa, int threads, const float* queries, int64_t C, const float* keys, int64_t N,
-                        int64_t D, const float* phi, const float* psi, uint8_t* positive, uint8_t* kept,
-                        int64_t stride, int64_t* num_positive, int64_t* num_kept);
+// Rows of patches enter as they are: key_scale (N,) multiplies each, null = 1. So normalised features need no copy.
+// Where bf16 is not 0, all operands are rounded to bf16 beforehand, and products are of that type where the instruction
+// set has them; results are float32.
 
-// sums (C, D) = sum of the keys selected by `positive`, each anchor's in the order of the patches.
-int ppap_mask_sum_fwd(int isa, int threads, const uint8_t* positive, int64_t stride, int64_t C, const float* keys,
-                       int64_t N, int64_t D, float* sums);
+struct PpapSimilarity {
+    const float* queries;    // (C, D)
+    const float* keys;       // (N, D)
+    const float* key_scale;  // (N,) or null
+    const float* phi;        // (C,) or null: positive is read instead of formed
+    const float* psi;        // (C,); read with kept
+    uint8_t* positive;       // (N, stride) bits: query . key > phi
+    uint8_t* kept;           // (N, stride) bits: positive or query . key < psi; or null: not wanted
+    int64_t* num_positive;   // (C,), of what was formed
+    int64_t* num_kept;       // (C,)
+    int64_t C, N, D, stride, bf16;
+};
+
+int ppap_similarity(int isa, int threads, const PpapSimilarity* arguments);
+
+struct PpapMaskSum {
+    const uint8_t* positive;  // (N, stride) bits
+    const float* keys;        // (N, D)
+    const float* key_scale;   // (N,) or null
+    float* sums;              // (C, D), written: the selected keys, each anchor's added in the order of the patches
+    int64_t C, N, D, stride;
+};
+
+int ppap_mask_sum(int isa, int threads, const PpapMaskSum* arguments);
 
 struct PpapContrast {
     const float* z_anchors;         // (C, E)
@@ -41,6 +60,7 @@ struct PpapContrast {
     float* dz;                      // (N, E), added to
     float* workspace;               // (N, group): exponentials of a group of anchors
     int64_t C, N, E, stride, group; // group: a multiple of 32
+    int64_t bf16;                   // z and z_anchors are; weights and weighted anchors are rounded then
     float temperature;
 };
 

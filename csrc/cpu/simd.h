@@ -2,6 +2,7 @@
 // set. Included once per instruction set, inside that set's namespace.
 
 constexpr int LANES = PPAP_LANES;
+constexpr uint32_t LOW = (1u << LANES) - 1;  // the bits of one vector
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -11,6 +12,8 @@ static inline void store(float* to, vf v) { *reinterpret_cast<vf_unaligned*>(to)
 static inline vf splat(float x) { return x - vf{}; }
 // The larger one; a NaN of a stays one.
 static inline vf max(vf a, vf b) { return a < b ? b : a; }
+
+static inline vf magnitude(vf a) { return reinterpret_cast<vf>(reinterpret_cast<vi>(a) & 0x7fffffff); }
 
 // Bits of a > b, lane 0 in bit 0.
 static inline uint32_t greater(vf a, vf b) {

@@ -1,6 +1,5 @@
 """``masked_log_softmax`` in the native CPU library: see ``csrc/cpu/contrast.h`` for the mathematics."""
 
-import ctypes
 import math
 from dataclasses import dataclass
 
@@ -13,15 +12,11 @@ from ..common import MemoryBudgetError, row_chunks, scaled_operand
 _TIGHT_BOUND = 50.0
 
 
-class _Arguments(ctypes.Structure):
-    """``struct PpapContrast``."""
-
-    _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("z_anchors", "z", "positive", "kept", "num_positive", "shift")]
-        + [(name, ctypes.c_void_p) for name in ("row_weight", "loss", "lse", "dz_anchors", "dz", "workspace")]
-        + [(name, ctypes.c_int64) for name in ("C", "N", "E", "stride", "group")]
-        + [("temperature", ctypes.c_float)]
-    )
+_Arguments = native.structure(
+    "z_anchors z positive kept num_positive shift row_weight loss lse dz_anchors dz workspace",
+    "C N E stride group bf16",
+    "temperature",
+)
 
 
 @dataclass(frozen=True)
@@ -33,17 +28,34 @@ class Sets:
     num_positive: torch.Tensor
 
 
-def rounded(z: torch.Tensor, precision: str) -> torch.Tensor:
-    """z (rows, E) with the operands' rounding, its width padded to whole panels by zeros, contiguous."""
-    values, scale = scaled_operand(z, precision)
-    values = values * scale if precision == "fp16" else values
-    missing = -z.shape[1] % native.PANEL
-    return torch.nn.functional.pad(values, (0, missing)) if missing else values.contiguous()
+@dataclass(frozen=True)
+class Embeddings:
+    """Rows of z with the operands' rounding, as the library reads them.
+
+    Attributes:
+        values: (rows, E) float32, contiguous, E padded to whole panels by zeros.
+        longest: the largest norm of a row.
+        bf16: whether `values` are bf16 numbers.
+    """
+
+    values: torch.Tensor
+    longest: float
+    bf16: bool
+
+    @classmethod
+    def of(cls, z: torch.Tensor, precision: str) -> "Embeddings":
+        """Of embeddings (rows, E) float32, one row at least."""
+        values, scale = scaled_operand(z, precision)
+        values = values * scale if precision == "fp16" else values
+        missing = -z.shape[1] % native.PANEL
+        values = torch.nn.functional.pad(values, (0, missing)) if missing else values.contiguous()
+        longest = float(values.norm(dim=1).amax()) if len(values) else 0.0
+        return cls(values, longest, precision == "bf16")
 
 
 def contrast_chunk(
     z_CE: torch.Tensor,
-    z_NE: torch.Tensor,
+    patches: Embeddings,
     sets: Sets,
     temperature: float,
     group: int,
@@ -52,33 +64,38 @@ def contrast_chunk(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Loss (C,), log-sum-exp (C,) and gradient (C, E) of some anchors; adds the patches' gradient to `dz_NE`.
 
-    Embeddings are :func:`rounded`; gradients are those of sum(row_weight * temperature * loss), and None
-    without `row_weight_C`.
+    The anchors' rows are those of :class:`Embeddings`; gradients are those of sum(row_weight * temperature *
+    loss), and None without `row_weight_C`.
     """
-    bound_C = z_CE.norm(dim=1) * (z_NE.norm(dim=1).amax() * (1.01 * math.log2(math.e) / temperature))
+    bound_C = z_CE.norm(dim=1) * (patches.longest * (1.01 * math.log2(math.e) / temperature))
     tight = bool(bound_C.amax() < _TIGHT_BOUND)
     own_CE = None if row_weight_C is None else torch.empty_like(z_CE)
-    tensors = {
-        "z_anchors": z_CE,
-        "z": z_NE,
-        "positive": sets.positive,
-        "kept": sets.kept,
-        "num_positive": sets.num_positive,
-        "shift": bound_C if tight else None,
-        "row_weight": row_weight_C,
-        "loss": torch.empty_like(bound_C),
-        "lse": torch.empty_like(bound_C),
-        "dz_anchors": own_CE,
-        "dz": dz_NE,
-        "workspace": None if row_weight_C is None else z_NE.new_empty((z_NE.shape[0], group)),
-    }
-    (rows, width), patches = z_CE.shape, z_NE.shape[0]
-    sizes = {"C": rows, "N": patches, "E": width, "stride": native.stride(rows), "group": group}
-    addresses = {name: native.pointer(tensor) for name, tensor in tensors.items()}
-    arguments = _Arguments(**addresses, **sizes, temperature=temperature)
-    threads = ctypes.c_int(torch.get_num_threads())
-    native.check(native.library().ppap_contrast(ctypes.c_int(native.isa()), threads, ctypes.byref(arguments)))
-    return tensors["loss"], tensors["lse"], own_CE
+    loss_C, lse_C = torch.empty_like(bound_C), torch.empty_like(bound_C)
+    (rows, width), num_patches = z_CE.shape, patches.values.shape[0]
+    native.run(
+        "contrast",
+        _Arguments,
+        z_anchors=z_CE,
+        z=patches.values,
+        positive=sets.positive,
+        kept=sets.kept,
+        num_positive=sets.num_positive,
+        shift=bound_C if tight else None,
+        row_weight=row_weight_C,
+        loss=loss_C,
+        lse=lse_C,
+        dz_anchors=own_CE,
+        dz=dz_NE,
+        workspace=None if row_weight_C is None else z_CE.new_empty((num_patches, group)),
+        C=rows,
+        N=num_patches,
+        E=width,
+        stride=native.stride(rows),
+        group=group,
+        bf16=patches.bf16,
+        temperature=temperature,
+    )
+    return loss_C, lse_C, own_CE
 
 
 def split_budget(
@@ -122,7 +139,7 @@ def masked_log_softmax(
     num_patches, width = z_NE.shape
     if num_patches == 0:
         return loss_A, lse_A
-    anchors, patches = rounded(z_AE, precision), rounded(z_NE, precision)
+    anchors, patches = Embeddings.of(z_AE, precision).values, Embeddings.of(z_NE, precision)
     rows, group = split_budget(memory_budget, num_patches, bytes_per_anchor(num_patches, width), False)
     for chunk in row_chunks(z_AE.shape[0], rows):
         sets = _sets(positive_AW[chunk], kept_AW[chunk], num_patches)
@@ -146,8 +163,8 @@ def masked_log_softmax_backward(
     num_patches, width = z_NE.shape
     if num_patches == 0:
         return torch.zeros_like(z_AE), torch.zeros_like(z_NE)
-    anchors, patches = rounded(z_AE, precision), rounded(z_NE, precision)
-    dz_AE, dz_NE = torch.zeros_like(z_AE), torch.zeros_like(patches)
+    anchors, patches = Embeddings.of(z_AE, precision).values, Embeddings.of(z_NE, precision)
+    dz_AE, dz_NE = torch.zeros_like(z_AE), torch.zeros_like(patches.values)
     rows, group = split_budget(memory_budget, num_patches, bytes_per_anchor(num_patches, width), True)
     for chunk in row_chunks(z_AE.shape[0], rows):
         sets = _sets(positive_AW[chunk], kept_AW[chunk], num_patches)

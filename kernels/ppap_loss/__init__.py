@@ -10,7 +10,6 @@ from ..common import (
     computing_on,
     guard,
     in_range,
-    normalise,
     poison,
     resolve_precision,
 )
@@ -132,7 +131,7 @@ def _ppap_loss(
     group = group_size or max(anchors.shape[0], 1)
     with computing_on(z.device):
         loss_A, dz, num_positives, num_negatives = dispatch.load("ppap_loss", backend).ppap_loss(
-            normalise(features, dtype),
+            features,
             z.to(dtype),
             in_range(anchors, z.shape[0]),
             PropagationConfig.from_floats(settings),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import native_cuda as cuda
-from ..common import rows_within
+from ..common import normalise, rows_within
 from ..masked_log_softmax import cuda_impl as contrast
 from ..masked_log_softmax.native_impl import Sets
 from ..propagation import PropagationConfig, walk
@@ -15,7 +15,7 @@ from .chunks import chunked_loss, row_weights
 
 
 def ppap_loss(
-    unit_ND: torch.Tensor,
+    features_ND: torch.Tensor,
     z_NE: torch.Tensor,
     anchors_A: torch.Tensor,
     cfg: PropagationConfig,
@@ -26,6 +26,7 @@ def ppap_loss(
     memory_budget: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Unscaled losses (A,), gradient of their group mean (N, E) or (0, E), set sizes (A,) int64 twice."""
+    unit_ND = normalise(features_ND, z_NE.dtype)
     rows = rows_within(memory_budget, bytes_per_anchor(unit_ND, z_NE))
     keys, patches = cuda.Operand.of(unit_ND, precision), cuda.Operand.of(z_NE, precision)
     work = _Work(unit_ND, z_NE, keys, patches, cfg, temperature, precision)

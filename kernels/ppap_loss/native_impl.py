@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..common import operand
+from .. import native
+from ..common import normalise
 from ..masked_log_softmax import native_impl as contrast
 from ..propagation import PropagationConfig, walk
 from ..proxy_average.native_impl import average_chunk, bytes_per_query
@@ -13,7 +14,7 @@ from .chunks import chunked_loss, row_weights
 
 
 def ppap_loss(
-    unit_ND: torch.Tensor,
+    features_ND: torch.Tensor,
     z_NE: torch.Tensor,
     anchors_A: torch.Tensor,
     cfg: PropagationConfig,
@@ -24,12 +25,12 @@ def ppap_loss(
     memory_budget: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Unscaled losses (A,), gradient of their group mean (N, E) or (0, E), set sizes (A,) int64 twice."""
-    (num_patches, width), code_width = unit_ND.shape, z_NE.shape[1]
+    (num_patches, width), code_width = features_ND.shape, z_NE.shape[1]
     per_anchor = bytes_per_anchor(num_patches, width, code_width)
     rows, exponentials = contrast.split_budget(memory_budget, num_patches, per_anchor, with_gradient)
-    keys, patches = operand(unit_ND, precision).contiguous(), contrast.rounded(z_NE, precision)
-    work = _Work(unit_ND, keys, patches, cfg, temperature, precision, exponentials)
-    loss_A, dz_NE, *counts = chunked_loss(work.chunk, patches, anchors_A, group, with_gradient, rows)
+    keys, patches = native.Keys.normalised(features_ND, precision), contrast.Embeddings.of(z_NE, precision)
+    work = _Work(features_ND, keys, patches, cfg, temperature, precision, exponentials)
+    loss_A, dz_NE, *counts = chunked_loss(work.chunk, patches.values, anchors_A, group, with_gradient, rows)
     return loss_A, dz_NE[:, :code_width].contiguous(), *counts
 
 
@@ -44,9 +45,9 @@ def bytes_per_anchor(num_patches: int, width: int, code_width: int) -> int:
 class _Work:
     """What every chunk of a call shares."""
 
-    unit_ND: torch.Tensor
-    keys_ND: torch.Tensor
-    patches_NE: torch.Tensor
+    features_ND: torch.Tensor
+    keys: native.Keys
+    patches: contrast.Embeddings
     cfg: PropagationConfig
     temperature: float
     precision: str
@@ -58,18 +59,18 @@ class _Work:
         """Losses and counts of some anchors; adds their gradient to `target_NE`."""
 
         def average(queries_CD: torch.Tensor, phi_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return average_chunk(queries_CD, self.keys_ND, phi_C, self.precision)
+            return average_chunk(queries_CD, self.keys, phi_C, self.precision)
 
-        q = walk(self.unit_ND[anchors_C], self.cfg, average)
+        q = walk(normalise(self.features_ND[anchors_C], torch.float32), self.cfg, average)
         positive, kept, num_positive, num_kept = relations.relation_bits(
-            self.keys_ND, self.precision, q.positive, q.phi, q.psi, anchors_C, q.negative
+            self.keys, self.precision, q.positive, q.phi, q.psi, anchors_C, q.negative
         )
         weight_C = None
         if target_NE is not None:
             weight_C = row_weights(num_positive, grouping, torch.float32) / self.temperature
         loss_C, _, own_CE = contrast.contrast_chunk(
-            self.patches_NE[anchors_C],
-            self.patches_NE,
+            self.patches.values[anchors_C],
+            self.patches,
             contrast.Sets(positive, kept, num_positive),
             self.temperature,
             self.exponentials,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..common import operand, product, rows_within, scaled_operand, weight_operand
+from ..common import normalise, operand, product, rows_within, scaled_operand, weight_operand
 from ..masked_log_softmax.torch_impl import add_transposed, gradient_rows, loss_rows
 from ..propagation import PropagationConfig, walk
 from ..proxy_average.torch_impl import average_chunk
@@ -13,7 +13,7 @@ from .chunks import chunked_loss, row_weights
 
 
 def ppap_loss(
-    unit_ND: torch.Tensor,
+    features_ND: torch.Tensor,
     z_NE: torch.Tensor,
     anchors_A: torch.Tensor,
     cfg: PropagationConfig,
@@ -24,6 +24,7 @@ def ppap_loss(
     memory_budget: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Unscaled losses (A,), gradient of their group mean (N, E) or (0, E), set sizes (A,) int64 twice."""
+    unit_ND = normalise(features_ND, z_NE.dtype)
     work = _Work(unit_ND, z_NE, cfg, temperature, precision)
     rows = rows_within(memory_budget, bytes_per_anchor(unit_ND, z_NE))
     return chunked_loss(work.chunk, z_NE, anchors_A, group, with_gradient, rows)

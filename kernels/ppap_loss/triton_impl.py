@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..common import rows_within
+from ..common import normalise, rows_within
 from ..masked_log_softmax import triton_impl as contrast
 from ..propagation import PropagationConfig, walk
 from ..proxy_average.triton_impl import average_chunk, bytes_per_query
@@ -16,7 +16,7 @@ from .chunks import chunked_loss, row_weights
 
 
 def ppap_loss(
-    unit_ND: torch.Tensor,
+    features_ND: torch.Tensor,
     z_NE: torch.Tensor,
     anchors_A: torch.Tensor,
     cfg: PropagationConfig,
@@ -29,6 +29,7 @@ def ppap_loss(
     """Unscaled losses (A,), gradient of their group mean (N, E) or (0, E), set sizes (A,) int64 twice."""
     if anchors_A.numel() == 0:
         return chunked_loss(_no_work, z_NE, anchors_A, group, with_gradient, group)
+    unit_ND = normalise(features_ND, z_NE.dtype)
     per_row = bytes_per_anchor(unit_ND, z_NE, precision, with_gradient)
     rows = rows_within(memory_budget, per_row, launch.row_block(unit_ND.device))
     keys = planes(unit_ND, precision, COLUMN_BLOCK)

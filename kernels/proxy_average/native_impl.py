@@ -7,17 +7,21 @@ from .. import native
 from ..common import operand, row_chunks
 from ..relation_masks.native_impl import similarity
 
+_Arguments = native.structure("positive keys key_scale sums", "C N D stride")
+
 
 def average_chunk(
-    queries_CD: torch.Tensor, keys_ND: torch.Tensor, threshold_C: torch.Tensor, precision: str
+    queries_CD: torch.Tensor, keys: native.Keys, threshold_C: torch.Tensor, precision: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Proxies (C, D) and counts (C,) of some queries; `keys_ND` is the operand of the keys."""
-    (rows, width), patches = queries_CD.shape, keys_ND.shape[0]
+    """Proxies (C, D) and counts (C,) of some queries."""
+    (rows, width), patches = queries_CD.shape, keys.values.shape[0]
     bits = native.empty_bits(patches, rows)
     queries_CD = operand(queries_CD, precision)
-    count_C, _ = similarity(queries_CD, keys_ND, bits, phi_C=threshold_C.contiguous())
+    count_C, _ = similarity(queries_CD, keys, bits, phi_C=threshold_C.contiguous())
     sum_CD = torch.empty((rows, width))
-    native.call("mask_sum_fwd", bits, native.stride(rows), rows, keys_ND, patches, width, sum_CD)
+    sizes = {"C": rows, "N": patches, "D": width, "stride": native.stride(rows)}
+    tensors = {"positive": bits, "keys": keys.values, "key_scale": keys.scale, "sums": sum_CD}
+    native.run("mask_sum", _Arguments, **tensors, **sizes)
     return F.normalize(sum_CD, dim=1), count_C
 
 
@@ -36,7 +40,7 @@ def proxy_average(
     """See the public function; inputs are float32."""
     (num_queries, width), num_keys = queries_AD.shape, keys_ND.shape[0]
     proxy_AD, count_A = torch.empty((num_queries, width)), torch.empty(num_queries, dtype=torch.int64)
-    keys = operand(keys_ND, precision).contiguous()
+    keys = native.Keys.of(keys_ND, precision)
     for chunk in row_chunks(num_queries, native.chunk_rows(memory_budget, bytes_per_query(num_keys, width))):
         proxy_AD[chunk], count_A[chunk] = average_chunk(
             queries_AD[chunk], keys, threshold_A[chunk], precision

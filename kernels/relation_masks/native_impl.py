@@ -6,38 +6,45 @@ from .. import native
 from ..common import in_range, operand, row_chunks
 from ..masks import num_words
 
+_Arguments = native.structure(
+    "queries keys key_scale phi psi positive kept num_positive num_kept", "C N D stride bf16"
+)
+
 
 def similarity(
     queries_CD: torch.Tensor,
-    keys_ND: torch.Tensor,
+    keys: native.Keys,
     positive: torch.Tensor,
     kept: torch.Tensor | None = None,
     phi_C: torch.Tensor | None = None,
     psi_C: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fill bits `positive` (read where phi is None) and `kept` (unless None); counts (C,) of both."""
-    (rows, width), patches = queries_CD.shape, keys_ND.shape[0]
+    (rows, width), patches = queries_CD.shape, keys.values.shape[0]
     counts = torch.zeros((2, rows), dtype=torch.int64)
-    native.call(
-        "similarity_fwd",
-        queries_CD.contiguous(),
-        rows,
-        keys_ND,
-        patches,
-        width,
-        phi_C,
-        psi_C,
-        positive,
-        kept,
-        native.stride(rows),
-        counts[0],
-        counts[1],
+    native.run(
+        "similarity",
+        _Arguments,
+        queries=queries_CD.contiguous(),
+        keys=keys.values,
+        key_scale=keys.scale,
+        phi=phi_C,
+        psi=psi_C,
+        positive=positive,
+        kept=kept,
+        num_positive=counts[0],
+        num_kept=counts[1],
+        C=rows,
+        N=patches,
+        D=width,
+        stride=native.stride(rows),
+        bf16=keys.bf16,
     )
     return counts[0], counts[1]
 
 
 def relation_bits(
-    keys_ND: torch.Tensor,
+    keys: native.Keys,
     precision: str,
     pos_queries_CD: torch.Tensor,
     phi_C: torch.Tensor,
@@ -46,14 +53,14 @@ def relation_bits(
     neg_queries_CD: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Positive and kept bits of some anchors without the anchors themselves, and their counts (C,)."""
-    rows, patches = pos_queries_CD.shape[0], keys_ND.shape[0]
+    rows, patches = pos_queries_CD.shape[0], keys.values.shape[0]
     positive, kept = (native.empty_bits(patches, rows) for _ in range(2))
     queries, phi_C, psi_C = operand(pos_queries_CD, precision), phi_C.contiguous(), psi_C.contiguous()
     if neg_queries_CD is None:
-        num_positive, num_kept = similarity(queries, keys_ND, positive, kept, phi_C, psi_C)
+        num_positive, num_kept = similarity(queries, keys, positive, kept, phi_C, psi_C)
     else:
-        num_positive, _ = similarity(queries, keys_ND, positive, phi_C=phi_C)
-        _, num_kept = similarity(operand(neg_queries_CD, precision), keys_ND, positive, kept, None, psi_C)
+        num_positive, _ = similarity(queries, keys, positive, phi_C=phi_C)
+        _, num_kept = similarity(operand(neg_queries_CD, precision), keys, positive, kept, None, psi_C)
     for bits, counts in ((positive, num_positive), (kept, num_kept)):
         clear_own(bits, counts, in_range(self_index_C, patches))
     return positive, kept, num_positive, num_kept
@@ -89,7 +96,7 @@ def relation_masks(
     (num_anchors, width), num_keys = pos_queries_AD.shape, keys_ND.shape[0]
     words = [torch.empty((num_anchors, num_words(num_keys)), dtype=torch.int32) for _ in range(2)]
     counts = [torch.zeros(num_anchors, dtype=torch.int64) for _ in range(2)]
-    keys = operand(keys_ND, precision).contiguous()
+    keys = native.Keys.of(keys_ND, precision)
     for chunk in row_chunks(num_anchors, native.chunk_rows(memory_budget, bytes_per_anchor(num_keys, width))):
         negative = None if neg_queries_AD is None else neg_queries_AD[chunk]
         *masks, counts[0][chunk], counts[1][chunk] = relation_bits(

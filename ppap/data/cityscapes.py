@@ -9,12 +9,10 @@ import os
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets
 from ppap.data.crops import CROPS, crop_places, crop_table, find_crops
-from ppap.data.pairs import IdTable, PairedFiles, Part, assemble, check_classes, data_root
+from ppap.data.pairs import IdTable, PairedFiles, Part, assemble, check_classes, data_root, name_array
 from ppap.errors import DataError
 
 CLASSES = {
@@ -110,7 +108,7 @@ def whole_images(root: Path, split: str) -> Part:
     depth = "CITY" if "/" in stems[0] else "no folders of cities"
     places = [f"{part}/{within}".rstrip("/") for part in ("leftImg8bit", "gtFine")]
     prefixes = [str(folder) + os.sep for folder in folders]
-    files = PairedFiles(np.array(stems, "S"), (prefixes[0], IMAGE), (prefixes[1], LABEL))
+    files = PairedFiles(name_array(stems), (prefixes[0], IMAGE), (prefixes[1], LABEL))
     form = f"{' with '.join(places)} ({depth})"
     return Part(files, label_table(), form, (sum(FRAMES[split].values()),), _short(stems, split))
 
@@ -146,7 +144,8 @@ def _refuse_converted(folder: Path) -> None:
 
 
 def _crops(config: DataConfig, root: Path) -> Part:
-    places = [root, root / "cityscapes", *([root.parent] if root.name == "cityscapes" else [])]
+    above = [root.resolve().parent] if root.resolve().name == "cityscapes" else []
+    places = [root, root / "cityscapes", *above]
     files, folder = find_crops(crop_places(config, places), "cityscapes", config.crop_ratio, config.kind)
     count = CROPS * sum(FRAMES["train"].values())
     return Part(files, crop_table(), f"{folder}: crops", (count,))

@@ -9,13 +9,11 @@ are crops (``ppap/data/crops.py``) unless --data.crop none. ``ppap/data/coco_lis
 import os
 from pathlib import Path
 
-import numpy as np
-
 from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets
 from ppap.data.coco_lists import find_list
 from ppap.data.crops import CROPS, crop_places, crop_table, find_crops
-from ppap.data.pairs import IdTable, PairedFiles, Part, assemble, check_classes, data_root
+from ppap.data.pairs import IdTable, PairedFiles, Part, assemble, check_classes, data_root, name_array
 from ppap.errors import DataError
 
 NAMES = (
@@ -126,7 +124,7 @@ def whole_images(config: DataConfig, root: Path, split: str) -> Part:
     base, images, labels = _find_folders(root, folder, config.kind)
     which = list_name(config, split)
     ids, source = find_list((base, root), folder, which)
-    names = np.array([f"{i:012d}" for i in ids], "S")
+    names = name_array([f"{i:012d}" for i in ids])
     files = PairedFiles(names, (str(images) + os.sep, ".jpg"), (str(labels) + os.sep, ".png"))
     _refuse_converted(labels, files)
     form = f"{images.relative_to(root)} with {labels.relative_to(root)}, list {which} of {source}"
@@ -171,8 +169,8 @@ def _refuse_converted(labels: Path, files: PairedFiles) -> None:
 def _crops(config: DataConfig, root: Path) -> Part:
     """The five-crop folder, whose number of crops must be that of a list."""
     places = [root, *(root / b for b in _BASES[1:])]
-    if root.name in _BASES:
-        places.append(root.parent)
+    if root.resolve().name in _BASES[1:]:
+        places.append(root.resolve().parent)
     files, folder = find_crops(crop_places(config, places), "cocostuff27", config.crop_ratio, config.kind)
     asked = list_name(config, "train")
     # Which images the crops are of cannot be seen but by their number.

@@ -7,6 +7,7 @@ sorted ones, 1000 = ignored. Training images have no labels; those of ``train-se
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets
 from ppap.data.images import naming
-from ppap.data.pairs import PairedFiles, Part, assemble, check_classes, data_root
+from ppap.data.pairs import PairedFiles, Part, assemble, check_classes, data_root, name_array
 from ppap.errors import DataError, UsageError
 
 COUNTS = {
@@ -61,8 +62,7 @@ def build(config: DataConfig, splits: tuple[str, ...] = SPLITS) -> Datasets:
     root = data_root(config)
     base, categories = find_variant(root, config.classes)
     names = class_names(base, categories)
-    if config.classes != categories:
-        check_classes(config, names)
+    check_classes(replace(config, classes=None) if config.classes == categories else config, names)
     parts = {}
     for split in splits:
         folder = config.imagenet_s_train if split == "train" else "validation"
@@ -138,7 +138,7 @@ def images_of(base: Path, folder: str, categories: int) -> Part:
     if not names:
         raise DataError(f"{images}: no {{wnid}}/*.JPEG; docs/datasets.md says how the tree is made")
     label = None if folder == "train" else (str(masks) + os.sep, ".png")
-    files = PairedFiles(np.array(sorted(names), "S"), (str(images) + os.sep, ".JPEG"), label)
+    files = PairedFiles(name_array(sorted(names)), (str(images) + os.sep, ".JPEG"), label)
     return Part(files, MaskReader(categories), f"{base.name}/{folder}", (COUNTS[categories][folder],))
 
 

@@ -51,7 +51,7 @@ class PairedFiles:
 
     def name(self, i: int) -> str:
         """Name of image ``i``."""
-        return self.names[i].decode()
+        return os.fsdecode(self.names[i])
 
     def image_path(self, i: int) -> str:
         """Path of image ``i``."""
@@ -142,6 +142,11 @@ class PairedDataset(SegmentationDataset):
         return picture, ids
 
 
+def name_array(names: Sequence[str]) -> np.ndarray:
+    """Names as ``PairedFiles`` holds them."""
+    return np.array([os.fsencode(name) for name in names])
+
+
 def data_root(config: DataConfig) -> Path:
     """--data.root as a folder that exists.
 
@@ -158,7 +163,7 @@ def data_root(config: DataConfig) -> Path:
 
 
 def check_classes(config: DataConfig, names: Sequence[str]) -> None:
-    """Refuse another number of classes, or other names, than the data set's.
+    """Refuse another number of classes, other names or other ignored ids than the data set's.
 
     Raises:
         UsageError: as said.
@@ -168,6 +173,8 @@ def check_classes(config: DataConfig, names: Sequence[str]) -> None:
         raise UsageError(
             f"{config.kind} has its own {len(names)} classes; leave out --data.classes and --data.class-names"
         )
+    if config.ignore_ids != (255,):
+        raise UsageError(f"{config.kind} has its own ignored ids; leave out --data.ignore-ids")
 
 
 def assemble(config: DataConfig, root: Path, parts: dict[str, Part], names: Sequence[str]) -> Datasets:

@@ -15,7 +15,7 @@ from PIL import Image
 from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets
 from ppap.data.images import find_images
-from ppap.data.pairs import IdTable, PairedFiles, Part, assemble, check_classes, data_root
+from ppap.data.pairs import IdTable, PairedFiles, Part, assemble, check_classes, data_root, name_array
 from ppap.errors import DataError
 
 CLASSES = {
@@ -114,9 +114,7 @@ def _blocks(base: Path, split: str) -> Part:
     if not numbers or len(set(numbers)) != len(numbers):
         raise DataError(f"{path}: {'no numbers' if not numbers else 'numbers that stand there twice'}")
     prefixes = [str(base / folder) + os.sep for folder in ("imgs", "gt")]
-    files = PairedFiles(
-        np.array([str(n) for n in numbers], "S"), (prefixes[0], ".mat"), (prefixes[1], ".mat")
-    )
+    files = PairedFiles(name_array([str(n) for n in numbers]), (prefixes[0], ".mat"), (prefixes[1], ".mat"))
     form = f"{name}, imgs and gt (.mat)"
     return Part(files, read_block_ids, form, (count,), read_picture=read_block)
 
@@ -129,7 +127,7 @@ def _tiles(base: Path, split: str) -> Part:
     names = [{n for n, paths in find_images(f).items() if paths[0].suffix == ".png"} for f in folders]
     if not names[0]:
         raise DataError(f"{folders[0]}: no .png images; convert the raw tiles again")
-    stems = np.array(sorted(names[0] | names[1]), "S")
+    stems = name_array(sorted(names[0] | names[1]))
     prefixes = [str(folder) + os.sep for folder in folders]
     form = f"img_dir/{split} with ann_dir/{split} (mmsegmentation's tiles, any number)"
     return Part(PairedFiles(stems, (prefixes[0], ".png"), (prefixes[1], ".png")), tile_table(), form)

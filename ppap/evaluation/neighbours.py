@@ -103,8 +103,14 @@ def map_source(engine: Engine, tensor: str) -> MapOf:
     def projected(image: Tensor) -> Tensor:
         engine.eval()
         with torch.autocast(engine.device.type, dtype=engine.amp, enabled=engine.amp is not None):
-            out = engine.net(image)
-        return out.z.float().unflatten(0, (len(image), *out.grid)).permute(0, 3, 1, 2)
+            frozen = engine.net.frozen(image)
+            z = engine.net.embedding(frozen)
+        if z is None:
+            raise UsageError(
+                f"--eval.neighbours.tensor is 'z': method {engine.config.method} projects nothing; "
+                "give code or guidance"
+            )
+        return z.float().unflatten(0, (len(image), *frozen.grid)).permute(0, 3, 1, 2)
 
     return projected
 

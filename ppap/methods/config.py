@@ -29,8 +29,8 @@ class HPConfig:
     renew_every: int = 100
     """Steps, within an epoch, between renewals of the task-specific pool (Cityscapes and Potsdam 20)."""
     warmup: int = 1000
-    """Steps before the weight of task-specific positives rises from 0 to 1 at the end (Cityscapes 50,
-    Potsdam 100)."""
+    """Steps before the weight of task-specific positives rises from 0 to 1 at the end of the run (Cityscapes
+    50, Potsdam 100)."""
     ema: float = 0.99
     """Decay of the averaged head that finds task-specific positives (Cityscapes and Potsdam 0.999)."""
     reweighting: bool = True

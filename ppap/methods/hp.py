@@ -2,6 +2,10 @@
 
 Legend: B images, h w patch grid, N = B h w patches, D channels of the backbone, E of the code. Read
 ``hidden_positives`` for the sets, ``hp_loss`` for the contrast, ``local_mixing`` for the mixed code.
+
+Settings and order of operations are the published code's. Different here: products and sums are in fp32, not
+fp16; a chunk without anchors gives 0, not NaN; the grid may have any size, not 28 x 28 alone; a pool larger
+than the set of images goes through it again; checkpoints hold projection and pools, so that a run resumes.
 """
 
 import copy
@@ -52,6 +56,10 @@ class HPNet(Network):
         """The head's code s: (B, E, h, w), fp32; in training mode with dropout on the features."""
         features = frozen.guidance.float()
         return self.head(self.drop(features), self.drop(features)).float()
+
+    def embedding(self, frozen: FrozenTokens) -> Tensor:
+        """z: the projected code."""
+        return self.embed(self.code_of(frozen))
 
     @torch.no_grad()
     def averaged(self, features: Tensor) -> Tensor:

@@ -93,30 +93,32 @@ def published_stego(block: str = "active") -> Published:
     return Published(StegoConfig(**values), _STEGO_OPTIM, dict(_STEGO_TRAIN))
 
 
+def hp_for(dataset: str) -> Published | None:
+    """HP's settings for a data set, with the one backbone that it published for it; None = there are none."""
+    return next((published_hp(*pair) for pair in _HP if pair[0] == dataset), None)
+
+
+def stego_for(dataset: str, weights: str) -> Published | None:
+    """STEGO's block for a data set and the backbone that ``--model.weights`` names; None = there is none."""
+    blocks = {"cityscapes27": "cityscapes27", "potsdam3": "potsdam3-vits8"}
+    if dataset == "cocostuff27":
+        base = "vit_base" in weights or "vitbase" in weights
+        blocks[dataset] = "cocostuff27-vitb8" if base else "cocostuff27-vits8"
+    return published_stego(blocks[dataset]) if dataset in blocks else None
+
+
 def with_method(config: Config, method: str) -> Config:
     """A preset with another method, as ``--method`` gives it before other options are read.
 
     HP recolours images, so a preset's cache of features is switched off for it. Where HP or STEGO published
-    settings for the preset's data, sections ``hp`` and ``stego`` take them, and ``optim`` and ``train``
-    follow the method asked for; elsewhere only the method changes. HP's are those of the one backbone that
-    it published for the data.
+    settings for the preset's data, ``optim`` and ``train`` follow them (the presets have the sections ``hp``
+    and ``stego``); elsewhere only the method changes.
     """
     config = replace(config, method=method)
     if method == "hp":
         config = replace(config, data=replace(config.data, cache_features=False))
-    dataset = config.data.kind
-    hp = next((published_hp(*pair) for pair in _HP if pair[0] == dataset), None)
-    if hp is None:
-        return config
-    stego = published_stego(_stego_block(dataset, config.model.weights))
-    config = replace(config, hp=hp.method, stego=stego.method)
-    chosen = {"hp": hp, "stego": stego}.get(method)
+    dataset, weights = config.data.kind, config.model.weights
+    chosen = {"hp": hp_for(dataset), "stego": stego_for(dataset, weights)}.get(method)
     if chosen is None:
         return config
     return replace(config, optim=chosen.optim, train=replace(config.train, **chosen.train))
-
-
-def _stego_block(dataset: str, weights: str) -> str:
-    if dataset == "cocostuff27":
-        return "cocostuff27-vitb8" if "vit_base" in weights or "vitbase" in weights else "cocostuff27-vits8"
-    return {"cityscapes27": "cityscapes27", "potsdam3": "potsdam3-vits8"}[dataset]

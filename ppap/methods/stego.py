@@ -2,6 +2,10 @@
 
 Legend: B images, h w patch grid, S x S points per image, D channels of the backbone, E of the code. Read
 ``stego_loss`` for the loss of a pair of images, ``neighbours`` for the near images.
+
+Settings and loss are the published code's. Different here: images are described without dropout for the table
+of near images; an incomplete last batch is dropped; the learning rates of the probes are settings; a step is
+a batch on one device.
 """
 
 import torch

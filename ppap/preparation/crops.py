@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,6 +203,11 @@ def _queued(pool: Executor, function: Any, starts: range, shared: tuple, workers
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
+    except BrokenProcessPool:
+        raise DataError(
+            "a process was ended from outside, perhaps for its memory; give the same command again with "
+            "--workers 1, it goes on"
+        ) from None
     finally:
         for future in waiting:
             future.cancel()

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ TEST_SHARE = 0.1  # of all blocks, drawn from the labelled ones
 MANIFEST = "blocks.json"
 UNLABELLED = "unlabelled_train.txt"
 
+_EXTRA_SAMPLES = 338  # TIFF tag
+_MAT_TEXT = b"MATLAB 5.0 MAT-file, a block of a Potsdam tile"
 _IMAGE = re.compile(r"top_potsdam_(\d+_\d+)_RGBIR\.tif", re.I)
 _LABEL = re.compile(r"top_potsdam_(\d+_\d+)_label\.tif", re.I)
 _PROBLEMS = {
@@ -242,16 +245,30 @@ def _cut(tile: str, image: Path, label: Path | None, out: Path, start: int) -> i
 
 def _read(path: Path, channels: int) -> np.ndarray:
     """(H, W, channels) uint8 of a TIFF file."""
-    with naming(path, "a tile"), Image.open(path, formats=("TIFF",)) as image:
-        if image.tag_v2.get(338) in (1, (1,)):
-            raise DataError(
-                f"{path}: its fourth channel is marked as transparency that is multiplied in; save the tile "
-                "with an unspecified extra sample"
-            )
-        pixels = np.array(image)
+    with naming(path, "a tile"):
+        data = _declare_fourth_channel(bytearray(path.read_bytes()))
+        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+            pixels = np.array(image)
     if pixels.ndim != 3 or pixels.shape[2] < channels or pixels.dtype != np.uint8:
         raise DataError(f"{path}: {pixels.dtype} {pixels.shape}; tiles are uint8 with {channels} channels")
     return pixels[:, :, :channels]
+
+
+def _declare_fourth_channel(data: bytearray) -> bytearray:
+    """Set the tag ExtraSamples of a TIFF file to 2 (plain alpha).
+
+    Pillow drops a fourth channel of unspecified meaning (0), as infrared is written, and divides the colours
+    by one that is declared as multiplied in (1); a plain one it leaves alone.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    version, place = struct.unpack_from(f"{order}HI", data, 2)
+    if version == 42:
+        (entries,) = struct.unpack_from(f"{order}H", data, place)
+        for entry in range(place + 2, place + 2 + 12 * entries, 12):
+            tag, kind, count = struct.unpack_from(f"{order}HHI", data, entry)
+            if (tag, kind, count) == (_EXTRA_SAMPLES, 3, 1):
+                struct.pack_into(f"{order}H", data, entry + 8, 2)
+    return data
 
 
 def _write_block(path: Path, key: str, values: np.ndarray) -> None:
@@ -261,7 +278,8 @@ def _write_block(path: Path, key: str, values: np.ndarray) -> None:
         return
     raw = io.BytesIO()
     savemat(raw, {key: values}, do_compression=True)
-    _write(path, raw.getvalue())
+    # SciPy writes the time into the header's text; equal blocks shall be equal files.
+    _write(path, _MAT_TEXT.ljust(116) + raw.getvalue()[116:])
 
 
 def _write(path: Path, data: bytes) -> None:
