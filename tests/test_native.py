@@ -2,6 +2,7 @@
 
 import functools
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -335,17 +336,40 @@ def test_without_the_library_the_reason_is_said(monkeypatch, tmp_path):
         native.library.cache_clear()
 
 
-@pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
+def assembly() -> str:
+    """The library's instructions."""
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump is not installed")
+    command = ["objdump", "-d", "--no-show-raw-insn", str(native._FILE)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def test_functions_shared_by_instruction_sets_run_everywhere():
     """The linker keeps one copy of an inline function: that of the unit without special instructions."""
-    code = subprocess.run(
-        ["objdump", "-d", "--no-show-raw-insn", str(native._FILE)], capture_output=True, text=True, check=True
-    ).stdout
-    for name, body in re.findall(r"^[0-9a-f]+ <(_ZNK?St\w+|_ZSt\w+)[^>]*>:\n((?:.+\n)*)", code, re.M):
+    for name, body in re.findall(r"^[0-9a-f]+ <(_ZNK?St\w+|_ZSt\w+)[^>]*>:\n((?:.+\n)*)", assembly(), re.M):
         own = re.search("4avx2|6avx512|10avx512bf16", name)  # made of the set's own types, shared with nobody
         assert own or not re.search(r"\tv[a-z]", body), (
             f"{name} holds vector instructions of one instruction set"
         )
+
+
+def test_register_tiles_stay_in_registers():
+    """No loop that is mostly products keeps a sum on the stack, whatever follows the loop."""
+    lines = assembly().splitlines()
+    number_of = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r" +([0-9a-f]+):", line))}
+    tiles = {"fmadd": 0, "dpbf16": 0}
+    for i, line in enumerate(lines):
+        jump = re.match(r" +[0-9a-f]+:\tj\w+ +([0-9a-f]+) ", line)
+        start = number_of.get(jump[1], i) if jump else i
+        body = [text.split("\t", 1)[-1] for text in lines[start : i + 1]]
+        for kind in tiles:
+            products = sum(kind in text for text in body)
+            if products >= 12 and products > 0.2 * len(body):
+                tiles[kind] += 1
+                stack = [text for text in body if re.search(r"%[yz]mm.*\(%r[sb]p|\(%r[sb]p.*%[yz]mm", text)]
+                assert not stack, "\n".join(body)
+    if platform.machine() == "x86_64":
+        assert min(tiles.values()) > 10, tiles
 
 
 def test_an_installation_without_a_compiler(tmp_path):

@@ -78,7 +78,7 @@ struct PackedTile {
     std::vector<int64_t> unsure;
 
     void fill(const PpapSimilarity& c, int64_t first, int64_t count) {
-        pairs.resize(count * pairs_of(c.D)), norms.resize(count);
+        pairs.resize(count * pairs_of(c.D)), norms.resize(count), unsure.resize(count);
         for (int64_t row = 0; row < count; ++row) {
             const float* key = c.keys + (first + row) * c.D;
             const float scale = c.key_scale ? c.key_scale[first + row] : 1.0f;
@@ -101,24 +101,24 @@ static inline void judge_tile_screened(const PpapSimilarity& c, const PackedQuer
                                        int64_t count, PackedTile& tile, PanelBits& bits) {
     const int64_t depth = pairs_of(c.D), panel = bits.panel;
     const vf error0 = load(&queries.error[panel * PANEL]), error1 = load(&queries.error[panel * PANEL + LANES]);
-    tile.unsure.clear();
+    // No call between the rows of a register tile: it would push the sums out of their registers.
+    int64_t* unsure = tile.unsure.data();
+    int64_t left = 0;
     row_tiles(count, tile.pairs.data(), depth, 1, &queries.pairs[panel * depth * PANEL], PANEL, depth,
               [&](int64_t row, vf s0, vf s1) {
                   const vf length = splat(tile.norms[row]), tiny = splat(1e-30f);
                   if (c.bf16 || bits.decided(s0, s1, error0 * length + tiny, error1 * length + tiny))
                       bits.judge(first + row, s0, s1);
                   else
-                      tile.unsure.push_back(first + row);
+                      unsure[left++] = first + row;
               });
-    if (tile.unsure.empty()) return;
-    tile.rows.resize(tile.unsure.size() * c.D);
-    for (size_t i = 0; i < tile.unsure.size(); ++i)
-        std::copy_n(c.keys + tile.unsure[i] * c.D, c.D, &tile.rows[i * c.D]);
-    row_tiles(static_cast<int64_t>(tile.unsure.size()), tile.rows.data(), c.D, 1,
-              &queries.rows[panel * c.D * PANEL], PANEL, c.D, [&](int64_t row, vf s0, vf s1) {
-                  const int64_t patch = tile.unsure[row];
-                  const vf scale = splat(c.key_scale ? c.key_scale[patch] : 1.0f);
-                  bits.judge(patch, s0 * scale, s1 * scale);
+    if (!left) return;
+    tile.rows.resize(count * c.D);
+    for (int64_t i = 0; i < left; ++i) std::copy_n(c.keys + unsure[i] * c.D, c.D, &tile.rows[i * c.D]);
+    row_tiles(left, tile.rows.data(), c.D, 1, &queries.rows[panel * c.D * PANEL], PANEL, c.D,
+              [&](int64_t row, vf s0, vf s1) {
+                  const vf scale = splat(c.key_scale ? c.key_scale[unsure[row]] : 1.0f);
+                  bits.judge(unsure[row], s0 * scale, s1 * scale);
               });
 }
 
