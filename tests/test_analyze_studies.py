@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ppap.analysis import study
+from ppap.analysis.arguments import run_config
 from ppap.analysis.commands import ablation, benchmark, compare, sweep
 from ppap.analysis.commands.sweep import Grid, around, cell_name, describe, settings
 from ppap.analysis.study import Cell, of_seed, open_study, run_cells
@@ -14,8 +15,9 @@ from ppap.analysis.tables import mean_and_deviation, score_lines
 from ppap.config import LossConfig, from_dict
 from ppap.errors import DataError, PpapError, Stopped, UsageError
 from ppap.evaluation.comparison import variant
+from ppap.methods.published import with_method
 from ppap.pictures import legend
-from ppap.presets import demo
+from ppap.presets import demo, preset
 from ppap.train_request import parse_arguments
 from tests.runs import TINY, make_folder
 
@@ -219,6 +221,19 @@ def test_the_papers_rows_stand_below_ours():
     assert "| paper: HP | 80.1 | 18.4 | unknown | unknown |" in lines
     near = benchmark.neighbour_lines("imagenet_s50-vits16", {"ppap": [{"neighbours_miou": 12.0}]})
     assert near[-1] == "| PPAP | 12.0 | 59.3 |"
+
+
+def test_defaults_follow_method_and_protocol():
+    def config(method, *options):
+        return run_config(benchmark._parse(["cocostuff27-vits16", *options], method))
+
+    assert config("stego").train == with_method(preset("cocostuff27-vits16"), "stego").train
+    assert (
+        config("stego", "--train.steps=7").train.steps == config("ppap", "--train.steps=7").train.steps == 7
+    )
+    published, paper_says = config("ppap"), config("ppap", "--protocol=paper")
+    assert (published.model.guidance_dropout, paper_says.model.guidance_dropout) == (0.1, 0.0)
+    assert config("ppap", "--protocol", "paper", "--model.guidance-dropout=0.2").model.guidance_dropout == 0.2
 
 
 def test_means_and_missing_values():

@@ -1,5 +1,6 @@
 """What the analyses share on the command line: their options, presets, and the folder for their results."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from ppap.cli import first_positional, parse
 from ppap.config import Config, DataConfig, LossConfig, ModelConfig
 from ppap.errors import DataError, UsageError
 from ppap.presets import describe, preset
+from ppap.protocol import with_protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,12 @@ def parse_with_preset(
     """
     named = first_positional(argv)
     start = adjust(preset(named or "demo"))
+    if "protocol" in {f.name for f in fields(kind)}:
+        # Read ahead of the other options: they win over what the protocol sets.
+        ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        ahead.add_argument("--protocol")
+        if ahead.parse_known_args(list(argv))[0].protocol == "paper":
+            start = with_protocol(start, "paper")
     shared = {f.name for f in fields(kind)} & {f.name for f in fields(Config)}
     values = {field_name: getattr(start, field_name) for field_name in shared}
     values |= {key: value(start) if callable(value) else value for key, value in defaults.items()}

@@ -96,18 +96,10 @@ def _parse(argv: Sequence[str], method: str) -> BenchmarkArguments:
         BenchmarkArguments,
         "benchmark",
         TEXT,
-        adjust=lambda config: _start(config, method),
+        adjust=lambda config: with_method(config, method),
         compare=lambda start: replace(start.compare, rows=()),
         eval=lambda start: replace(start.eval, crf="native"),
     )
-
-
-def _start(config: Config, method: str) -> Config:
-    """A preset with another method; HP needs the images themselves where the preset caches their tokens."""
-    config = with_method(config, method)
-    if method == "hp" and config.hp.consistency > 0:
-        config = replace(config, data=replace(config.data, cache_features=False))
-    return config
 
 
 def write(
