@@ -13,7 +13,7 @@ $(VENV)/.done: pyproject.toml setup.py csrc/build.py $(wildcard csrc/cpu/*)
 	touch $@
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-gpu: setup
 	$(BIN)/python -m pytest tests/test_gpu.py
@@ -25,7 +25,7 @@ $(VENV)/triton36/.done: $(VENV)/.done
 	touch $@
 
 test-triton36: $(VENV)/triton36/.done
-	PYTHONPATH=$(VENV)/triton36 $(BIN)/python -m pytest tests/test_triton.py -k "compiled or test_ops or test_loss"
+	PYTHONPATH=$(VENV)/triton36 $(BIN)/python -m pytest -n auto tests/test_triton.py -k "compiled or test_ops or test_loss"
 
 # The native CPU library, after a change of csrc/cpu.
 native:

@@ -31,6 +31,9 @@ class FrozenTokens(NamedTuple):
 class Network(nn.Module):
     """A frozen backbone and whatever a method trains on top; by itself the code is the frozen features."""
 
+    has_embedding = False
+    """Whether there is an :meth:`embedding`."""
+
     def __init__(self, backbone: Backbone) -> None:
         """Args: the frozen network with its weights."""
         super().__init__()
@@ -64,12 +67,9 @@ class Network(nn.Module):
         """
         return frozen.guidance.float()
 
-    def embedding(self, frozen: FrozenTokens) -> Tensor | None:
-        """What the method's loss compares: unit rows (B h w, E), fp32, in (image, row, column) order.
-
-        None = the method compares the code itself, or nothing.
-        """
-        return None
+    def embedding(self, frozen: FrozenTokens) -> Tensor:
+        """What the method's loss compares: unit rows (B h w, E), fp32, in (image, row, column) order."""
+        raise NotImplementedError(f"{type(self).__name__} compares no embedding of the code")
 
 
 class Streams(NamedTuple):
@@ -92,6 +92,8 @@ class PPAPNet(Network):
     follow torch's global generator (``torch.manual_seed``); channel dropout follows the generator of the
     images' device.
     """
+
+    has_embedding = True
 
     def __init__(self, backbone: Backbone, guidance_dropout: float = 0.1) -> None:
         """Copy the last block of ``backbone``.

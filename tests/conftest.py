@@ -17,6 +17,12 @@ def poisoned_memory():
 # Deterministic products on a GPU need this before CUDA starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+# With pytest -n: the workers share the cores, and so do the processes that their tests start.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = max((os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]), 1)
+    torch.set_num_threads(share)
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
+
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch):

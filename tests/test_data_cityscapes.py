@@ -151,3 +151,13 @@ def test_crops_beside_a_folder_given_as_the_current_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "cityscapes")
     assert len(build_dataset(config("."), "train")) == 2
     assert len(build_dataset(config(".", crop="five"), "train")) == 10
+
+
+@pytest.mark.parametrize("place", ["", "val/frankfurt/"])
+def test_the_frame_that_another_toolbox_tests_with(tmp_path, place):
+    ids = [1, 2, 3, 4, 7, 8, 11, 13, 17, 20, 21, 23, 24, 26]
+    stem = f"{place}frankfurt_000000_000294"
+    save(tmp_path / f"leftImg8bit/{stem}_leftImg8bit.png", np.zeros((128, 256, 3), np.uint8))
+    save(tmp_path / f"gtFine/{stem}_gtFine_labelIds.png", label((256, 128), ids, 0).astype(np.uint8))
+    val = build_dataset(config(tmp_path), "val")
+    assert set(np.unique(val.load(0)[1]).tolist()) == {-1, 0, 1, 4, 6, 10, 13, 14, 16, 17, 19}

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +62,14 @@ def test_every_label_id(tree, kind):
     expected = np.vectorize(EXPECTED[kind])(stored)
     assert np.array_equal(val.load(0)[1], expected)
     assert val.classes == len(val.class_names) == len(set(val.class_names)) == int(kind[9:])
+
+
+def test_the_documentation_has_the_same_table():
+    text = (Path(__file__).parent.parent / "docs/datasets.md").read_text()
+    rows = re.findall(r"\| (\d+) \| ([a-z ()]+) \| ([\d, -]+?) (?=\|)", text)
+    assert {int(c): (name, ids.replace(",", "")) for c, name, ids in rows} == {
+        c: (NAMES[c], FINE[c]) for c in range(27)
+    }
 
 
 def test_names_of_the_smaller_sets_follow_the_classes(tree):

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from bench.shapes import clustered
 from ppap.config import HPConfig
 from ppap.data.transforms import MEAN, STD
+from ppap.errors import UsageError
 from ppap.methods import hp_loss as module
 from ppap.methods.hidden_positives import hidden_positives, pool_radius
 from ppap.methods.hp import HP
 from ppap.methods.hp_loss import HPSettings, Positives, hp_loss
-from ppap.methods.local_mixing import attention_logits, mix, mixing_weights, neighbours
+from ppap.methods.local_mixing import attention_logits, has_plain_attention, mix, mixing_weights, neighbours
 from ppap.methods.recolour import recolour
 from tests.helpers import peak_bytes
 from tests.methods import tiny_engine, tiny_images
@@ -255,6 +256,16 @@ def test_the_average_lags_by_one_step():
     engine.train_step(second, 1)
     for name, value in engine.net.average.state_dict().items():
         torch.testing.assert_close(value, 0.75 * start[name] + 0.25 * after[name])
+
+
+def test_a_backbone_without_plain_attention_is_refused(monkeypatch):
+    vit = tiny_engine("ppap").net.backbone.vit
+    assert has_plain_attention(vit)
+    del vit.blocks[-1].attn
+    assert not has_plain_attention(vit)
+    monkeypatch.setattr("ppap.methods.hp.has_plain_attention", lambda vit: False)
+    with pytest.raises(UsageError, match="plain attention, which vit_tiny_patch16_224 has not; give another"):
+        tiny_engine("hp")
 
 
 def test_weight_of_task_specific_positives():

@@ -81,6 +81,7 @@ def test_wheel_outside_the_tree_and_beside_it(built, tmp_path):
     assert "ppap/kernels/dispatch.py" in names and "ppap/kernels/ppap_loss/torch_impl.py" in names
     assert "ppap/data/folder.py" in names and "ppap/evaluation/metrics.py" in names
     assert {f"ppap/assets/scenes-vit/{name}" for name in ("model.safetensors", "config.json")} <= set(names)
+    assert "ppap/assets/cocostuff/lists.npz" in names and "ppap/preparation/crops.py" in names
     assert {"ppap/kernels/csrc/build.py", "ppap/kernels/csrc/cuda/kernels.cu"} <= set(names)
     if shutil.which("g++"):
         assert "ppap/kernels/_cpu.so" in names
@@ -107,7 +108,7 @@ def test_source_archive_has_what_a_build_needs(built):
     with tarfile.open(archive) as tar:
         names = {"/".join(name.split("/")[1:]) for name in tar.getnames()}
     assert {"setup.py", "pyproject.toml", "LICENSE", "kernels/dispatch.py", "ppap/train.py"} <= names
-    assert "ppap/assets/scenes-vit/model.safetensors" in names
+    assert {"ppap/assets/scenes-vit/model.safetensors", "ppap/assets/cocostuff/lists.npz"} <= names
     assert {"csrc/build.py", "csrc/cpu/kernels.h", "csrc/cuda/tile.cuh"} <= names
 
 

@@ -113,7 +113,7 @@ def test_an_interrupted_preparation_goes_on(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
 def test_ctrl_c_leaves_whole_files_and_the_same_command_finishes(tmp_path):
-    root = coco_tree(tmp_path, 300, 1, size=(64, 48))
+    root = coco_tree(tmp_path, 400, 1, size=(96, 72))
     command = [sys.executable, "-m", "ppap.prepare", "cocostuff27", "--root", str(root)]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     images = root / CROPS / "img/train"
@@ -122,9 +122,9 @@ def test_ctrl_c_leaves_whole_files_and_the_same_command_finishes(tmp_path):
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130 and "Traceback" not in errors, errors
-    assert 0 < len(list(images.glob("*.jpg"))) < 1500 and not list(root.rglob("*.part"))
+    assert 0 < len(list(images.glob("*.jpg"))) < 2000 and not list(root.rglob("*.part"))
     prepare("cocostuff27", root)
-    assert len(build_dataset(DataConfig(kind="cocostuff27", root=str(root)), "train")) == 1500
+    assert len(build_dataset(DataConfig(kind="cocostuff27", root=str(root)), "train")) == 2000
 
 
 def test_folders_that_are_there_already_are_left_alone(tmp_path):
@@ -132,6 +132,9 @@ def test_folders_that_are_there_already_are_left_alone(tmp_path):
     prepare("cocostuff27", root)
     with pytest.raises(UsageError, match="begun with other settings .quality 75, now 90"):
         prepare("cocostuff27", root, "--quality", 90)
+    (root / CROPS / "crops.json").write_text("{")
+    with pytest.raises(DataError, match="crops.json: cannot be read"):
+        prepare("cocostuff27", root)
     (root / CROPS / "crops.json").unlink()
     before = contents(root)
     with pytest.raises(UsageError, match="was not made by ppap prepare"):
@@ -262,7 +265,7 @@ def test_blocks_go_on_and_other_settings_are_refused(tmp_path):
     prepare("potsdam3", raw, "--out", out, "--partial")
     assert contents(out) == complete
     with pytest.raises(
-        UsageError, match="begun otherwise .split 'drawn with seed 0', now 'drawn with seed 1'"
+        UsageError, match="begun with other settings .split 'drawn with seed 0', now 'drawn with seed 1'"
     ):
         prepare("potsdam3", raw, "--out", out, "--partial", "--seed", 1)
     with pytest.raises(UsageError, match="is there already"):

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,19 @@ from ppap.errors import DataError
 CROPS = 5
 MANIFEST = "crops.json"
 """In a folder made by ``ppap prepare``: its settings and how many crops belong there."""
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What ``ppap prepare`` wrote about a folder it makes.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        remedy = "remove the folder and make it again with ppap prepare"
+        raise DataError(f"{path}: cannot be read ({error}); {remedy}") from None
 
 
 def folder_name(name: str, ratio: float) -> str:
@@ -91,7 +105,7 @@ def _check_numbers(folder: Path, images: np.ndarray, labels: np.ndarray, kind: s
     remedy = f"remove the folder and make it again with ppap prepare {kind}"
     manifest = folder / MANIFEST
     if manifest.is_file():
-        wanted = json.loads(manifest.read_text())["crops"]
+        wanted = read_manifest(manifest).get("crops")
         if not len(images) == len(labels) == wanted:
             raise DataError(
                 f"{folder}: {len(images):,} images and {len(labels):,} labels of {wanted:,}: ppap prepare "

@@ -31,7 +31,6 @@ from ppap.data.transforms import Geometry, normalise, resized_size
 from ppap.engine import Engine
 from ppap.errors import DataError, NumberError, UsageError
 from ppap.evaluation.metrics import ConfusionMatrix
-from ppap.model import PPAPNet
 
 MapOf = Callable[[Tensor], Tensor]
 """Image (1, 3, H, W) on the device -> feature map (1, D, h, w)."""
@@ -93,7 +92,7 @@ def map_source(engine: Engine, tensor: str) -> MapOf:
         return engine.code
     if tensor == "guidance":
         return engine.frozen_code
-    if not isinstance(engine.net, PPAPNet):
+    if not engine.net.has_embedding:
         raise UsageError(
             f"--eval.neighbours.tensor is z, which method {engine.config.method} does not have; "
             "give code or guidance"
@@ -105,11 +104,6 @@ def map_source(engine: Engine, tensor: str) -> MapOf:
         with torch.autocast(engine.device.type, dtype=engine.amp, enabled=engine.amp is not None):
             frozen = engine.net.frozen(image)
             z = engine.net.embedding(frozen)
-        if z is None:
-            raise UsageError(
-                f"--eval.neighbours.tensor is 'z': method {engine.config.method} projects nothing; "
-                "give code or guidance"
-            )
         return z.float().unflatten(0, (len(image), *frozen.grid)).permute(0, 3, 1, 2)
 
     return projected

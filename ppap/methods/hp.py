@@ -9,6 +9,7 @@ than the set of images goes through it again; checkpoints hold projection and po
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,8 @@ class HPNet(Network):
     of their own in every place: in both branches of both heads, on the average's code, on the mixed code and
     on the features that are compared; never on the code itself.
     """
+
+    has_embedding = True
 
     def __init__(self, backbone: Backbone, config: HPConfig) -> None:
         """Args: frozen network, settings. Initial weights follow torch's global generator."""
@@ -182,7 +185,7 @@ class HP(Method):
         total, warmup = self.data.total_steps, self.hp.warmup
         return (step - warmup) / (total - warmup) if step > warmup else 0.0
 
-    def _positives(self, features: Tensor, averaged: Tensor | None):
+    def _positives(self, features: Tensor, averaged: Tensor | None) -> Callable[[slice], Positives]:
         """Sets of a range of anchors: in the features and, where it is given, in the averaged code."""
         spaces = []
         for values, pool in ((features, self.net.agnostic_pool), (averaged, self.net.specific_pool)):

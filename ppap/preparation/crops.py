@@ -5,9 +5,8 @@ right, lower left, lower right, centre. The published crops are JPEG files of Pi
 """
 
 import hashlib
-import json
+import io
 import multiprocessing
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from ppap.data.checks import Problems
 from ppap.data.crops import CROPS, MANIFEST, folder_name
 from ppap.data.pairs import PROBLEMS, PairedDataset
 from ppap.errors import DataError, UsageError
+from ppap.preparation.folders import claim_folder, write_whole
 
 _CHUNK = 8  # images per job: an interruption waits for one job a process
 # As in ppap/data/loading.py: processes only read and write files.
@@ -103,22 +103,9 @@ def _claim(folder: Path, dataset: PairedDataset, source: str, settings: CropSett
         "quality": settings.quality,
         "crops": CROPS * len(dataset),
     }
-    path = folder / MANIFEST
-    remedy = "remove the folder, or give another --out"
-    if path.is_file():
-        there = json.loads(path.read_text())
-        changed = [f"{k} {there.get(k)!r}, now {v!r}" for k, v in manifest.items() if there.get(k) != v]
-        if changed:
-            raise UsageError(f"{folder} was begun with other settings ({'; '.join(changed)}); {remedy}")
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is there already and was not made by ppap prepare; {remedy}")
-    try:
-        for part in ("img", "label"):
-            (folder / part / "train").mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(manifest, indent=2) + "\n")
-    except OSError as error:
-        raise DataError(f"cannot write {folder} ({error.strerror or error}); give another --out") from None
+    claim_folder(folder, MANIFEST, manifest)
+    for part in ("img", "label"):
+        (folder / part / "train").mkdir(parents=True, exist_ok=True)
 
 
 def _crop_some(start: int, dataset: PairedDataset, folder: Path, settings: CropSettings) -> list[str]:
@@ -142,24 +129,15 @@ def _crop_some(start: int, dataset: PairedDataset, folder: Path, settings: CropS
             continue
         options = {} if settings.quality is None else {"quality": settings.quality}
         for box, image, label in zip(boxes, images, labels, strict=True):
-            save_whole(picture.crop(box), image, **options)
-            save_whole(stored.crop(box), label)
+            _save(picture.crop(box), image, **options)
+            _save(stored.crop(box), label)
     return texts
 
 
-def save_whole(picture: Image.Image, path: Path, **options: Any) -> None:
-    """Write a file that is there only when it is complete.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    part = path.with_name(f"{path.name}.part")
-    try:
-        picture.save(part, format="PNG" if path.suffix == ".png" else "JPEG", **options)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path} ({error.strerror or error}); make room and go on") from None
+def _save(picture: Image.Image, path: Path, **options: Any) -> None:
+    data = io.BytesIO()
+    picture.save(data, format="PNG" if path.suffix == ".png" else "JPEG", **options)
+    write_whole(path, data.getvalue())
 
 
 def _in_processes(function: Any, starts: range, shared: tuple, workers: int) -> Iterator[Any]:

@@ -7,8 +7,6 @@ are an unseeded permutation of these and the published split an unseeded draw, s
 """
 
 import io
-import json
-import os
 import re
 import struct
 import sys
@@ -22,7 +20,8 @@ from PIL import Image
 from ppap.data.checks import Problems
 from ppap.data.images import naming
 from ppap.data.potsdam import LISTS
-from ppap.errors import DataError, UsageError
+from ppap.errors import DataError
+from ppap.preparation.folders import claim_folder, write_whole
 
 BLOCK = 200
 TILE = 6000
@@ -160,14 +159,17 @@ def cut_tiles(tiles: Tiles, out: Path, seed: int = 0, lists: Path | None = None)
     ]
     split = _draw(labelled, int(starts[-1]), seed) if lists is None else _given(lists, labelled)
     origin = f"drawn with seed {seed}" if lists is None else f"from {lists}"
-    _claim(out, {"tiles": list(tiles.images), "labelled": list(tiles.labels), "split": origin})
+    manifest = {"tiles": list(tiles.images), "labelled": list(tiles.labels), "split": origin}
+    claim_folder(out, MANIFEST, manifest)
+    for folder in ("imgs", "gt"):
+        (out / folder).mkdir(exist_ok=True)
     bar = tqdm(tiles.images.items(), "cut", unit="tile", disable=not sys.stderr.isatty())
     unknown = sum(
         _cut(tile, path, tiles.labels.get(tile), out, int(starts[t])) for t, (tile, path) in enumerate(bar)
     )
     split[UNLABELLED] = sorted(set(range(int(starts[-1]))) - set(labelled))
     for name, numbers in split.items():
-        _write(out / name, "".join(f"{n}\n" for n in numbers).encode())
+        write_whole(out / name, "".join(f"{n}\n" for n in numbers).encode())
     names = ", ".join(f"{name} {len(numbers):,}" for name, numbers in split.items())
     how = origin + (" (the published draw is not known)" if lists is None else "")
     note = f"; {unknown:,} label pixels of other colours are ignored" if unknown else ""
@@ -199,24 +201,6 @@ def _given(folder: Path, labelled: Sequence[int]) -> dict[str, list[int]]:
     if not train or not test or len({*train, *test}) != len(train) + len(test):
         raise DataError(f"{folder}: a list is empty, or a block stands in both lists or twice")
     return split
-
-
-def _claim(out: Path, manifest: dict) -> None:
-    path = out / MANIFEST
-    if path.is_file():
-        there = json.loads(path.read_text())
-        changed = [f"{k} {there.get(k)!r}, now {v!r}" for k, v in manifest.items() if there.get(k) != v]
-        if changed:
-            raise UsageError(f"{out} was begun otherwise ({'; '.join(changed)}); give another --out")
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there already and was not made by ppap prepare; give another --out")
-    try:
-        for folder in ("imgs", "gt"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(manifest, indent=2) + "\n")
-    except OSError as error:
-        raise DataError(f"cannot write {out} ({error.strerror or error}); give another --out") from None
 
 
 def _cut(tile: str, image: Path, label: Path | None, out: Path, start: int) -> int:
@@ -279,14 +263,4 @@ def _write_block(path: Path, key: str, values: np.ndarray) -> None:
     raw = io.BytesIO()
     savemat(raw, {key: values}, do_compression=True)
     # SciPy writes the time into the header's text; equal blocks shall be equal files.
-    _write(path, _MAT_TEXT.ljust(116) + raw.getvalue()[116:])
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path} ({error.strerror or error}); make room and go on") from None
+    write_whole(path, _MAT_TEXT.ljust(116) + raw.getvalue()[116:])
