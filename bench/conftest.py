@@ -18,6 +18,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="one round on the smallest shape")
+    parser.addoption(
+        "--photos", metavar="DIR", help="folder of photographs for the dense CRF; without: scenes"
+    )
 
 
 def pytest_generate_tests(metafunc):

@@ -18,20 +18,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+_AVX2 = ["-mavx2", "-mfma"]
+_AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"]
 # Of an inline function's copies the linker keeps the first: units without flags of their own come first, so
 # that no function shared by all holds instructions that only some processors have.
-AVX2 = ["-mavx2", "-mfma"]
-AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"]
 UNITS = {
     "library.cpp": [],
     "dense_crf_lattice.cpp": ["-ffp-contract=off"],
     "isa_portable.cpp": [],
     "dense_crf_portable.cpp": [],
-    "isa_avx2.cpp": AVX2,
-    "dense_crf_avx2.cpp": AVX2,
-    "isa_avx512.cpp": AVX512,
-    "dense_crf_avx512.cpp": AVX512,
-    "isa_avx512bf16.cpp": [*AVX512, "-mavx512bf16"],
+    "isa_avx2.cpp": _AVX2,
+    "dense_crf_avx2.cpp": _AVX2,
+    "isa_avx512.cpp": _AVX512,
+    "dense_crf_avx512.cpp": _AVX512,
+    "isa_avx512bf16.cpp": [*_AVX512, "-mavx512bf16"],
 }
 CUDA_ARCHITECTURES = (75, 80, 90)
 X86_ONLY = [name for name in UNITS if "avx" in name]

@@ -19,6 +19,7 @@ from ppap.evaluation.comparison import (
     table,
     variant,
 )
+from ppap.kernels import native
 from ppap.loss import PPAPLoss
 from ppap.methods.ppap import SWITCHES
 from ppap.presets import demo
@@ -48,15 +49,14 @@ def test_a_run_ends_with_the_table(run):
         assert (run / "pictures" / f"{name}.png").exists() and f"pictures/{name}.png" in report
 
 
+@pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
 def test_scores_with_crf_get_a_table_of_their_own(tmp_path):
-    pytest.importorskip("pydensecrf")
     options = [
         "--compare.rows",
         "colour",
         "ppap",
         *COMPARE[-3:],
-        "--eval.crf=pydensecrf",
-        "--eval.crf-workers=0",
+        "--eval.crf=native",
     ]
     run = tiny_run(tmp_path / "run", *options, "--train.val-every=0")
     report = (run / "report.md").read_text()

@@ -14,6 +14,7 @@ from ppap.data import build_datasets
 from ppap.errors import DataError, UsageError
 from ppap.eval import main
 from ppap.evaluation.evaluate import PROBES, evaluate, pixel_scores
+from ppap.kernels import native
 from ppap.presets import preset
 from ppap.probes import ClusterProbe, LinearProbe
 from tests.runs import edit_info, make_folder, tiny_run
@@ -84,9 +85,9 @@ def test_scores_do_not_depend_on_batches_or_workers(workers):
     assert results[0].plain["linear"].pixels == 7 * 32 * 32
 
 
+@pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
 def test_the_crf_runs_beside_the_plain_scores():
-    pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf is not installed: pip install pydensecrf2")
-    config = EvalConfig(crf="pydensecrf", crf_workers=0)
+    config = EvalConfig(crf="native")
     result = evaluate(code_of, probes(), scenes(3), config, patch_size=8, device=torch.device("cpu"))
     plain = evaluate(code_of, probes(), scenes(3), EvalConfig(), patch_size=8, device=torch.device("cpu"))
     assert result.plain == plain.plain
@@ -94,14 +95,14 @@ def test_the_crf_runs_beside_the_plain_scores():
     assert {"crf/cluster_miou", "linear_accuracy"} <= set(result.summary())
 
 
-def test_without_the_package_the_rest_is_reported(monkeypatch):
-    from ppap.kernels.dense_crf import pydensecrf_impl
+def test_without_the_library_the_rest_is_reported(monkeypatch):
+    from ppap.kernels.dense_crf import native_impl
 
-    monkeypatch.setattr(pydensecrf_impl, "unavailable_reason", lambda: "no module; pip install pydensecrf2")
-    config = EvalConfig(crf="pydensecrf", crf_workers=0)
+    monkeypatch.setattr(native_impl, "unavailable_reason", lambda: "not built: install a C++ compiler")
+    config = EvalConfig(crf="native")
     result = evaluate(code_of, probes(), scenes(2), config, patch_size=8, device=torch.device("cpu"))
     assert result.plain and not result.crf
-    assert result.notes == ["dense CRF skipped: no module; pip install pydensecrf2"]
+    assert result.notes == ["dense CRF (native) skipped: not built: install a C++ compiler"]
 
 
 def test_the_command_prints_and_writes(finished, capsys):
@@ -112,7 +113,10 @@ def test_the_command_prints_and_writes(finished, capsys):
     first = finished / "evaluation.json"
     record = json.loads(first.read_text())
     origin = record["provenance"]
-    assert origin["crf"] == "none" and origin["seed"] == 0 and len(record["classes"]) == 8
+    if native.reason() is None:
+        assert "native library" in origin["crf"]
+        assert set(record["scores"]["crf"]) == set(PROBES) and "CRF by ppap" in text
+    assert origin["seed"] == 0 and len(record["classes"]) == 8
     assert origin["weights"]["step"] == 3 and "decided beforehand" in origin["weights"]["selection"]
     assert "decided beforehand" in text
     assert "meaningless" in record["warning"]
@@ -124,7 +128,7 @@ def test_the_command_prints_and_writes(finished, capsys):
 def test_evaluation_equals_the_validation_in_training(finished, tmp_path):
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     wanted = next(row for row in rows if row["step"] == 3 and "cluster_miou" in row)
-    main([str(finished), "--which", "last", f"--out={tmp_path / 'last.json'}"])
+    main([str(finished), "--which", "last", "--eval.crf=none", f"--out={tmp_path / 'last.json'}"])
     scores = json.loads((tmp_path / "last.json").read_text())["scores"]["plain"]
     for probe in PROBES:
         assert scores[probe]["miou"] == wanted[f"{probe}_miou"]
@@ -134,10 +138,10 @@ def test_evaluation_equals_the_validation_in_training(finished, tmp_path):
 def test_the_frozen_backbone(finished, tmp_path):
     out = [tmp_path / f"{i}.json" for i in range(2)]
     for path in out:
-        main([str(finished), "--frozen", "--frozen-steps", "4", "--out", str(path)])
+        main([str(finished), "--frozen", "--frozen-steps", "4", "--eval.crf=none", "--out", str(path)])
     records = [json.loads(path.read_text()) for path in out]
     assert records[0] == records[1] and records[0]["frozen"] is True
-    main([str(finished), "--out", str(tmp_path / "plain.json")])
+    main([str(finished), "--eval.crf=none", "--out", str(tmp_path / "plain.json")])
     assert json.loads((tmp_path / "plain.json").read_text())["scores"] != records[0]["scores"]
 
 

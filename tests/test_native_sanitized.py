@@ -21,7 +21,10 @@ FLAGS = [
     "-g",
     "-DPPAP_EMULATE_PAIRS",
 ]
-TESTS = "(fused and published) or softmax or proxy or relation or layout or chunks or past or sixteen"
+TESTS = (
+    "(fused and published) or softmax or proxy or relation or layout or chunks or past or sixteen "
+    "or (direct and cpp) or (counts and cpp) or (pictures and noise and cpp) or (limit and not refuses)"
+)
 # The tests run against the library of this path in the place of the installed one.
 RUN = """
 import sys
@@ -32,7 +35,8 @@ from tests.test_native_sanitized import check_screened_masks
 check_screened_masks(native._FILE, Path(sys.argv[1]))
 native._FILE = Path(sys.argv[1])
 native.library.cache_clear()
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "tests/test_native.py", "-k", sys.argv[2]]))
+files = ["tests/test_native.py", "tests/test_dense_crf.py"]
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *files, "-k", sys.argv[2]]))
 """
 
 

@@ -28,17 +28,18 @@ struct Lattice {
     std::vector<std::vector<int32_t>> chains;  // per axis, vertices in line; the last of a line as ~vertex
 };
 
-// A filter as weighted sums over neighbours. Rows of an image that have the same sums share a row of the table.
-struct Stencil {
-    int64_t reach = 0;            // farthest neighbour [rows]
-    std::vector<int32_t> row;     // (height,): row of the table
-    std::vector<int64_t> first;   // (table rows * width + 1,): where the neighbours of a pixel begin
-    std::vector<Entry> taps;      // index: neighbour minus pixel [pixels]
+// A lattice of positions: what a row of pixels needs of it lies close together, so that splat, blur and slice follow
+// each other in a band that moves down the image. Every stage has a ring of vertices: the splat, then each axis.
+struct Banded : Lattice {
+    std::vector<std::vector<int32_t>> before, next;  // per axis (vertices,): neighbours, or -1
+    std::vector<int64_t> known;                      // (height,): vertices that this row and those above touch
+    int64_t reach = 0;                               // farthest neighbour [vertices]
+    int64_t ring = 1;                                // vertices kept per stage, a power of two
 };
 
 struct Kernels {
     std::vector<Lattice> lattices;
-    std::vector<Stencil> stencils;  // at most one
+    std::vector<Banded> banded;
 };
 
 // The kernels whose weight is not 0.

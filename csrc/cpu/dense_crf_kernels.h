@@ -25,6 +25,7 @@ using crf::Entry;
 
 constexpr int64_t PIXELS = 64;          // transposed at a time
 constexpr int64_t VERTICES_AHEAD = 6;   // pixels
+constexpr int MAX_STAGES = 4;
 constexpr float NEVER = -1e30f;         // energy of the padding
 constexpr float LOG2_E = 1.44269504f;
 constexpr float LOWEST = -16.6096405f;  // log2 of the smallest probability, 1e-5
@@ -62,28 +63,34 @@ class MeanField {
   public:
     MeanField(const PpapDenseCrf& problem, const crf::Kernels& kernels, int64_t classes)
         : kernels_(kernels), width_(problem.W), height_(problem.H), pixels_(problem.W * problem.H), classes_(classes),
-          blocks_((classes + V * LANES - 1) / (V * LANES)), row_(blocks_ * V * LANES), unary_(allocate(pixels_ * row_)) {
-        // A sweep writes rows beside those it still reads: above them on the way down, below them on the way up.
-        gap_ = kernels.stencils.empty() ? 0 : (kernels.stencils[0].reach + 1) * width_;
-        q_ = allocate((pixels_ + gap_) * row_);
+          blocks_((classes + V * LANES - 1) / (V * LANES)), row_(blocks_ * V * LANES), unary_(allocate(pixels_ * row_)),
+          q_(allocate(pixels_ * row_)) {
         for (const crf::Lattice& lattice : kernels.lattices) vertices_.push_back(allocate(lattice.vertices * row_));
+        for (const crf::Banded& banded : kernels.banded)
+            // The row after the last vertex stands for all neighbours that are not there.
+            for (int stage = 0; stage <= banded.corners; ++stage) {
+                rings_.push_back(allocate((banded.ring + 1) * row_));
+                std::fill_n(rings_.back().get() + banded.ring * row_, row_, 0.0f);
+            }
     }
 
     void run(const float* scores, int64_t iterations, float* out) {
         read(scores);
-        float *now = q_.get(), *other = q_.get() + gap_ * row_;
-        if (iterations % 2) std::swap(now, other);
-        for (int64_t p = 0; p < pixels_; ++p) softmax(unary_.get() + p * row_, now + p * row_);
+        for (int64_t p = 0; p < pixels_; ++p) softmax(unary_.get() + p * row_, q_.get() + p * row_);
         for (int64_t i = 0; i < iterations; ++i) {
             for (size_t k = 0; k < vertices_.size(); ++k) {
-                splat_all(kernels_.lattices[k], now, vertices_[k].get());
-                for (const auto& chain : kernels_.lattices[k].chains) blur(chain, vertices_[k].get());
+                const crf::Lattice& lattice = kernels_.lattices[k];
+                for (int64_t v = 0; v < lattice.vertices; ++v) gather(lattice, v, vertices_[k].get() + v * row_);
+                for (const auto& chain : lattice.chains) blur(chain, vertices_[k].get());
             }
-            const bool down = other <= now;
-            for (int64_t y = 0; y < height_; ++y) sweep(down ? y : height_ - 1 - y, now, other);
-            std::swap(now, other);
+            int64_t done[MAX_STAGES] = {};
+            for (int64_t y = 0; y < height_; ++y) {
+                for (const crf::Banded& banded : kernels_.banded) advance(banded, banded.known[y], done);
+                // In place: what is still to be gathered lies below.
+                for (int64_t x = 0; x < width_; ++x) update(y * width_ + x, x + VERTICES_AHEAD < width_);
+            }
         }
-        write(now, out);
+        write(out);
     }
 
   private:
@@ -112,15 +119,15 @@ class MeanField {
         }
     }
 
-    void write(const float* q, float* out) const {
+    void write(float* out) const {
         for (int64_t first = 0; first < pixels_; first += PIXELS) {
             const int64_t count = std::min(PIXELS, pixels_ - first);
             for (int64_t c = 0; c < classes_; ++c)
-                for (int64_t i = 0; i < count; ++i) out[c * pixels_ + first + i] = q[(first + i) * row_ + c];
+                for (int64_t i = 0; i < count; ++i) out[c * pixels_ + first + i] = q_.get()[(first + i) * row_ + c];
         }
     }
 
-    __attribute__((noinline)) void softmax(const float* energy, float* q) const {
+    void softmax(const float* energy, float* q) const {
         vf top = load(energy);
         for (int64_t i = LANES; i < row_; i += LANES) top = max(top, load(energy + i));
         const vf shift = splat(across(top, [](float a, float b) { return std::max(a, b); }));
@@ -134,17 +141,17 @@ class MeanField {
         for (int64_t i = 0; i < row_; i += LANES) store(q + i, load(q + i) * inverse);
     }
 
-    __attribute__((noinline)) void splat_all(const crf::Lattice& lattice, const float* q, float* values) const {
-        for (int64_t v = 0; v < lattice.vertices; ++v)
-            for (int64_t block = 0; block < row_; block += V * LANES) {
-                vf sum[V] = {};
-                for (int64_t e = lattice.first[v]; e < lattice.first[v + 1]; ++e) {
-                    const Entry entry = lattice.splat[e];
-                    prefetch_row(q + lattice.splat[e + crf::AHEAD].index * row_ + block, V * LANES);
-                    accumulate(sum, entry.weight, q + entry.index * row_ + block);
-                }
-                put(values + v * row_ + block, sum);
+    // What the pixels of a vertex splat on it.
+    void gather(const crf::Lattice& lattice, int64_t v, float* to) const {
+        for (int64_t block = 0; block < row_; block += V * LANES) {
+            vf sum[V] = {};
+            for (int64_t e = lattice.first[v]; e < lattice.first[v + 1]; ++e) {
+                const Entry entry = lattice.splat[e];
+                prefetch_row(q_.get() + lattice.splat[e + crf::AHEAD].index * row_ + block, V * LANES);
+                accumulate(sum, entry.weight, q_.get() + entry.index * row_ + block);
             }
+            put(to + block, sum);
+        }
     }
 
     // Along lines of vertices, in place: every vertex is read once and written once.
@@ -171,42 +178,60 @@ class MeanField {
         }
     }
 
-    // New probabilities of a row of pixels from the filtered old ones.
-    __attribute__((noinline)) void sweep(int64_t y, const float* old, float* fresh) const {
-        const crf::Stencil* stencil = kernels_.stencils.empty() ? nullptr : &kernels_.stencils[0];
-        for (int64_t x = 0; x < width_; ++x) {
-            const int64_t p = y * width_ + x;
-            float* to = fresh + p * row_;
-            for (int64_t block = 0; block < row_; block += V * LANES) {
-                vf sum[V], rest[V] = {};
-                get(sum, unary_.get() + p * row_ + block);
-                for (size_t k = 0; k < vertices_.size(); ++k) {
-                    const crf::Lattice& lattice = kernels_.lattices[k];
-                    const Entry* entries = &lattice.slice[p * lattice.corners];
-                    const float* values = vertices_[k].get() + block;
-                    if (x + VERTICES_AHEAD < width_)
-                        for (int r = 0; r < lattice.corners; ++r)
-                            prefetch_row(values + entries[VERTICES_AHEAD * lattice.corners + r].index * row_, V * LANES);
-                    add_terms(sum, rest, entries, entries + lattice.corners, values);
+    // Stages of the vertices up to `known`; each stage stays ahead of the next by the reach of its blur.
+    void advance(const crf::Banded& banded, int64_t known, int64_t* done) {
+        const int64_t mask = banded.ring - 1;
+        for (int stage = 0; stage <= banded.corners; ++stage) {
+            const int64_t until = std::min(banded.vertices, known + (banded.corners - stage) * banded.reach);
+            float* to = rings_[stage].get();
+            for (int64_t v = done[stage]; v < until; ++v) {
+                float* at = to + (v & mask) * row_;
+                if (stage == 0) {
+                    gather(banded, v, at);
+                    continue;
                 }
-                if (stencil) {
-                    const int64_t at = stencil->row[y] * width_ + x;
-                    const Entry* taps = stencil->taps.data();
-                    add_terms(sum, rest, taps + stencil->first[at], taps + stencil->first[at + 1], old + p * row_ + block);
-                }
-                for (int k = 0; k < V; ++k) store(to + block + k * LANES, sum[k] + rest[k]);
+                const int32_t before = banded.before[stage - 1][v], next = banded.next[stage - 1][v];
+                const float* from = rings_[stage - 1].get();
+                const float* here = from + (v & mask) * row_;
+                const float* left = from + (before < 0 ? banded.ring : before & mask) * row_;
+                const float* right = from + (next < 0 ? banded.ring : next & mask) * row_;
+                for (int64_t i = 0; i < row_; i += LANES)
+                    store(at + i, load(here + i) + 0.5f * (load(left + i) + load(right + i)));
             }
-            softmax(to, to);
+            done[stage] = std::max(done[stage], until);
         }
     }
 
-    // Into two sums by turns: a sum waits for its last product.
-    void add_terms(vf* sum, vf* rest, const Entry* entry, const Entry* end, const float* rows) const {
-        for (; entry + 1 < end; entry += 2) {
-            accumulate(sum, entry[0].weight, rows + entry[0].index * row_);
-            accumulate(rest, entry[1].weight, rows + entry[1].index * row_);
+    // A pixel's new probabilities from the filtered old ones.
+    void update(int64_t p, bool prefetch) {
+        float* to = q_.get() + p * row_;
+        for (int64_t block = 0; block < row_; block += V * LANES) {
+            vf sum[V], rest[V] = {};
+            get(sum, unary_.get() + p * row_ + block);
+            for (size_t k = 0; k < vertices_.size(); ++k) {
+                const crf::Lattice& lattice = kernels_.lattices[k];
+                const Entry* entries = &lattice.slice[p * lattice.corners];
+                const float* values = vertices_[k].get() + block;
+                if (prefetch)
+                    for (int r = 0; r < lattice.corners; ++r)
+                        prefetch_row(values + entries[VERTICES_AHEAD * lattice.corners + r].index * row_, V * LANES);
+                // Into two sums by turns: a sum waits for its last product.
+                for (int r = 0; r < lattice.corners; r += 2) {
+                    accumulate(sum, entries[r].weight, values + entries[r].index * row_);
+                    accumulate(rest, entries[r + 1].weight, values + entries[r + 1].index * row_);
+                }
+            }
+            for (const crf::Banded& banded : kernels_.banded) {
+                const Entry* entries = &banded.slice[p * banded.corners];
+                const float* values = rings_[banded.corners].get() + block;
+                auto row = [&](int r) { return values + (entries[r].index & (banded.ring - 1)) * row_; };
+                accumulate(sum, entries[0].weight, row(0));
+                accumulate(rest, entries[1].weight, row(1));
+                accumulate(sum, entries[2].weight, row(2));
+            }
+            for (int k = 0; k < V; ++k) store(to + block + k * LANES, sum[k] + rest[k]);
         }
-        if (entry < end) accumulate(sum, entry->weight, rows + entry->index * row_);
+        softmax(to, to);
     }
 
     static int64_t vertex(int32_t link) { return link < 0 ? ~link : link; }
@@ -223,9 +248,10 @@ class MeanField {
     }
 
     const crf::Kernels& kernels_;
-    int64_t width_, height_, pixels_, classes_, blocks_, row_, gap_;
+    int64_t width_, height_, pixels_, classes_, blocks_, row_;
     Rows unary_, q_;
-    std::vector<Rows> vertices_;
+    std::vector<Rows> vertices_;  // of every lattice
+    std::vector<Rows> rings_;     // of every stage
 };
 
 }  // namespace

@@ -323,92 +323,34 @@ Lattice lattice_of(Mesh&& mesh, double weight) {
     return lattice;
 }
 
-// Rows of the operator slice * blur * splat of a mesh, one after the other.
-class OperatorRows {
-  public:
-    OperatorRows(const std::vector<std::vector<int32_t>>& next, const Lattice& lattice)
-        : next_(next), lattice_(lattice), before_(next.size(), std::vector<int32_t>(lattice.vertices, -1)),
-          values_(lattice.vertices), blurred_(lattice.vertices) {
-        for (size_t axis = 0; axis < next.size(); ++axis)
-            for (int64_t v = 0; v < lattice.vertices; ++v)
-                if (next[axis][v] >= 0) before_[axis][next[axis][v]] = static_cast<int32_t>(v);
-    }
-
-    // visit(pixel, weight) for every term of a pixel's sum; a pixel may come several times.
-    template <class Visit>
-    void terms(int64_t pixel, Visit&& visit) {
-        for (int r = 0; r < lattice_.corners; ++r) {
-            const Entry& entry = lattice_.slice[pixel * lattice_.corners + r];
-            add(entry.index, entry.weight, values_, active_);
+// The filter of positions alone. Vertices are numbered by the first pixel that touches them, row by row.
+Banded banded_of(const Features& features, double weight) {
+    Mesh plane = mesh<2>(features);
+    Banded out;
+    out.next = plane.next;
+    static_cast<Lattice&>(out) = lattice_of(std::move(plane), weight);
+    for (const std::vector<int32_t>& next : out.next) {
+        out.before.emplace_back(out.vertices, -1);
+        for (int64_t v = 0; v < out.vertices; ++v) {
+            if (next[v] < 0) continue;
+            out.before.back()[next[v]] = static_cast<int32_t>(v);
+            out.reach = std::max(out.reach, std::abs(next[v] - v));
         }
-        for (size_t axis = before_.size(); axis-- > 0;) {  // backwards, since this is a row and not a column
-            for (int32_t v : active_) {
-                const float value = values_[v];
-                values_[v] = 0.0f;
-                add(v, value, blurred_, next_active_);
-                add(before_[axis][v], 0.5f * value, blurred_, next_active_);
-                add(next_[axis][v], 0.5f * value, blurred_, next_active_);
-            }
-            active_.clear();
-            std::swap(active_, next_active_), std::swap(values_, blurred_);
-        }
-        for (int32_t v : active_) {
-            for (int64_t e = lattice_.first[v]; e < lattice_.first[v + 1]; ++e)
-                visit(lattice_.splat[e].index, lattice_.splat[e].weight * values_[v]);
-            values_[v] = 0.0f;
-        }
-        active_.clear();
     }
-
-  private:
-    static void add(int32_t vertex, float value, std::vector<float>& values, std::vector<int32_t>& active) {
-        if (vertex < 0 || value == 0.0f) return;
-        if (values[vertex] == 0.0f) active.push_back(vertex);
-        values[vertex] += value;
-    }
-
-    const std::vector<std::vector<int32_t>>& next_;
-    const Lattice& lattice_;
-    std::vector<std::vector<int32_t>> before_;
-    std::vector<float> values_, blurred_;
-    std::vector<int32_t> active_, next_active_;
-};
-
-// With a sigma of 1 pixel a step of one row is a step of the lattice itself: rows have the same sums but for rounding,
-// which has a period of 3, and for those near the upper and lower border. So the table is that of a low image.
-constexpr int64_t BORDER = 5, PERIOD = 3;
-// A simplex and all blurs reach 1, 2 and 1 pixels; at 4 pixels nothing is left.
-constexpr int64_t REACH = 3;
-constexpr float SMALLEST = 1e-7f;  // sums below it are rounding
-
-Stencil stencil_of(const PpapDenseCrf& problem, double weight) {
-    const int64_t width = problem.W, height = problem.H, least = 2 * BORDER + PERIOD;
-    const int64_t low = height < least ? height : least + (height - least) % PERIOD;
-    Mesh small = mesh<2>({width, low, 1.0f, nullptr, 1.0f});
-    const std::vector<std::vector<int32_t>> next = small.next;
-    const Lattice lattice = lattice_of(std::move(small), weight);
-    OperatorRows rows(next, lattice);
-    Stencil out;
-    out.reach = REACH;
-    for (int64_t y = 0; y < height; ++y) {
-        const bool inside = height > low && y >= BORDER && y < height - BORDER;
-        const int64_t row = inside ? BORDER + (y - BORDER) % PERIOD : y < BORDER ? y : y - height + low;
-        out.row.push_back(static_cast<int32_t>(row));
-    }
-    std::vector<float> sums(width * low, 0.0f);
-    for (int64_t y = 0; y < low; ++y)
-        for (int64_t x = 0; x < width; ++x) {
-            const int64_t pixel = y * width + x;
-            rows.terms(pixel, [&](int64_t other, float value) { sums[other] += value; });
-            out.first.push_back(out.taps.size());
-            for (int64_t v = std::max<int64_t>(0, y - REACH); v <= std::min(low - 1, y + REACH); ++v)
-                for (int64_t u = std::max<int64_t>(0, x - REACH); u <= std::min(width - 1, x + REACH); ++u) {
-                    const int64_t other = v * width + u;
-                    if (sums[other] >= SMALLEST) out.taps.push_back({static_cast<int32_t>(other - pixel), sums[other]});
-                    sums[other] = 0.0f;
-                }
+    const int64_t row = features.width * out.corners;
+    int64_t known = 0, span = 0;
+    for (int64_t y = 0; y < features.height; ++y) {
+        const int64_t before = known;
+        int64_t lowest = out.vertices;
+        for (int64_t i = y * row; i < (y + 1) * row; ++i) {
+            known = std::max<int64_t>(known, out.slice[i].index + 1);
+            lowest = std::min<int64_t>(lowest, out.slice[i].index);
         }
-    out.first.push_back(out.taps.size());
+        out.known.push_back(known);
+        // What a row reads, and what lies between two stages of the blur while a row is added.
+        span = std::max({span, known - lowest, known - before + 3 * out.reach});
+    }
+    while (out.ring < span) out.ring *= 2;
     return out;
 }
 
@@ -421,12 +363,8 @@ Kernels build_kernels(const PpapDenseCrf& problem) {
         kernels.lattices.push_back(lattice_of(mesh<5>(features), problem.bilateral_weight * LOG2_E));
     }
     if (problem.gaussian_weight > 0) {
-        const double weight = problem.gaussian_weight * LOG2_E;
-        if (problem.gaussian_sxy == 1.0f)
-            kernels.stencils.push_back(stencil_of(problem, weight));
-        else
-            kernels.lattices.push_back(
-                lattice_of(mesh<2>({problem.W, problem.H, problem.gaussian_sxy, nullptr, 1.0f}), weight));
+        const Features features = {problem.W, problem.H, problem.gaussian_sxy, nullptr, 1.0f};
+        kernels.banded.push_back(banded_of(features, problem.gaussian_weight * LOG2_E));
     }
     return kernels;
 }

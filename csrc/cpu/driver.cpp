@@ -44,11 +44,27 @@ static void run(int isa, int64_t N, int64_t C, int64_t D, int64_t E, int64_t bf1
         if (!std::isfinite(value)) std::exit(2);
 }
 
+static void run_crf(int isa, int64_t H, int64_t W, int64_t C, float gaussian_sxy) {
+    std::vector<uint8_t> image(H * W * 3);
+    for (uint8_t& value : image) value = static_cast<uint8_t>(std::rand());
+    const std::vector<float> scores = unit_rows(C, H * W);
+    std::vector<float> q(scores.size());
+    const float* const maps[] = {scores.data(), scores.data()};
+    float* const results[] = {q.data(), q.data()};
+    const int64_t classes[] = {C, 1};
+    const PpapDenseCrf arguments = {image.data(), maps, results, classes, H, W, 2, 3, gaussian_sxy, 3.0f, 67.0f, 3.0f, 4.0f};
+    if (ppap_dense_crf(isa, &arguments)) std::exit(3);
+    for (float value : q)
+        if (!(value >= 0 && value <= 1.0001f)) std::exit(4);
+}
+
 int main() {
     for (int isa = 0; ppap_isa_name(isa); ++isa) {
         if (!ppap_isa_available(isa)) continue;
         for (int64_t N : {1, 31, 129, 300})
             for (int64_t C : {1, 33, 70}) run(isa, N, C, 19, 32, N % 2);
+        for (int64_t C : {1, 9, 27, 40})
+            for (float sxy : {1.0f, 2.5f}) run_crf(isa, 13, 21, C, sxy), run_crf(isa, 1, 7, C, sxy);
         std::printf("%s: done\n", ppap_isa_name(isa));
     }
     return 0;

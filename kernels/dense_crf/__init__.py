@@ -37,9 +37,9 @@ def dense_crf(
 
     The unary energy is ``-log(clip(softmax(scores), 1e-5, 1))``; a Gaussian kernel on positions smooths, a
     bilateral kernel on positions and colours aligns to edges; both are normalised symmetrically. The defaults
-    are the published evaluation protocol. Runs on one core of the CPU (:func:`dense_crf_batch` uses all), and
-    copies there and back for scores on another device. Bitwise repeatable. Not differentiable: a backward pass
-    through it raises.
+    are the published evaluation protocol. Runs on one core of the CPU (:func:`dense_crf_batch` uses all),
+    and copies there and back for scores on another device. Bitwise repeatable. Not differentiable: a backward
+    pass through it raises.
 
     Args:
         image: (H, W, 3) uint8 RGB (read in BGR order inside, as published), numpy or torch, any device.
@@ -74,14 +74,14 @@ def dense_crf_batch(
     bilateral: tuple[float, float, float] = (67, 3, 4),
     impl: str | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """:func:`dense_crf` of many images, on as many threads as torch has; several maps of an image share its lattice.
+    """:func:`dense_crf` of many images, on as many threads as torch has; maps of one image share its lattice.
 
     A generator: `pairs` are drawn only as fast as threads take them, results come in their order and do not
     depend on the number of threads, and Ctrl-C stops it after the images under way. Leave it early with
     ``close()``, or let a ``for`` loop do it.
 
     Args:
-        pairs: (image, score maps) as :func:`dense_crf` takes them; the number of classes and of maps may differ.
+        pairs: (image, score maps) as :func:`dense_crf` takes them; numbers of classes and maps may differ.
         iterations: as there, as are `gaussian`, `bilateral` and `impl`; only "cpp" runs on several threads.
 
     Yields:
@@ -91,7 +91,8 @@ def dense_crf_batch(
         As :func:`dense_crf`.
 
     Example:
-        >>> for cluster_q, linear_q in dense_crf_batch((image, (cluster, linear)) for image, cluster, linear in data):
+        >>> pairs = ((image, (cluster, linear)) for image, cluster, linear in data)
+        >>> for cluster_q, linear_q in dense_crf_batch(pairs):
         ...     show(cluster_q.argmax(dim=0))
     """
     threads = torch.get_num_threads() if impl in (None, "cpp") else 1

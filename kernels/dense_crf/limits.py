@@ -7,7 +7,7 @@ from collections.abc import Sequence
 def spans(
     height: int, width: int, gaussian: Sequence[float], bilateral: Sequence[float]
 ) -> dict[str, list[float]]:
-    """Kernel -> the largest value of each of its features, which are positions and colours over the sigmas."""
+    """Kernel -> the largest value of each of its features: positions and colours over the sigmas."""
     (gaussian_sxy, _), (sxy, srgb, _) = gaussian, bilateral
     return {
         "gaussian": [(width - 1) / gaussian_sxy, (height - 1) / gaussian_sxy],

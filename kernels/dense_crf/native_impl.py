@@ -41,9 +41,9 @@ def dense_crf(
 ) -> list[Tensor]:
     """Mean-field inference for several maps of one image, which share the lattice; tensors on the CPU.
 
-    Memory above inputs and results, with S the number of classes rounded up to whole vectors of the processor:
-    about 8 S + 150 bytes per pixel and 4 S + 90 bytes per lattice vertex (photographs have about one vertex
-    for two pixels, noise up to 6 per pixel).
+    Memory above inputs and results, with S the number of classes rounded up to whole vectors (8 floats for
+    AVX2; more than 4 of them to whole fours): about 8 S + 200 bytes per pixel and 4 S + 90 bytes per vertex
+    of the bilateral lattice; photographs have about one vertex for two pixels, noise up to 6 per pixel.
 
     Raises:
         RuntimeError: the library is missing.

@@ -1,7 +1,8 @@
 """The definition of ``dense_crf``, step by step, for the reader and the tests; seconds per photograph.
 
-Mean field: Kraehenbuehl and Koltun, Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials
-(2011). Lattice: Adams, Baek and Davis, Fast High-Dimensional Filtering Using the Permutohedral Lattice (2010).
+Mean field: Kraehenbuehl and Koltun, Efficient Inference in Fully Connected CRFs with Gaussian Edge
+Potentials (2011). Lattice: Adams, Baek and Davis, Fast High-Dimensional Filtering Using the Permutohedral
+Lattice (2010).
 
 Legend: ``N`` pixels, ``C`` classes, ``d`` features of a pixel, ``M`` lattice vertices.
 """
@@ -30,7 +31,7 @@ def dense_crf(
     gaussian: tuple[float, float],
     bilateral: tuple[float, float, float],
 ) -> list[Tensor]:
-    """Mean-field inference for several maps of one image; the parameters of :func:`ppap.kernels.dense_crf`."""
+    """Mean-field inference for several maps of one image; parameters of :func:`ppap.kernels.dense_crf`."""
     (gaussian_sxy, gaussian_weight), (sxy, srgb, bilateral_weight) = gaussian, bilateral
     height, width, _ = image.shape
     y, x = np.divmod(np.arange(height * width), width)
@@ -50,7 +51,7 @@ def _mean_field(scores: Tensor, filters: Sequence[tuple["Filter", float]], itera
     unary_NC = -probability_NC.log()
     q_NC = (-unary_NC).softmax(dim=1)
     for _ in range(iterations):
-        # Message passing, compatibility transform (Potts: agreeing with the neighbours is rewarded), local update.
+        # Message passing, compatibility transform (Potts: agreement is rewarded), local update.
         messages_NC = sum(weight * f(q_NC) for f, weight in filters)
         q_NC = (messages_NC - unary_NC).softmax(dim=1)
     return q_NC.T.reshape(scores.shape).contiguous()
@@ -100,9 +101,9 @@ class Filter:
 def enclosing_simplices(feature_Nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Vertices (N, d + 1, d) int64 and weights (N, d + 1) float32 of the simplices that features lie in.
 
-    A vertex has d + 1 coordinates that sum to 0 and leave the same remainder r on division by d + 1; a simplex
-    has one vertex for each r, in this order; the last coordinate is left out. In float32 throughout: for a
-    feature on a face the last bit decides, and the order of operations is the published code's.
+    A vertex has d + 1 coordinates that sum to 0 and leave the same remainder r on division by d + 1; a
+    simplex has one vertex for each r, in this order; the last coordinate is left out. In float32 throughout:
+    for a feature on a face the last bit decides, and the order of operations is the published code's.
     """
     count, d = feature_Nd.shape
     deviation = np.float32(math.sqrt(2 / 3) * (d + 1))  # makes the filter's standard deviation 1

@@ -1,7 +1,7 @@
 """Dense CRF over a validation set: label maps from score maps, in order, images across threads or processes.
 
-The native implementation runs on threads. The package pydensecrf holds Python's lock while it works, so it gets
-worker processes.
+The native implementation runs on threads. The package pydensecrf holds Python's lock while it works, so it
+gets worker processes.
 """
 
 import collections
@@ -112,8 +112,8 @@ def _in_processes(pairs: Iterable, impl: str, workers: int) -> Iterator[tuple[Te
             yield tuple(map(torch.from_numpy, waiting.popleft().result()))
     except BrokenProcessPool:
         raise UsageError(
-            "a dense CRF worker process died or could not start: there may be too little memory; if a script of "
-            'your own starts the evaluation, guard it with `if __name__ == "__main__":`; or set '
+            "a dense CRF worker process died or could not start: there may be too little memory; if a script "
+            'of your own starts the evaluation, guard it with `if __name__ == "__main__":`; or set '
             "--eval.crf-workers 0, or --eval.crf native"
         ) from None
     finally:
