@@ -129,17 +129,22 @@ def refuse_changes(stored: Any, config: Any, allowed: Sequence[str]) -> None:
     Raises:
         UsageError: another setting differs; the message names it and what may differ.
     """
+    wrong = changed_settings(stored, config, allowed)
+    if wrong:
+        raise UsageError(
+            f"--resume cannot change {option_names(wrong)}; start a new run for that. "
+            f"It may change {option_names(allowed)}"
+        )
+
+
+def changed_settings(stored: Any, config: Any, allowed: Sequence[str] = ()) -> list[str]:
+    """Dotted names of the settings in which two configs differ; those in `allowed` do not count."""
     before, after = _flat(to_dict(stored)), _flat(to_dict(config))
 
     def free(name: str) -> bool:
         return name in allowed or f"{name.split('.')[0]}.*" in allowed
 
-    wrong = [name for name in before if before[name] != after[name] and not free(name)]
-    if wrong:
-        raise UsageError(
-            f"--resume cannot change {_options(wrong)}; start a new run for that. "
-            f"It may change {_options(allowed)}"
-        )
+    return [name for name in before if before[name] != after[name] and not free(name)]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -149,5 +154,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _options(names: Sequence[str]) -> str:
+def option_names(names: Sequence[str]) -> str:
+    """Settings as they are written on the command line."""
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)

@@ -70,14 +70,25 @@ def test_the_command_draws_and_writes(tmp_path, capsys):
 def test_positives_by_step(tmp_path, capsys):
     options = [o for o in TINY[1:] if o.startswith(("--data", "--model", "--loss"))]
     out = tmp_path / "positives"
-    main(["positives", "demo", *options, "--loss.phi0=0.2", f"--out={out}", "--images=3", "--anchors=2"])
+    main(
+        [
+            "positives",
+            "demo",
+            *options,
+            "--loss.phi0=0.2",
+            f"--out={out}",
+            "--images=3",
+            "--anchors=2",
+            "--pool=8",
+        ]
+    )
     record = json.loads((out / "positives.json").read_text())
     assert len(record["anchors"]) == 2 and "% right" in capsys.readouterr().out
     for row in record["anchors"]:
         assert len(row["positives"]) == len(row["precision"]) == 3 and row["positives"][-1] > 0
     with Image.open(out / "positives.png") as picture:
         assert picture.width > 4 * 32
-    main(["positives", "demo", *options, "--loss.phi0=1.5", f"--out={tmp_path / 'none'}"])
+    main(["positives", "demo", *options, "--loss.phi0=1.5", f"--out={tmp_path / 'none'}", "--no-hidden"])
     assert "no patch has positives" in capsys.readouterr().out
     assert not (tmp_path / "none" / "positives.png").exists()
 

@@ -81,6 +81,7 @@ def test_wheel_outside_the_tree_and_beside_it(built, tmp_path):
     assert "ppap/kernels/dispatch.py" in names and "ppap/kernels/ppap_loss/torch_impl.py" in names
     assert "ppap/data/folder.py" in names and "ppap/evaluation/metrics.py" in names
     assert {f"ppap/assets/scenes-vit/{name}" for name in ("model.safetensors", "config.json")} <= set(names)
+    assert "ppap/assets/paper/tables.json" in names
     assert "ppap/assets/cocostuff/lists.npz" in names and "ppap/preparation/crops.py" in names
     assert {"ppap/kernels/csrc/build.py", "ppap/kernels/csrc/cuda/kernels.cu"} <= set(names)
     if shutil.which("g++"):

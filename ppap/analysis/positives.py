@@ -1,4 +1,4 @@
-"""Which patches become positives of an anchor, step by step of the propagation (the paper's Fig. 5)."""
+"""Which patches become positives of an anchor, step by step, and of HP (the paper's Fig. 5)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,9 +10,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ppap.analysis.features import labels_of
 from ppap.data import SegmentationDataset
-from ppap.evaluation.patches import patch_labels
 from ppap.kernels import PropagationConfig, propagate
+from ppap.methods.hidden_positives import hidden_positives, pool_radius
 from ppap.model import PPAPNet, patch_rows
 from ppap.pictures import strip
 
@@ -20,7 +21,7 @@ _RIGHT, _WRONG, _PLAIN = (40, 200, 90), (235, 70, 60), (250, 200, 40)
 _MARK = (255, 0, 255)
 _DIM = 0.35  # share of its brightness that a patch outside the set keeps
 _HEAD = 14  # pixels above a cell, for its numbers
-_LARGEST = 400  # pixels of the longer side of a cell, so that the picture stays near 2000
+_MARGIN = 10  # pixels beside a cell
 _TRIES = 256  # random patches among which anchors with positives are looked for
 
 
@@ -33,6 +34,8 @@ class Example(NamedTuple):
     """(T + 1, N) bool: after 0, 1, ... T steps."""
     same_class: Tensor | None = None
     """(N,) bool: patches of the anchor's class; None without labels."""
+    hidden: Tensor | None = None
+    """(N,) bool: HP's positives; None where they were not asked for."""
 
     def counts(self) -> list[int]:
         """Number of positives after every step."""
@@ -40,18 +43,49 @@ class Example(NamedTuple):
 
     def precision(self) -> list[float | None]:
         """Share of the anchor's class among them [fraction]; None where unknown or empty."""
-        if self.same_class is None:
-            return [None] * len(self.positives)
-        return [self.same_class[p].float().mean().item() if p.any() else None for p in self.positives]
+        return [self.precision_of(positives) for positives in self.positives]
 
-    def describe(self) -> list[str]:
-        """After every step, in words: the number of positives and the share of the anchor's class."""
-        pairs = zip(self.counts(), self.precision(), strict=True)
-        return [str(n) if share is None else f"{n}, {100 * share:.0f} % right" for n, share in pairs]
+    def precision_of(self, positives: Tensor) -> float | None:
+        """Share of the anchor's class in a set (N,) bool [fraction]; None where unknown or empty."""
+        if self.same_class is None or not positives.any():
+            return None
+        return self.same_class[positives].float().mean().item()
+
+    def describe(self, positives: Tensor) -> str:
+        """A set (N,) bool in words: its size and the share of the anchor's class."""
+        count, share = int(positives.sum()), self.precision_of(positives)
+        return str(count) if share is None else f"{count}, {100 * share:.0f} % right"
 
     def to_dict(self) -> dict[str, Any]:
         """Counts and precision, as plain containers for JSON."""
-        return {"patch": self.anchor, "positives": self.counts(), "precision": self.precision()}
+        values = {"patch": self.anchor, "positives": self.counts(), "precision": self.precision()}
+        if self.hidden is not None:
+            values["hp"] = {"positives": int(self.hidden.sum()), "precision": self.precision_of(self.hidden)}
+        return values
+
+
+class Look(NamedTuple):
+    """What a picture shows, and how large."""
+
+    anchors: int = 4
+    """Rows."""
+    seed: int = 0
+    """Of the anchors."""
+    width: int = 1600
+    """Width at most [pixels]; images are made smaller, never larger."""
+
+
+class _Block(NamedTuple):
+    """The images as they stand in one cell."""
+
+    images: Sequence[np.ndarray]
+    """(H, W, 3) uint8 each."""
+    grid: tuple[int, int]
+    """Patch rows and columns of an image."""
+    patch: int
+    """Side of a patch [pixels]."""
+    scale: float
+    """By which an image is made smaller."""
 
 
 @torch.no_grad()
@@ -89,9 +123,9 @@ def draw_positives(
     indices: Sequence[int],
     cfg: PropagationConfig,
     path: Path,
+    look: Look | None = None,
     *,
-    anchors: int = 4,
-    seed: int = 0,
+    pool: Tensor | None = None,
 ) -> list[Example]:
     """A picture with a row per anchor and columns for up to four of the steps; other patches are dark.
 
@@ -104,65 +138,83 @@ def draw_positives(
         indices: of the images that are compared; anchors come from any of them.
         cfg: thresholds, steps and sigmas.
         path: PNG to write; nothing is written where no patch has positives.
-        anchors: rows.
-        seed: of the anchors.
+        look: rows and size; None = the defaults.
+        pool: HP's reference pool (M, D), for a column of its positives; None = no such column.
 
     Returns:
         What was drawn.
     """
+    look = look or Look()
     device, patch = next(net.parameters()).device, net.backbone.patch_size
     samples = [dataset[i] for i in indices]
-    features = net.features(torch.stack([sample["image"] for sample in samples]).to(device))
-    grid = (features.shape[2], features.shape[3])
-    found = examples(patch_rows(features), cfg, anchors, seed)
+    maps = net.features(torch.stack([sample["image"] for sample in samples]).to(device))
+    grid, features = (maps.shape[2], maps.shape[3]), patch_rows(maps)
+    found = examples(features, cfg, look.anchors, look.seed)
     if not found:
         return []
     if dataset.labelled:
-        label = torch.stack([sample["label"] for sample in samples])
-        padding = (0, grid[1] * patch - label.shape[2], 0, grid[0] * patch - label.shape[1])
-        classes = patch_labels(torch.nn.functional.pad(label, padding, value=-1), patch)
+        classes = labels_of(torch.stack([sample["label"] for sample in samples]), patch)
         found = [example._replace(same_class=_same_class(classes, example.anchor)) for example in found]
-    images = [dataset.pixels(i) for i in indices]
+    if pool is not None:
+        rows = torch.tensor([example.anchor for example in found], device=device)
+        hidden = hidden_positives(features, pool_radius(features, pool), rows).cpu()
+        found = [example._replace(hidden=own) for example, own in zip(found, hidden, strict=True)]
     shown = sorted({0, min(1, cfg.steps), cfg.steps // 2, cfg.steps})  # more would be too small to see
-    rows = [[_cell(images, grid, patch, e, t) for t in (None, *shown)] for e in found]
-    titles = ["anchor", *(f"positives after {t} steps" for t in shown)]
+    titles = ["anchor", *(f"after {t} step{'s' if t != 1 else ''}" for t in shown)]
+    titles += ["HP"] if pool is not None else []
+    block = _block([dataset.pixels(i) for i in indices], grid, patch, look.width / len(titles))
+    rows = []
+    for example in found:
+        sets = [None, *(example.positives[t] for t in shown)]
+        sets += [example.hidden] if pool is not None else []
+        rows.append([_cell(block, example, positives) for positives in sets])
     strip(rows, titles, path, cell=max(rows[0][0].shape[:2]))
     return found
+
+
+def _block(images: Sequence[np.ndarray], grid: tuple[int, int], patch: int, width: float) -> _Block:
+    across = _across(len(images))
+    room = (width - _MARGIN) / across
+    return _Block(images, grid, patch, min(1.0, max(room, grid[1]) / images[0].shape[1]))
+
+
+def _across(images: int) -> int:
+    """Images in a line of a cell; two lines where there is more than one image."""
+    return -(-images // min(images, 2))
 
 
 def _same_class(classes: Tensor, anchor: int) -> Tensor | None:
     return classes == classes[anchor] if classes[anchor] >= 0 else None
 
 
-def _cell(
-    images: Sequence[np.ndarray], grid: tuple[int, int], patch: int, example: Example, step: int | None
-) -> np.ndarray:
-    """All images in a block, the positives after a step (None = none drawn) lit, the anchor in a frame."""
+def _cell(block: _Block, example: Example, positives: Tensor | None) -> np.ndarray:
+    """All images, those of a set (N,) bool lit (None = nothing is), the anchor in a frame."""
+    grid, patch = block.grid, block.patch
     per_image, same = grid[0] * grid[1], example.same_class
     pictures = []
-    for i, image in enumerate(images):
+    for i, image in enumerate(block.images):
         picture = Image.fromarray(image)
-        if step is not None:
+        if positives is not None:
             part = slice(i * per_image, (i + 1) * per_image)
             own = None if same is None else same[part]
-            picture = _lit(picture, example.positives[step][part], own, grid, patch)
+            picture = _lit(picture, positives[part], own, grid, patch)
+        size = tuple(max(1, round(side * block.scale)) for side in picture.size)
+        picture = picture.resize(size, Image.Resampling.BOX)
         if example.anchor // per_image == i:
-            y, x = (patch * value for value in divmod(example.anchor % per_image, grid[1]))
-            box = (x - 2, y - 2, x + patch + 1, y + patch + 1)
-            ImageDraw.Draw(picture).rectangle(box, outline=_MARK, width=3 if len(images) > 2 else 2)
+            y, x = (patch * block.scale * v for v in divmod(example.anchor % per_image, grid[1]))
+            side = patch * block.scale
+            box = (round(x) - 2, round(y) - 2, round(x + side) + 1, round(y + side) + 1)
+            ImageDraw.Draw(picture).rectangle(box, outline=_MARK, width=2)
         pictures.append(np.asarray(picture))
-    rows = min(len(pictures), 2)
-    columns = -(-len(pictures) // rows)
-    pictures += [np.full_like(pictures[0], 255)] * (rows * columns - len(pictures))
-    lines = [np.concatenate(pictures[r * columns : (r + 1) * columns], axis=1) for r in range(rows)]
-    block = np.concatenate(lines)
-    if max(block.shape) > _LARGEST:
-        size = tuple(round(side * _LARGEST / max(block.shape)) for side in block.shape[1::-1])
-        block = np.asarray(Image.fromarray(block).resize(size, Image.Resampling.BOX))
-    head = Image.new("RGB", (block.shape[1], _HEAD), (255, 255, 255))
-    if step is not None:
-        ImageDraw.Draw(head).text((2, 1), example.describe()[step], fill=(0, 0, 0))
-    return np.concatenate([np.asarray(head), block])
+    across = _across(len(pictures))
+    lines = -(-len(pictures) // across)
+    pictures += [np.full_like(pictures[0], 255)] * (lines * across - len(pictures))
+    rows = [np.concatenate(pictures[r * across : (r + 1) * across], axis=1) for r in range(lines)]
+    sheet = np.concatenate(rows)
+    head = Image.new("RGB", (sheet.shape[1], _HEAD), (255, 255, 255))
+    if positives is not None:
+        ImageDraw.Draw(head).text((2, 1), example.describe(positives), fill=(0, 0, 0))
+    return np.concatenate([np.asarray(head), sheet])
 
 
 def _lit(

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,9 +148,20 @@ def _distance(share: float, aim: float) -> float:
     return abs(np.log(max(share, 1e-9) / aim))
 
 
-def write(result: Thresholds, folder: Path, title: str, used: tuple[float, float]) -> None:
-    """``thresholds.{json,md,png}`` in an existing folder; `used` = (phi0, psi0) of the settings."""
-    (folder / "thresholds.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
+def write(
+    result: Thresholds, folder: Path, title: str, used: tuple[float, float], provenance: dict[str, Any]
+) -> None:
+    """``thresholds.{json,md,png}`` in an existing folder.
+
+    Args:
+        result: what was measured.
+        folder: where.
+        title: heading, such as the backbone's origin.
+        used: (phi0, psi0) of the settings.
+        provenance: for the JSON, see :func:`ppap.provenance.provenance`.
+    """
+    values = {"provenance": provenance, **asdict(result)}
+    (folder / "thresholds.json").write_text(json.dumps(values, indent=1) + "\n")
     phis = sorted({point.phi0 for point in result.grid})
     psis = sorted({point.psi0 for point in result.grid})
     found = {(point.phi0, point.psi0): point for point in result.grid}

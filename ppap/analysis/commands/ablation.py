@@ -1,0 +1,106 @@
+"""``ppap analyze ablation``: what each half of the method contributes (Table 5)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ppap.analysis import paper
+from ppap.analysis.arguments import check_seeds, parse_with_preset, run_config
+from ppap.analysis.study import Cell, check, of_seed, open_study, run_cells
+from ppap.analysis.tables import Summary, has_crf, score_lines
+from ppap.config import Config
+from ppap.errors import UsageError
+from ppap.rundir import RunDir
+from ppap.seeds import shared_provenance, spread_of
+
+ROWS = {"fixed": "none", "tps": "TPS", "ans": "ANS", "ppap": "TPS + ANS"}
+"""Row of a comparison -> its name in Table 5."""
+
+TEXT = """Train the four losses of the paper's Table 5 and measure them with the same settled probes.
+
+none: positives above phi0 around the anchor itself, all other patches negatives; TPS: propagated positives
+alone; ANS: ambiguous patches left out alone; TPS + ANS: PPAP. All share initial weights, batches,
+thresholds and probes; only the switches differ.
+
+Writes ablation.md and results.json; each seed is a run directory below cells/. The same command continues a
+stopped ablation. A seed costs four trainings: two minutes on two cores for the demo."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationArguments(Config):
+    """Options of ``ppap analyze ablation``; everything else defaults to the preset."""
+
+    out: str = ""
+    """New folder for ablation.md, results.json and the runs, or one to continue; must be given."""
+    seeds: tuple[int, ...] = (0,)
+    """One run of all four rows each; the table has mean and standard deviation."""
+    jobs: int = 1
+    """Seeds at once, in processes of their own."""
+
+    def __post_init__(self) -> None:
+        check_seeds(self.seeds)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Command ``analyze ablation``."""
+    arguments: AblationArguments = parse_with_preset(
+        argv,
+        AblationArguments,
+        "ablation",
+        TEXT,
+        compare=lambda start: replace(start.compare, rows=tuple(ROWS), fixed_phi0=None),
+    )
+    config = of_seed(run_config(arguments), 0)
+    if config.method != "ppap":
+        raise UsageError(f"--method is {config.method!r}; an ablation is one of ppap: leave it out")
+    if set(config.compare.rows) != set(ROWS):
+        raise UsageError(
+            f"--compare.rows is {' '.join(config.compare.rows)}; leave it out: rows are fixed here"
+        )
+    check(config, arguments.jobs)
+    path = open_study(arguments.out, "ablation", config)
+    cells = [Cell(f"seed-{seed}", of_seed(config, seed)) for seed in arguments.seeds]
+    results = [record["result"] for record in run_cells(path, cells, arguments.jobs).values()]
+    rows = {title: [result["summary"][name] for result in results] for name, title in ROWS.items()}
+    text = write(path, config, arguments.seeds, results, rows)
+    print(f"{text}\nwritten: {path}")
+
+
+def write(
+    path: Path, config: Config, seeds: Sequence[int], results: Sequence[dict], rows: dict[str, list[Summary]]
+) -> str:
+    """``results.json`` and ``ablation.md``; returns the text of the latter."""
+    first = results[0]
+    values = {
+        "analysis": "ablation",
+        "backbone": first["backbone"],
+        "warning": first["warning"],
+        "seeds": list(seeds),
+        "rows": {name: spread_of(summaries) for name, summaries in rows.items()},
+        "provenance": shared_provenance([result["provenance"] for result in results]),
+    }
+    RunDir(path).write_json("results.json", values)
+    published = paper.table(5)
+    extra = {}
+    for column in ("cluster_accuracy", "cluster_miou"):
+        head = f"paper: {column.replace('_', ' ').replace('miou', 'mIoU')}"
+        extra[head] = {name: paper.text(published.find(name, "ViT-S/16")[column]) for name in ROWS.values()}
+    loss, compare = config.loss, config.compare
+    still = loss.phi0 if compare.fixed_phi0 is None else compare.fixed_phi0
+    lines = [f"# Ablation: {config.preset}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}", ""]
+    if first["warning"]:
+        lines += [f"> **{first['warning']}**", ""]
+    lines += [
+        f"- backbone: {first['backbone']}; seeds {', '.join(map(str, seeds))}"
+        + (" (mean ± standard deviation)" if len(seeds) > 1 else ""),
+        f"- phi0 {loss.phi0:g} (row none {still:g}), psi0 {loss.psi0:g}, "
+        f"T = {loss.steps}; probes: {compare.steps} steps, {compare.starts} starts, the same for every row",
+        f"- the paper's numbers are of its {published.title}",
+        "",
+        *score_lines(rows, extra={} if has_crf(rows) else extra),
+    ]
+    if has_crf(rows):
+        lines += ["", *score_lines(rows, crf=True, extra=extra)]
+    text = "\n".join(lines) + "\n"
+    (path / "ablation.md").write_text(text)
+    return text

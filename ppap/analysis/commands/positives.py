@@ -1,0 +1,98 @@
+"""``ppap analyze positives``: which patches become positives of an anchor, step by step (Fig. 5)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ppap.analysis.arguments import AnalysisArguments, check_seed, make_folder, new_folder, parse_with_preset
+from ppap.analysis.features import backbone_weights, reference_pool
+from ppap.analysis.positives import Example, Look, draw_positives
+from ppap.data import build_datasets
+from ppap.engine import pick_device
+from ppap.loss import PPAPLoss
+from ppap.model import build_net
+from ppap.provenance import provenance
+from ppap.report import RANDOM_WARNING, spread
+
+TEXT = """Draw the positives of a few anchors after every step of the propagation, and HP's beside them (the
+paper's Fig. 5).
+
+Lit patches are in the set: green where they have the anchor's class, red where not, yellow where it is not
+known; the anchor is framed. Writes positives.png and positives.json. Half a minute on two cores for the
+demo, most of it for HP's pool."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositiveArguments(AnalysisArguments):
+    """Options of ``ppap analyze positives``; data, model and loss default to those of the preset."""
+
+    out: str = ""
+    """New folder for positives.png and positives.json; must be given."""
+    images: int = 6
+    """Training images, spread over the set, whose patches are compared."""
+    anchors: int = 4
+    """Patches, drawn at random among those with positives, that are drawn."""
+    seed: int = 0
+    """Seed of all that is drawn at random."""
+    width: int = 1600
+    """Width of the picture at most [pixels]."""
+    hidden: bool = True
+    """A column with HP's positives."""
+    pool: int = 2048
+    """Patches in HP's reference pool (published: 2048, Potsdam 1024), one of each of as many training
+    images; where there are fewer images, they come again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed("seed", self.seed)
+        if self.pool < 1:
+            raise ValueError(f"--pool is {self.pool}; give at least 1")
+        if self.width < 200:
+            raise ValueError(f"--width is {self.width}; give at least 200 pixels")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Command ``analyze positives``."""
+    arguments: PositiveArguments = parse_with_preset(argv, PositiveArguments, "positives", TEXT)
+    out = new_folder(arguments.out)
+    device = pick_device(arguments.device)
+    dataset = build_datasets(arguments.data, ("train",)).train
+    torch.manual_seed(arguments.seed)
+    net = build_net(arguments.model).to(device).eval()
+    pool = None
+    if arguments.hidden:
+        workers = arguments.data.workers
+        pool = reference_pool(net, dataset, arguments.pool, seed=arguments.seed, workers=workers)
+    make_folder(out)
+    found = draw_positives(
+        net,
+        dataset,
+        spread(len(dataset), arguments.images),
+        PPAPLoss(arguments.loss, 0).propagation,
+        out / "positives.png",
+        Look(arguments.anchors, arguments.seed, arguments.width),
+        pool=pool,
+    )
+    record = {
+        "backbone": net.backbone.origin,
+        "anchors": [example.to_dict() for example in found],
+        "provenance": provenance(arguments.config(arguments.seed), device, backbone_weights(net)),
+    }
+    (out / "positives.json").write_text(json.dumps(record, indent=2) + "\n")
+    if not found:
+        print(
+            f"no patch has positives at phi0 = {arguments.loss.phi0:g}; nothing is drawn; lower --loss.phi0"
+        )
+    for example in found:
+        print(_line(example))
+    print(f"written: {out}")
+    if net.backbone.is_random:
+        print(RANDOM_WARNING)
+
+
+def _line(example: Example) -> str:
+    steps = " | ".join(example.describe(positives) for positives in example.positives)
+    hidden = "" if example.hidden is None else f"; HP {example.describe(example.hidden)}"
+    return f"patch {example.anchor}: positives by step {steps}{hidden}"

@@ -1,0 +1,269 @@
+"""A study: several runs in one folder, each trained and measured once, one after another or in parallel.
+
+``study.json`` holds the settings that all runs share. A run is a *cell*: ``cells/NAME`` is its run directory,
+``cells/NAME.json`` its result, written when it is finished, and ``cells/NAME.log`` what it printed where
+several run at once. The same command given again goes on: finished cells are kept, a stopped one continues
+from its last checkpoint. Other seeds or values only add cells; other settings are refused.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+import ppap
+from ppap.analysis.arguments import make_folder
+from ppap.checkpoint import load_checkpoint
+from ppap.config import Config, from_dict, to_dict
+from ppap.data import build_datasets
+from ppap.engine import pick_device
+from ppap.errors import DataError, NumberError, PpapError, Stopped, UsageError
+from ppap.eval import main as evaluate
+from ppap.feature_cache import cache_features, cache_root
+from ppap.model import build_net
+from ppap.rundir import RunDir, changed_settings, option_names
+from ppap.train import StopRequest, Trainer
+
+Measure = Literal["comparison", "checkpoint"]
+"""What a cell's result is: the table of ``--compare.rows``, or what ``ppap eval`` says of the checkpoint that
+``--train.selection`` names."""
+
+# Settings that may differ when a study is continued: where things are, and how fast.
+FREE = (
+    "train.out",
+    "train.seed",
+    "train.device",
+    "train.log_every",
+    "train.save_every",
+    "data.root",
+    "data.workers",
+    "data.cache_dir",
+    "eval.crf_workers",
+    "eval.batch_size",
+)
+_CONTINUE = "the same command continues"
+_ERRORS = {error.exit_code: error for error in (UsageError, DataError, NumberError)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    name: str
+    """Name of its folder."""
+    config: Config
+    measure: Measure = "comparison"
+    keep_checkpoints: bool = True
+    """Off = they are removed once the run is finished and measured."""
+
+
+def of_seed(config: Config, seed: int) -> Config:
+    """The settings of one run; no folder's name is among them, so that a study may be moved."""
+    return replace(config, train=replace(config.train, seed=seed, out=None))
+
+
+def open_study(out: str, kind: str, config: Config) -> Path:
+    """The folder of a new study, or of one to continue; made if it is not there.
+
+    Args:
+        out: ``--out``.
+        kind: name of the analysis.
+        config: settings that all cells share.
+
+    Raises:
+        UsageError: not given; or the folder holds something else, or a study with other settings.
+        DataError: it cannot be written, or ``study.json`` is damaged.
+    """
+    if not out:
+        raise UsageError("--out is not given; name a new folder, or one to continue")
+    path = Path(out)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        _check_same(path, kind, config)
+        return path
+    make_folder(path)
+    RunDir(path).write_json("study.json", {"analysis": kind, "config": to_dict(config)})
+    return path
+
+
+def _check_same(path: Path, kind: str, config: Config) -> None:
+    if not (path / "study.json").exists():
+        raise UsageError(f"--out {path} exists already and is no {kind}; give a new folder")
+    try:
+        stored = json.loads((path / "study.json").read_text())
+        before, name = from_dict(stored["config"]), stored["analysis"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{path / 'study.json'} is damaged; start anew in another folder") from None
+    if name != kind:
+        raise UsageError(f"--out {path} holds the analysis {name}, not {kind}; give another folder")
+    changed = changed_settings(before, config, FREE)
+    if changed:
+        raise UsageError(
+            f"--out {path} was started with another {option_names(changed)}; give the same settings to "
+            "continue it, or another folder"
+        )
+
+
+def check(config: Config, jobs: int, *, splits: Sequence[str] = ("train", "val")) -> None:
+    """Refuse what would stop the cells: data without labels, missing weights; nothing is written.
+
+    With several jobs the cache of features, where it is wanted, is made here, so that no two make it at once.
+
+    Args:
+        config: settings that the cells share.
+        jobs: cells at once.
+        splits: those that need labels.
+
+    Raises:
+        UsageError, DataError, NumberError: see the parts.
+    """
+    if jobs < 1:
+        raise UsageError(f"--jobs is {jobs}; give at least 1")
+    device = pick_device(config.train.device)
+    data = build_datasets(config.data)
+    for name in splits:
+        split = getattr(data, name)
+        if split is None or not split.labelled:
+            raise DataError(f"there are no labels to score with; give labels/{name}")
+    net = build_net(config.model)
+    if jobs > 1 and config.data.cache_features:
+        cache_features(
+            net.to(device),
+            data.train,
+            root=cache_root(config.data.cache_dir),
+            dtype=config.data.cache_dtype,
+            batch_size=config.eval.batch_size,
+            device=device,
+            workers=config.data.workers,
+        )
+
+
+def run_cells(study: Path, cells: Sequence[Cell], jobs: int = 1) -> dict[str, dict[str, Any]]:
+    """Train and measure the cells that are not finished.
+
+    Args:
+        study: folder of :func:`open_study`.
+        cells: with different names.
+        jobs: processes at once; with 1 the cells run in this one.
+
+    Returns:
+        Cell name -> its record, in the order of `cells`.
+
+    Raises:
+        Stopped: interrupted; the same command continues.
+        UsageError, DataError, NumberError: what a cell raises; the message names it.
+    """
+    folder = study / "cells"
+    make_folder(folder)
+    left = [cell for cell in cells if not (folder / f"{cell.name}.json").exists()]
+    if len(left) < len(cells):
+        print(f"{len(cells) - len(left)} of {len(cells)} runs were finished before", flush=True)
+    if jobs > 1:
+        _run_parallel(folder, left, jobs)
+    else:
+        for number, cell in enumerate(left):
+            print(f"run {number + 1} of {len(left)}: {cell.name}", flush=True)
+            run_cell(folder, cell)
+    return {cell.name: json.loads((folder / f"{cell.name}.json").read_text()) for cell in cells}
+
+
+def run_cell(folder: Path, cell: Cell) -> None:
+    """Train one cell, from its last checkpoint where there is one, measure it, and write its record."""
+    path, began = folder / cell.name, time.perf_counter()
+    started = (path / "checkpoints" / "last").exists()
+    if path.exists() and not started:  # it ended before its first save
+        shutil.rmtree(path)
+    try:
+        Trainer(cell.config, path, load_checkpoint(path, "last") if started else None).run()
+        result = _MEASURES[cell.measure](path, cell.config)
+    except Stopped as stopped:
+        raise Stopped(f"{str(stopped).split(';')[0]} of run {cell.name}; {_CONTINUE}") from None
+    minutes = (time.perf_counter() - began) / 60
+    record = {"cell": cell.name, "minutes_since_last_start": minutes, "result": result}
+    RunDir(folder).write_json(f"{cell.name}.json", record)
+    if not cell.keep_checkpoints:
+        shutil.rmtree(path / "checkpoints")
+
+
+def _comparison(path: Path, config: Config) -> dict[str, Any]:
+    return json.loads((path / "comparison.json").read_text())
+
+
+def _checkpoint(path: Path, config: Config) -> dict[str, Any]:
+    """What ``ppap eval`` says of the run."""
+    out = path / "evaluation.json"
+    out.unlink(missing_ok=True)  # of a start that was stopped before the cell's record
+    options = (f"--out={out}", f"--device={config.train.device}", f"--eval.crf={config.eval.crf}")
+    evaluate([str(path), *options])
+    return json.loads(out.read_text())
+
+
+_MEASURES: dict[str, Callable[[Path, Config], dict[str, Any]]] = {
+    "comparison": _comparison,
+    "checkpoint": _checkpoint,
+}
+
+
+def _run_parallel(folder: Path, cells: Sequence[Cell], jobs: int) -> None:
+    """Processes of their own, which end by themselves; a stop is passed on to them, once."""
+    waiting, running = list(cells), {}
+    with StopRequest() as stop, tqdm(total=len(cells), desc="runs", unit="run", disable=None) as bar:
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    cell = waiting.pop(0)
+                    running[cell.name] = _start(folder, cell, jobs)
+                for name, process in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[name]
+                    _check_exit(folder, name, process.returncode)
+                    bar.update()
+                    tqdm.write(f"finished: {name}")
+                if stop.asked:
+                    raise Stopped(f"stopped with {len(waiting) + len(running)} runs to go; {_CONTINUE}")
+                time.sleep(0.05)
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
+
+
+def _start(folder: Path, cell: Cell, jobs: int) -> subprocess.Popen:
+    """A process that runs one cell; it reads what is asked from its standard input."""
+    root = str(Path(ppap.__file__).parent.parent)
+    threads = max(len(os.sched_getaffinity(0)) // jobs, 1) if hasattr(os, "sched_getaffinity") else 1
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    request = {**vars(cell), "config": to_dict(cell.config)}
+    with open(folder / f"{cell.name}.log", "a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ppap.analysis.cell", str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # the terminal's Ctrl-C reaches this process alone, which passes it on
+        )
+    process.stdin.write(json.dumps(request).encode())
+    process.stdin.close()
+    return process
+
+
+def _check_exit(folder: Path, name: str, code: int) -> None:
+    if code == 0:
+        return
+    log = folder / f"{name}.log"
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    reason = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
+    if code == Stopped.exit_code:
+        raise Stopped(f"run {name}: {reason}")
+    raise _ERRORS.get(code, PpapError)(f"run {name}: {reason} (all it printed: {log})")
