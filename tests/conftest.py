@@ -6,6 +6,11 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items):
+    """What takes longest starts first, so that no worker is left with it in the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/test_triton.py"))
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """Fill uninitialised tensors with NaN or the largest integer, so that an unwritten output fails."""
