@@ -28,31 +28,16 @@ interpreting = os.environ.get("TRITON_INTERPRET") == "1"
 compiles = pytest.mark.skipif(interpreting, reason="Triton was imported to interpret, it cannot compile")
 
 
-@pytest.fixture(scope="module")
-def interpreted(tmp_path_factory):
-    """Runs of every file of tests/interpreted, started side by side: file name -> (process, its output)."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    folder, runs = tmp_path_factory.mktemp("interpreted"), {}
-    for file in INTERPRETED:
-        command = [sys.executable, "-m", "pytest", "-q", "--show-capture=no", "-p", "no:cacheprovider"]
-        log = folder / f"{file}.log"
-        with log.open("w") as out:
-            command.append(f"tests/interpreted/{file}")
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
-        runs[file] = process, log
-    yield runs
-    for process, _ in runs.values():
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.skipif(interpreting, reason="the tests in tests/interpreted run in this process already")
 @pytest.mark.parametrize("file", INTERPRETED)
-def test_kernels_in_the_interpreter(file, interpreted):
-    process, log = interpreted[file]
-    code, said = process.wait(timeout=1200), log.read_text()
-    assert code == 0, said[-8000:]
-    assert " passed" in said and "skipped" not in said
+def test_kernels_in_the_interpreter(file):
+    """In a process of its own: whether Triton interprets is decided when it is imported."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "--show-capture=no", "-p", "no:cacheprovider"]
+    command.append(f"tests/interpreted/{file}")
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout
 
 
 @compiles
