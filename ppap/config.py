@@ -303,10 +303,6 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-# Fields of earlier checkpoints that nothing reads any more.
-_GONE = ("config.eval.crf_timeout",)
-
-
 def from_dict(values: dict[str, Any], kind: type = Config, where: str = "config") -> Any:
     """Rebuild a config from :func:`to_dict`; unknown keys are refused with the nearest valid name.
 
@@ -317,8 +313,6 @@ def from_dict(values: dict[str, Any], kind: type = Config, where: str = "config"
     hints = typing.get_type_hints(kind)
     built = {}
     for key, value in values.items():
-        if f"{where}.{key}" in _GONE:
-            continue
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(fields)}"
