@@ -1,6 +1,7 @@
 """Fixtures of the whole suite."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -27,6 +28,8 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     share = max((os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]), 1)
     torch.set_num_threads(share)
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
+    # Workers ignore Ctrl-C, and so would every process that a test starts to interrupt it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
