@@ -34,6 +34,7 @@ UNITS = {
     "isa_avx512bf16.cpp": [*_AVX512, "-mavx512bf16"],
 }
 CUDA_ARCHITECTURES = (75, 80, 90)
+CUDA_UNITS = ("kernels.cu", "dense_crf.cu")
 X86_ONLY = [name for name in UNITS if "avx" in name]
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
@@ -105,7 +106,11 @@ def build_cuda(out: Path) -> str:
     codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in CUDA_ARCHITECTURES]
     codes.append(f"-gencode=arch=compute_{CUDA_ARCHITECTURES[-1]},code=compute_{CUDA_ARCHITECTURES[-1]}")
     flags = ["-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
-    return _run([nvcc, *flags, *codes, str(HERE / "cuda" / "kernels.cu"), "-o", str(out)])
+    return _run([nvcc, *flags, *codes, *_cuda_sources(), "-o", str(out)])
+
+
+def _cuda_sources() -> list[str]:
+    return [str(HERE / "cuda" / name) for name in CUDA_UNITS]
 
 
 def cuda_file() -> Path:
@@ -146,8 +151,9 @@ def build_emulated_cuda(out: Path) -> None:
     Raises:
         BuildError: no compiler, or it fails; the message has its output.
     """
-    flags = [*FLAGS, "-shared", "-DPPAP_EMULATED", "-x", "c++"]
-    _run([*compiler(), *flags, str(HERE / "cuda" / "kernels.cu"), "-o", str(out)])
+    # The CRF's lattice must not be contracted into fused products; on the device its operations say so.
+    flags = [*FLAGS, "-shared", "-DPPAP_EMULATED", "-ffp-contract=off", "-x", "c++"]
+    _run([*compiler(), *flags, *_cuda_sources(), "-o", str(out)])
 
 
 def _run(command: list[str]) -> str:

@@ -5,6 +5,7 @@ import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -89,8 +90,10 @@ def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
-def as_argument(value: torch.Tensor | int | None) -> ctypes.c_int64 | ctypes.c_void_p:
-    """What a C entry point takes for a size or a tensor."""
+def as_argument(value: torch.Tensor | ctypes.Structure | int | None) -> Any:
+    """What a C entry point takes for a size, a tensor or a structure (its address)."""
+    if isinstance(value, ctypes.Structure):
+        return ctypes.byref(value)
     return ctypes.c_int64(value) if isinstance(value, int) else pointer(value)
 
 

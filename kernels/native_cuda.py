@@ -15,7 +15,7 @@ import torch
 from .common import power_of_two_above
 from .native import NativeError, as_argument, stride
 
-ABI = 1
+ABI = 2
 _PRECISIONS = {"fp32": 0, "fp16": 1, "bf16": 2}
 # Parts of the patches that are summed apart and added in order.
 _PARTS = 8
@@ -66,7 +66,8 @@ def library() -> ctypes.CDLL:
     try:
         found = ctypes.CDLL(str(file))
         found.ppap_cuda_error.restype = ctypes.c_char_p
-        found.ppap_cuda_tile.restype = ctypes.c_int64
+        for size in ("tile", "crf_parts", "crf_classes_max"):
+            getattr(found, f"ppap_cuda_{size}").restype = ctypes.c_int64
         version = found.ppap_cuda_abi_version()
     except (OSError, AttributeError) as error:
         raise NativeError(f"{file} cannot be loaded ({error}); delete it and {_HINT}") from error
@@ -84,7 +85,9 @@ def reason() -> str | None:
     return None
 
 
-def call(name: str, *arguments: torch.Tensor | int | None, precision: str | None = None) -> None:
+def call(
+    name: str, *arguments: torch.Tensor | ctypes.Structure | int | None, precision: str | None = None
+) -> None:
     """Call an entry point on the current stream of the current device.
 
     Raises:

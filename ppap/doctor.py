@@ -46,7 +46,10 @@ def report() -> dict[str, Any]:
         "auto": {device: _auto(device) for device in ("cpu", "cuda")},
         "instruction sets": _instruction_sets(),
         "taken": {"CPU tensors": _taken()},
-        "dense_crf": {name: unavailable_reason(impl) or "available" for name, impl in IMPLS.items()},
+        "dense_crf": {
+            name: unavailable_reason(impl) or "available"
+            for name, impl in {**IMPLS, "native on a GPU": "cuda"}.items()
+        },
         "compilers": {name: shutil.which(name) or "not on the PATH" for name in ("g++", "clang++", "nvcc")},
     }
 

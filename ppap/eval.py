@@ -183,7 +183,7 @@ def _measure_probes(
     engine: Engine, checkpoint: Checkpoint, config: Config, datasets: Datasets, arguments: EvalArguments
 ) -> Measured:
     dataset, code_of, batch_code = datasets.val, engine.code, engine.code_of
-    if missing := crf_missing(config.eval.crf):
+    if missing := crf_missing(config.eval.crf, engine.device):
         print(f"{missing}; going on without", flush=True)
     if arguments.frozen:
         if not datasets.train.labelled:

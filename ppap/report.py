@@ -163,7 +163,7 @@ def evaluation_record(
     config: Config, engine: Engine, checkpoint: Checkpoint, evaluation: Evaluation
 ) -> dict[str, Any]:
     """All of an evaluation of both probes, as plain containers for JSON."""
-    crf = crf_implementation(config.eval.crf if evaluation.crf else "none")
+    crf = crf_implementation(config.eval.crf if evaluation.crf else "none", engine.device)
     return {
         **backbone_facts(engine),
         "provenance": provenance(config, engine.device, checkpoint, crf=crf),
@@ -181,7 +181,7 @@ def backbone_facts(engine: Engine) -> dict[str, Any]:
 def comparison_record(config: Config, engine: Engine, rows: Mapping[str, Row], step: int) -> dict[str, Any]:
     """All of a comparison, as plain containers for JSON; `step` is that of the run's network."""
     ran = any(row.scores.crf for row in rows.values())
-    crf = crf_implementation(config.eval.crf if ran else "none")
+    crf = crf_implementation(config.eval.crf if ran else "none", engine.device)
     why = "the last step, for every row alike"
     return {
         **backbone_facts(engine),

@@ -288,7 +288,7 @@ int run_weights(Stream stream, int64_t grid_x, int64_t grid_y, const float* own,
 
 extern "C" {
 
-int ppap_cuda_abi_version() { return 1; }
+int ppap_cuda_abi_version() { return 2; }
 
 const char* ppap_cuda_error(int code) {
 #ifdef PPAP_EMULATED

@@ -12,6 +12,7 @@
 using Stream = void*;
 static inline void add_count(int64_t* to, int64_t value) { *to += value; }
 static inline void add_count(int* to, int value) { *to += value; }
+static inline float power_of_two(float x) { return std::exp2(x); }
 #else
 #include <cuda_runtime.h>
 #define PPAP_DEVICE __device__
@@ -21,6 +22,7 @@ __device__ static inline void add_count(int64_t* to, int64_t value) {
     atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
 }
 __device__ static inline void add_count(int* to, int value) { atomicAdd(to, value); }
+__device__ static inline float power_of_two(float x) { return exp2f(x); }
 #endif
 
 constexpr int THREADS = 256;

@@ -6,6 +6,37 @@
 #pragma once
 #include <cstdint>
 
+// One term of a weighted sum: a pixel or a vertex, and its weight.
+struct alignas(8) PpapCudaEntry {
+    int32_t index;
+    float weight;
+};
+
+// The permutohedral lattice of one kernel of the dense CRF on one image, d = 5 with an image and 2 without. An entry is
+// a pixel and one of the d + 1 vertices of its simplex, pixel by pixel; everything is the caller's, on the device.
+struct PpapCudaLattice {
+    const uint8_t* image;  // (H, W, 3) RGB, or null: positions alone
+    int64_t height, width;
+    int64_t slots;         // of the hash table: a power of two above the number of entries
+    uint64_t* table;       // (slots,), ~0 before: keys
+    int32_t* first;        // (slots,), INT32_MAX before: the first entry of a key
+    int32_t* slot;         // (entries,)
+    int32_t* number;       // (entries,) 1 for the first entry of a vertex, else 0; then its inclusive prefix sums
+    int64_t vertices;      // in the order of their first entries
+    uint64_t* keys;        // (vertices,)
+    int32_t* before;       // (d + 1, vertices), -1 before: neighbours along every axis, or -1
+    int32_t* next;
+    PpapCudaEntry* slice;  // (entries,) vertices of the pixels
+    PpapCudaEntry* splat;  // (entries,) pixels of the vertices, ascending
+    const int64_t* order;  // (entries,) the entry that every splat entry is
+    const int32_t* owner;  // (entries,) the vertex of every splat entry
+    const int32_t* begin;  // (vertices + 1,) where the splat entries of a vertex begin
+    float* factor;         // (H, W)
+    float* values[2];      // (vertices, C) each
+    float* partial;        // (2 ppap_cuda_crf_parts(entries), C)
+    float sxy, srgb, weight;
+};
+
 #pragma GCC visibility push(default)
 extern "C" {
 
@@ -37,5 +68,20 @@ int64_t ppap_cuda_tile();
 int ppap_cuda_to_public(void* stream, const uint8_t* bits, int64_t stride, int64_t C, int64_t N, int32_t* words);
 int ppap_cuda_from_public(void* stream, const int32_t* words, int64_t C, int64_t N, uint8_t* bits, int64_t stride,
                           int64_t* counts);
+
+// The dense CRF of one image, in this order for every kernel: embed fills table, first, slot, number and slice without
+// its indices; with the prefix sums of number, link fills slice, keys, before and next; with order, owner and begin,
+// weigh puts weights and normalisation into slice and splat. Nothing depends on the order in which threads run.
+int ppap_cuda_crf_embed(void* stream, const PpapCudaLattice* lattice);
+int ppap_cuda_crf_link(void* stream, const PpapCudaLattice* lattice);
+int ppap_cuda_crf_weigh(void* stream, const PpapCudaLattice* lattice);
+
+int64_t ppap_cuda_crf_parts(int64_t entries);
+int64_t ppap_cuda_crf_classes_max();
+
+// Mean-field steps: probabilities out (C, pixels) from scores (C, pixels) of C <= ppap_cuda_crf_classes_max() classes.
+// Either lattice may be null; unary and q (pixels, C) are working memory.
+int ppap_cuda_crf_infer(void* stream, const PpapCudaLattice* edges, const PpapCudaLattice* smooth, const float* scores,
+                        int64_t C, int64_t pixels, int64_t iterations, float* unary, float* q, float* out);
 }
 #pragma GCC visibility pop

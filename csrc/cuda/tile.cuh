@@ -15,7 +15,6 @@ enum Precision { FP32 = 0, FP16 = 1, BF16 = 2, PLAIN = 3 };
 using half_t = float;
 using bfloat_t = float;
 PPAP_DEVICE static inline void narrow(float value, float& to) { to = value; }
-PPAP_DEVICE static inline float power_of_two(float x) { return std::exp2(x); }
 PPAP_DEVICE static inline float infinity() { return INFINITY; }
 #else
 using half_t = __half;
@@ -23,7 +22,6 @@ using bfloat_t = __nv_bfloat16;
 PPAP_DEVICE static inline void narrow(float value, __half& to) { to = __float2half_rn(value); }
 PPAP_DEVICE static inline void narrow(float value, __nv_bfloat16& to) { to = __float2bfloat16_rn(value); }
 PPAP_DEVICE static inline void narrow(float value, float& to) { to = value; }
-PPAP_DEVICE static inline float power_of_two(float x) { return exp2f(x); }
 PPAP_DEVICE static inline float infinity() { return __int_as_float(0x7f800000); }
 #endif
 

@@ -1,8 +1,9 @@
 """Fully connected CRF over the pixels of one image: public functions, checks, choice of implementation.
 
-Next: ``reference.py``, the definition; ``native_impl.py``, which runs by default; ``pydensecrf_impl.py``, the
-package that published results were made with. They are chosen by ``impl=`` alone; the backend variable of the
-loss ops does not apply here.
+Next: ``reference.py``, the definition; ``native_impl.py``, which runs by default; ``cuda_impl.py``, which runs
+by default for scores on a GPU where the CUDA library was built; ``pydensecrf_impl.py``, the package that
+published results were made with. They are chosen by ``impl=`` alone; the backend variable of the loss ops does
+not apply here.
 """
 
 import collections
@@ -15,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import native_impl, pydensecrf_impl, reference
+from . import cuda_impl, native_impl, pydensecrf_impl, reference
 
-DEFAULT_IMPL = "cpp"
-
-_IMPLS = {"cpp": native_impl, "reference": reference, "pydensecrf": pydensecrf_impl}
+_IMPLS = {"cpp": native_impl, "cuda": cuda_impl, "reference": reference, "pydensecrf": pydensecrf_impl}
+_AUTO = "auto"  # what the op takes for None
 # Images held at once per thread: one under way, one ready to follow.
 _HELD_PER_THREAD = 2
 
@@ -37,9 +37,10 @@ def dense_crf(
 
     The unary energy is ``-log(clip(softmax(scores), 1e-5, 1))``; a Gaussian kernel on positions smooths, a
     bilateral kernel on positions and colours aligns to edges; both are normalised symmetrically. The defaults
-    are the published evaluation protocol. Runs on one core of the CPU (:func:`dense_crf_batch` uses all),
-    and copies there and back for scores on another device. Bitwise repeatable. Not differentiable: a backward
-    pass through it raises.
+    are the published evaluation protocol. Scores on a GPU stay there where the CUDA library was built
+    (``python -m ppap.doctor --build-cuda``); else it runs on one core of the CPU (:func:`dense_crf_batch` uses
+    all), and copies there and back for scores on another device. Bitwise repeatable. Not differentiable: a
+    backward pass through it raises.
 
     Args:
         image: (H, W, 3) uint8 RGB (read in BGR order inside, as published), numpy or torch, any device.
@@ -47,18 +48,19 @@ def dense_crf(
         iterations: mean-field steps, >= 0; 0 gives the clipped and renormalised softmax.
         gaussian: (sigma of the position [pixels], weight).
         bilateral: (sigma of the position [pixels], sigma of the colour [grey levels 0-255], weight).
-        impl: "cpp" (the native library, the default), "reference" (numpy and torch, seconds per image) or
-            "pydensecrf" (that package).
+        impl: None: "cuda" for scores on a GPU if the CUDA library was built, else "cpp". "cpp" (the native
+            library, on the CPU), "cuda" (the CUDA library, scores on a GPU), "reference" (numpy and torch,
+            seconds per image) or "pydensecrf" (that package).
 
     Returns:
         q (C, H, W) float32 on the device of ``scores``: probabilities that sum to 1 over the classes.
 
     Raises:
         ValueError: an unknown ``impl``, a wrong shape, dtype or parameter, non-finite scores, or an image too
-            large for the sigmas (see ``native_impl.LIMITS``).
-        RuntimeError: the native library was not built, or pydensecrf is not installed; or a backward pass was
-            asked for.
-        MemoryError: the image needs more memory than there is.
+            large for the sigmas (see ``native_impl.LIMITS``); "cuda" also limits pixels and classes.
+        RuntimeError: what `impl` needs is missing: the native library, pydensecrf, or the CUDA library and
+            scores on a GPU; or a backward pass was asked for.
+        MemoryError: the image needs more memory than there is, on the CPU or the GPU.
 
     Example:
         >>> labels = dense_crf(image, logits).argmax(dim=0)
@@ -82,7 +84,8 @@ def dense_crf_batch(
 
     Args:
         pairs: (image, score maps) as :func:`dense_crf` takes them; numbers of classes and maps may differ.
-        iterations: as there, as are `gaussian`, `bilateral` and `impl`; only "cpp" runs on several threads.
+        iterations: as there, as are `gaussian`, `bilateral` and `impl`; only "cpp" runs on several threads,
+            "cuda" runs one image after the other on the caller's stream.
 
     Yields:
         The probabilities of every map of an image, detached.
@@ -101,8 +104,14 @@ def dense_crf_batch(
     try:
         for image, scores in pairs:
             scores = [_as_tensor("scores", part).detach() for part in scores]
-            arguments = _checked(image, scores, iterations, gaussian, bilateral, impl)
-            waiting.append(pool.submit(_dense_crf_op, *arguments))
+            *arguments, name = _checked(image, scores, iterations, gaussian, bilateral, impl)
+            name = _chosen(name, scores)
+            if name == "cuda":
+                while waiting:
+                    yield tuple(waiting.popleft().result())
+                yield tuple(_dense_crf_op(*arguments, name))
+                continue
+            waiting.append(pool.submit(_dense_crf_op, *arguments, name))
             while len(waiting) >= _HELD_PER_THREAD * threads or (waiting and waiting[0].done()):
                 yield tuple(waiting.popleft().result())
         while waiting:
@@ -111,16 +120,29 @@ def dense_crf_batch(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def unavailable_reason(impl: str | None = None) -> str | None:
-    """None if an implementation can run here, else why not and what to do."""
-    return _IMPLS[_known(impl)].unavailable_reason()
+def unavailable_reason(impl: str | None = None, device: torch.device | str = "cpu") -> str | None:
+    """None if an implementation can run here, for None that of scores on `device`; else why not, what to do."""
+    name = _known(impl)
+    return _IMPLS[automatic(device) if name == _AUTO else name].unavailable_reason()
+
+
+def automatic(device: torch.device | str) -> str:
+    """The implementation that ``impl=None`` takes for scores on a device."""
+    return "cuda" if cuda_impl.runs_on(torch.device(device)) else "cpp"
+
+
+def _chosen(name: str, scores: Sequence[Tensor]) -> str:
+    """The implementation for these scores."""
+    if name != _AUTO:
+        return name
+    devices = {part.device for part in scores}
+    return automatic(devices.pop()) if len(devices) == 1 else "cpp"
 
 
 def _known(impl: str | None) -> str:
-    name = DEFAULT_IMPL if impl is None else impl
-    if name not in _IMPLS:
+    if impl is not None and impl not in _IMPLS:
         raise ValueError(f"dense_crf: impl is {impl!r}; valid: {', '.join(map(repr, _IMPLS))} or None")
-    return name
+    return _AUTO if impl is None else impl
 
 
 def _checked(
@@ -200,11 +222,13 @@ def _dense_crf_op(
     bilateral: Sequence[float],
     impl: str,
 ) -> list[Tensor]:
+    name = _chosen(impl, scores)
     # In float32, the arithmetic of every implementation: a float64 beyond its range counts as infinite.
-    on_cpu = [part.detach().to("cpu", torch.float32) for part in scores]
-    if not all(torch.isfinite(part).all() for part in on_cpu):
+    moved = [part.detach().to(part.device if name == "cuda" else "cpu", torch.float32) for part in scores]
+    if not all(torch.isfinite(part).all() for part in moved):
         raise ValueError("dense_crf: scores hold NaN or infinite values (after conversion to float32)")
-    results = _IMPLS[impl].dense_crf(image.cpu(), on_cpu, iterations, tuple(gaussian), tuple(bilateral))
+    image = image if name == "cuda" else image.cpu()
+    results = _IMPLS[name].dense_crf(image, moved, iterations, tuple(gaussian), tuple(bilateral))
     return [q.to(part.device) for q, part in zip(results, scores, strict=True)]
 
 

@@ -66,8 +66,9 @@ class EvalConfig:
     """Images per batch."""
     crf: Literal["native", "pydensecrf", "none"] = "none"
     """Dense CRF on the class scores, beside the results without it, which are always reported: native = the
-    library of ppap, on all threads; pydensecrf = that package. `ppap eval` takes native by default; in
-    training it concerns the comparison at the end, never the validations."""
+    library of ppap, on the GPU of the evaluation if its CUDA library was built, else on all threads;
+    pydensecrf = that package. `ppap eval` takes native by default; in training it concerns the comparison at
+    the end, never the validations."""
     crf_workers: int = 2
     """Processes that run pydensecrf; 0 = none, in the main process. The native CRF needs none."""
     crf_image: Literal["original", "published"] = "original"

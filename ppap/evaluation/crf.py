@@ -1,7 +1,7 @@
 """Dense CRF over a validation set: label maps from score maps, in order, images across threads or processes.
 
-The native implementation runs on threads. The package pydensecrf holds Python's lock while it works, so it
-gets worker processes.
+The native implementation runs on the GPU for scores that lie there, where the CUDA library was built, else on
+threads. The package pydensecrf holds Python's lock while it works, so it gets worker processes.
 """
 
 import collections
@@ -21,10 +21,10 @@ from torch import Tensor
 from ppap import __version__
 from ppap.errors import UsageError
 from ppap.kernels import dense_crf, dense_crf_batch, native
-from ppap.kernels.dense_crf import unavailable_reason
+from ppap.kernels.dense_crf import automatic, unavailable_reason
 
 # --eval.crf -> impl of ppap.kernels.dense_crf.
-IMPLS = {"native": "cpp", "pydensecrf": "pydensecrf"}
+IMPLS = {"native": None, "pydensecrf": "pydensecrf"}
 # Images held at once per worker process: one under way, one ready to follow.
 _HELD_PER_WORKER = 2
 
@@ -46,18 +46,29 @@ class CRFResult:
     """Labels of one image."""
 
     labels: tuple[Tensor, ...]
-    """(H, W) int64 for each score map."""
+    """(H, W) int64 for each score map, on the CPU."""
     payload: Any = None
 
 
-def crf_missing(crf: str) -> str | None:
-    """None if the CRF of ``--eval.crf`` can run, or is none; else one line: why it is skipped, the remedy."""
-    reason = None if crf == "none" else unavailable_reason(IMPLS[crf])
+def crf_missing(crf: str, device: torch.device | str = "cpu") -> str | None:
+    """None if the CRF of ``--eval.crf`` can run, or is none; else one line: why it is skipped, the remedy.
+
+    `device` is that of the evaluation.
+    """
+    reason = None if crf == "none" else unavailable_reason(IMPLS[crf], device)
     return None if reason is None else f"dense CRF ({crf}) skipped: {reason}"
 
 
-def crf_implementation(crf: str) -> str:
-    """What computes the CRF of ``--eval.crf``, for the record; it must be able to run."""
+def crf_device(crf: str, device: torch.device | str) -> torch.device:
+    """Where an evaluation on `device` leaves the score maps for its CRF."""
+    return torch.device(device if crf == "native" and automatic(device) == "cuda" else "cpu")
+
+
+def crf_implementation(crf: str, device: torch.device | str = "cpu") -> str:
+    """What computes the CRF of ``--eval.crf`` in an evaluation on `device`, for the record; it must be able to
+    run."""
+    if crf == "native" and crf_device(crf, device).type != "cpu":
+        return f"ppap {__version__}, CUDA library, {torch.cuda.get_device_name(device)}"
     if crf == "native":
         name = next(name for name, index in native.available_isas().items() if index == native.isa())
         return f"ppap {__version__}, native library, {name}"
@@ -69,7 +80,8 @@ def run_crf(tasks: Iterable[CRFTask], crf: str, workers: int = 0) -> Iterator[CR
 
     Args:
         tasks: images with their score maps.
-        crf: "native", on as many threads as torch has, or "pydensecrf".
+        crf: "native", on the GPU for scores that lie there if the CUDA library was built, else on as many
+            threads as torch has, or "pydensecrf".
         workers: processes for "pydensecrf"; 0 = none, in this one. They are spawned, so a script of your own
             needs the usual ``if __name__ == "__main__":`` guard.
 
@@ -86,7 +98,7 @@ def run_crf(tasks: Iterable[CRFTask], crf: str, workers: int = 0) -> Iterator[CR
 
     if crf == "native" or workers == 0:
         results = dense_crf_batch(pairs(), impl=IMPLS[crf])
-        labels = (tuple(q.argmax(dim=0) for q in maps) for maps in results)
+        labels = (tuple(q.argmax(dim=0).cpu() for q in maps) for maps in results)
     else:
         results = labels = _in_processes(pairs(), IMPLS[crf], workers)
     try:

@@ -17,7 +17,7 @@ from ppap.config import EvalConfig
 from ppap.data import SegmentationDataset, val_loader
 from ppap.data.transforms import denormalise, to_uint8
 from ppap.errors import DataError, NumberError
-from ppap.evaluation.crf import CRFTask, crf_missing, run_crf
+from ppap.evaluation.crf import CRFTask, crf_device, crf_missing, run_crf
 from ppap.evaluation.metrics import ConfusionMatrix, Scores
 from ppap.probes import ClusterProbe, LinearProbe, upsample
 
@@ -95,11 +95,12 @@ def evaluate(
     counts = {
         f"{prefix}{p}": ConfusionMatrix(dataset.classes, clusters[p]) for prefix in _PREFIXES for p in PROBES
     }
-    missing = crf_missing(config.crf)
+    missing = crf_missing(config.crf, device)
     with_crf = config.crf != "none" and missing is None
     batches = _batches(code_of, dataset, config.batch_size, device, workers, should_stop)
     picture = _picture_source(dataset, config.crf_image) if with_crf else None
-    tasks = _plain_then_crf_tasks(batches, probes, patch_size, counts, dataset, picture)
+    where = crf_device(config.crf, device)
+    tasks = _plain_then_crf_tasks(batches, probes, patch_size, counts, picture, where)
     if with_crf:
         for result in run_crf(tasks, config.crf, config.crf_workers):
             for probe, labels in zip(PROBES, result.labels, strict=True):
@@ -137,8 +138,8 @@ def _batches(code_of, dataset, batch_size, device, workers, should_stop) -> Iter
             raise InterruptedError
 
 
-def _plain_then_crf_tasks(batches, probes, patch_size, counts, dataset, picture) -> Iterator[CRFTask]:
-    """Counts labels without CRF on the way; yields the CRF's work where `picture` gives its image."""
+def _plain_then_crf_tasks(batches, probes, patch_size, counts, picture, where) -> Iterator[CRFTask]:
+    """Counts labels without CRF on the way; yields the CRF's work on `where` if `picture` gives its image."""
     for batch, code in batches:
         size = tuple(batch["label"].shape[1:])
         for i, index in enumerate(batch["index"].tolist()):
@@ -148,8 +149,8 @@ def _plain_then_crf_tasks(batches, probes, patch_size, counts, dataset, picture)
                 counts[probe].update(score.argmax(dim=0).cpu(), truth)
             if picture is not None:
                 log_probabilities = (
-                    (CLUSTER_SHARPNESS * scores[0]).log_softmax(dim=0).cpu(),
-                    scores[1].log_softmax(dim=0).cpu(),
+                    (CLUSTER_SHARPNESS * scores[0]).log_softmax(dim=0).to(where),
+                    scores[1].log_softmax(dim=0).to(where),
                 )
                 image = picture(index, batch["image"][i])
                 yield CRFTask(image, log_probabilities, payload=truth)
