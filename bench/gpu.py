@@ -22,9 +22,17 @@ from pathlib import Path
 import torch
 import triton
 
-from bench import baselines
+from bench import baselines, gpu_crf
 from bench.shapes import VITB8, VITS8, Shape, loss_inputs
-from ppap.kernels import PropagationConfig, available_backends, contrastive_loss, ppap_loss, propagate
+from ppap.kernels import (
+    PropagationConfig,
+    available_backends,
+    contrastive_loss,
+    dense_crf,
+    ppap_loss,
+    propagate,
+)
+from ppap.kernels.dense_crf import unavailable_reason
 
 CFG = PropagationConfig()
 TAU = 0.1
@@ -227,10 +235,16 @@ def one_step() -> None:
             torch.autograd.grad(ppap_loss(features, z, anchors, cfg, **options), z)
             rel = propagate(features, anchors, cfg, precision=precision, impl="triton")
             torch.autograd.grad(contrastive_loss(z, rel, **options).sum(), z)
+    if unavailable_reason("cuda") is None:
+        for classes, height, width in ((1, 1, 1), (5, 37, 41), (64, 9, 130)):
+            image = torch.randint(256, (height, width, 3), dtype=torch.uint8, device="cuda")
+            dense_crf(image, torch.randn(classes, height, width, device="cuda"), impl="cuda")
     synchronise()
 
 
-def report(results: dict[str, object], cells: list[Cell], shapes: tuple[Shape, ...]) -> str:
+def report(
+    results: dict[str, object], cells: list[Cell], shapes: tuple[Shape, ...], crf: list[gpu_crf.Comparison]
+) -> str:
     """The findings as markdown."""
     rate = results["bf16_matrix_rate"]
     lines = [
@@ -263,7 +277,7 @@ def report(results: dict[str, object], cells: list[Cell], shapes: tuple[Shape, .
             )
             row = [text(own[part]) if part in own else "-" for part in PARTS]
             lines.append(f"| {form} | {' | '.join(row)} | {share} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *gpu_crf.report(crf)]) + "\n"
 
 
 def main() -> int:
@@ -312,12 +326,14 @@ def main() -> int:
     failed = "FAILED" in f"{results['tests']} {results['sanitizer']}"
     # What is wrong is not timed.
     deadline = 0.0 if options.unmeasured or failed else start + 60 * options.minutes
-    cells = benchmark(shapes, device, deadline, rounds=1 if options.tiny else 10)
+    rounds = 1 if options.tiny else 10
+    crf = gpu_crf.compare(deadline, rounds, milliseconds)
+    cells = benchmark(shapes, device, deadline, rounds)
     stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     options.out.mkdir(parents=True, exist_ok=True)
-    results["cells"] = [asdict(cell) for cell in cells]
+    results["cells"], results["dense_crf"] = [[asdict(cell) for cell in part] for part in (cells, crf)]
     (options.out / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.out / f"{stem}.md").write_text(report(results, cells, shapes))
+    (options.out / f"{stem}.md").write_text(report(results, cells, shapes, crf))
     print(f"written: {options.out / stem}.md", flush=True)
     return 1 if failed else 0
 

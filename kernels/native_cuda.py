@@ -64,16 +64,21 @@ def library() -> ctypes.CDLL:
     if not file.exists():
         raise NativeError(f"the CUDA library was not built; {_HINT}")
     try:
-        found = ctypes.CDLL(str(file))
+        found = with_sizes(ctypes.CDLL(str(file)))
         found.ppap_cuda_error.restype = ctypes.c_char_p
-        for size in ("tile", "crf_parts", "crf_classes_max"):
-            getattr(found, f"ppap_cuda_{size}").restype = ctypes.c_int64
         version = found.ppap_cuda_abi_version()
     except (OSError, AttributeError) as error:
         raise NativeError(f"{file} cannot be loaded ({error}); delete it and {_HINT}") from error
     if version != ABI:
         raise NativeError(f"{file} has interface {version}, this version of ppap needs {ABI}; {_HINT}")
     return found
+
+
+def with_sizes(library: ctypes.CDLL) -> ctypes.CDLL:
+    """A library whose entry points that return sizes return them whole."""
+    for name in ("tile", "crf_parts", "crf_classes_max"):
+        getattr(library, f"ppap_cuda_{name}").restype = ctypes.c_int64
+    return library
 
 
 def reason() -> str | None:

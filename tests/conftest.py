@@ -1,6 +1,8 @@
 """Fixtures of the whole suite."""
 
+import ctypes
 import os
+import shutil
 import signal
 
 import pytest
@@ -44,3 +46,15 @@ def own_environment(monkeypatch):
 def generator() -> torch.Generator:
     """A seeded random source."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def emulated_cuda(tmp_path_factory) -> ctypes.CDLL:
+    """The CUDA library's kernels compiled for the CPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    from ppap.kernels import native_cuda
+
+    out = tmp_path_factory.mktemp("emulated") / "cuda.so"
+    native_cuda.builder().build_emulated_cuda(out)
+    return native_cuda.with_sizes(ctypes.CDLL(str(out)))

@@ -5,10 +5,8 @@ layouts.
 """
 
 import ctypes
-import importlib.util
 import math
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,26 +21,13 @@ from ppap.kernels.ppap_loss import cuda_impl
 from tests.helpers import CASES, GOLDEN_NAMES, golden_case, made_case, peak_bytes
 from tests.test_ppap_loss import FORMS, check_backend, fused, loss_and_gradient, materialised
 
-ROOT = Path(__file__).parents[1]
 PRECISIONS = {"fp32": 0, "fp16": 1, "bf16": 2, "plain fp32": 3}
 SHAPES = [(37, 203, 32), (1, 1, 16), (130, 300, 33), (64, 128, 70)]
 
 
-def build_module():
-    """csrc/build.py."""
-    spec = importlib.util.spec_from_file_location("build_native", ROOT / "csrc" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    out = tmp_path_factory.mktemp("emulated") / "cuda.so"
-    build_module().build_emulated_cuda(out)
-    return ctypes.CDLL(str(out))
+@pytest.fixture
+def library(emulated_cuda):
+    return emulated_cuda
 
 
 @pytest.fixture
@@ -141,7 +126,6 @@ def test_log_sum_exp_and_weights(call, library, anchors, rows, width, precision)
 @pytest.fixture
 def emulated(library, monkeypatch):
     """The cuda backend's implementations on CPU tensors; the emulation writes weights in float32."""
-    library.ppap_cuda_tile.restype = ctypes.c_int64
     monkeypatch.setattr(native_cuda, "library", lambda: library)
     monkeypatch.setattr(log_softmax_impl, "weight_type", lambda precision: torch.float32)
     monkeypatch.setattr(dispatch, "_REASONS", {**dispatch._REASONS, "cuda": None})
@@ -219,7 +203,7 @@ def test_not_built_or_not_buildable_is_said(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 def test_nvcc_compiles_every_kernel_without_spills(tmp_path):
-    report = build_module().build_cuda(tmp_path / "cuda.so")
+    report = native_cuda.builder().build_cuda(tmp_path / "cuda.so")
     assert (tmp_path / "cuda.so").stat().st_size > 100_000
     found = resources(report)
     assert {row.architecture for row in found} == {"sm_75", "sm_80", "sm_90"} and len(found) > 60

@@ -286,7 +286,7 @@ _, SCORES = example(3, 6, 7)
     ("changes", "message"),
     [
         pytest.param(
-            {"impl": "native"}, "'native'; valid: 'cpp', 'reference', 'pydensecrf'", id="unknown impl"
+            {"impl": "native"}, "'native'; valid: 'cpp', 'cuda', 'reference', 'pydensecrf'", id="unknown impl"
         ),
         pytest.param({"scores": SCORES[0]}, r"\(C, H, W\)", id="2-D scores"),
         pytest.param({"scores": SCORES[:0]}, "each at least 1", id="no class"),

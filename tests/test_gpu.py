@@ -2,12 +2,22 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from bench.shapes import VITS16_CHUNK, loss_inputs
-from ppap.kernels import PropagationConfig, available_backends, ppap_loss, propagate
+from ppap.kernels import (
+    PropagationConfig,
+    available_backends,
+    dense_crf,
+    dense_crf_batch,
+    ppap_loss,
+    propagate,
+)
+from ppap.kernels.dense_crf import unavailable_reason
 from tests.helpers import CASES, GOLDEN_NAMES, LossCase, golden_case, made_case
+from tests.test_dense_crf import CONTESTED, example
 from tests.test_ppap_loss import FORMS, check_backend, fused, loss_and_gradient, materialised
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -158,3 +168,69 @@ def test_tensors_on_two_devices():
 def test_auto_takes_triton():
     rel = propagate(torch.randn(40, 16, device="cuda"), None, CFG)
     assert rel.backend == ("triton" if "triton" in BACKENDS else "torch")
+
+
+needs_crf = pytest.mark.skipif(unavailable_reason("cuda") is not None, reason=str(unavailable_reason("cuda")))
+CRF_OTHERS = [name for name in ("cpp", "pydensecrf") if unavailable_reason(name) is None]
+
+
+def crf_case(kind: str, classes: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """An image and scores of :func:`tests.test_dense_crf.example` on the GPU, or noise, or one grey."""
+    image, scores = example(classes, height, width)
+    if kind == "noise":
+        image = np.random.default_rng(0).integers(0, 256, image.shape, dtype=np.uint8)
+    elif kind == "grey":
+        image = np.full_like(image, 128)
+    return torch.from_numpy(image).cuda(), torch.from_numpy(scores).cuda()
+
+
+@needs_crf
+@pytest.mark.parametrize("other", CRF_OTHERS)
+@pytest.mark.parametrize("classes", [1, 2, 27, 64])
+@pytest.mark.parametrize("kind", ["halves", "noise", "grey"])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (90, 1), (120, 161)])
+def test_dense_crf_equals_the_others(kind, classes, height, width, other):
+    image, scores = crf_case(kind, classes, height, width)
+    q, wanted = (dense_crf(image, scores, impl=impl) for impl in ("cuda", other))
+    assert q.is_cuda and (q - wanted).abs().max() <= CONTESTED
+    different = (q.argmax(dim=0) != wanted.argmax(dim=0)).sum()
+    assert different <= max(1, 1e-4 * height * width)
+
+
+@needs_crf
+@pytest.mark.parametrize("kind", ["halves", "noise", "grey"])
+def test_dense_crf_repeats_bitwise(kind):
+    image, scores = crf_case(kind, 27, 160, 201)
+    first = dense_crf(image, scores, impl="cuda")
+    for _ in range(30):
+        assert torch.equal(dense_crf(image, scores, impl="cuda"), first)
+
+
+@needs_crf
+def test_dense_crf_takes_the_gpu_on_any_stream_and_shares_lattices():
+    image, scores = crf_case("halves", 5, 70, 81)
+    wanted = dense_crf(image, scores, impl="cuda"), dense_crf(image, scores[:2], impl="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        results = list(dense_crf_batch([(image.cpu(), (scores, scores[:2]))] * 3))
+    stream.synchronize()
+    assert all(torch.equal(a, b) for maps in results for a, b in zip(maps, wanted, strict=True))
+
+
+@needs_crf
+def test_dense_crf_says_what_is_wrong():
+    image, scores = crf_case("halves", 3, 20, 21)
+    with pytest.raises(RuntimeError, match="scores on cpu; impl 'cuda' needs"):
+        dense_crf(image, scores.cpu(), impl="cuda")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        dense_crf(image, scores * math.nan, impl="cuda")
+
+
+@needs_crf
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_dense_crf_on_a_gpu_that_is_not_the_current_one():
+    image, scores = crf_case("halves", 5, 70, 81)
+    wanted = dense_crf(image, scores, impl="cuda")
+    q = dense_crf(image, scores.to("cuda:1"), impl="cuda")
+    assert q.device.index == 1 and torch.equal(q.cpu(), wanted.cpu())

@@ -10,6 +10,9 @@
 #include <vector>
 #define PPAP_DEVICE
 using Stream = void*;
+// Whether threads and blocks run last to first: no result may depend on it.
+inline bool backwards = false;
+extern "C" __attribute__((used, visibility("default"))) inline void ppap_cuda_backwards(int on) { backwards = on != 0; }
 static inline void add_count(int64_t* to, int64_t value) { *to += value; }
 static inline void add_count(int* to, int value) { *to += value; }
 static inline float power_of_two(float x) { return std::exp2(x); }
@@ -32,7 +35,7 @@ struct Block {
     template <class Body>
     PPAP_DEVICE void each(Body&& body) const {
 #ifdef PPAP_EMULATED
-        for (int thread = 0; thread < THREADS; ++thread) body(thread);
+        for (int i = 0; i < THREADS; ++i) body(backwards ? THREADS - 1 - i : i);
 #else
         body(static_cast<int>(threadIdx.x));
         __syncthreads();
@@ -57,7 +60,8 @@ int launch(Stream stream, int64_t grid_x, int64_t grid_y, const Kernel& kernel) 
     for (int64_t y = 0; y < grid_y; ++y)
         for (int64_t x = 0; x < grid_x; ++x) {
             std::memset(memory.data(), 0xff, memory.size());  // NaN where a kernel reads what it has not written
-            kernel(Block{x, y}, *reinterpret_cast<typename Kernel::Shared*>(memory.data()));
+            const Block block = backwards ? Block{grid_x - 1 - x, grid_y - 1 - y} : Block{x, y};
+            kernel(block, *reinterpret_cast<typename Kernel::Shared*>(memory.data()));
         }
     (void)stream;
     return 0;

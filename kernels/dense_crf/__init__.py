@@ -1,9 +1,8 @@
 """Fully connected CRF over the pixels of one image: public functions, checks, choice of implementation.
 
-Next: ``reference.py``, the definition; ``native_impl.py``, which runs by default; ``cuda_impl.py``, which runs
-by default for scores on a GPU where the CUDA library was built; ``pydensecrf_impl.py``, the package that
-published results were made with. They are chosen by ``impl=`` alone; the backend variable of the loss ops does
-not apply here.
+Next: ``reference.py``, the definition; ``native_impl.py``, which runs by default; ``cuda_impl.py``, which
+does for scores on a GPU where the CUDA library was built; ``pydensecrf_impl.py``, the package that published
+results were made with. They are chosen by ``impl=`` alone, not by the backend variable of the loss ops.
 """
 
 import collections
@@ -38,9 +37,9 @@ def dense_crf(
     The unary energy is ``-log(clip(softmax(scores), 1e-5, 1))``; a Gaussian kernel on positions smooths, a
     bilateral kernel on positions and colours aligns to edges; both are normalised symmetrically. The defaults
     are the published evaluation protocol. Scores on a GPU stay there where the CUDA library was built
-    (``python -m ppap.doctor --build-cuda``); else it runs on one core of the CPU (:func:`dense_crf_batch` uses
-    all), and copies there and back for scores on another device. Bitwise repeatable. Not differentiable: a
-    backward pass through it raises.
+    (``python -m ppap.doctor --build-cuda``); else it runs on one core of the CPU (:func:`dense_crf_batch`
+    uses all), and copies there and back for scores on another device. Bitwise repeatable. Not
+    differentiable: a backward pass through it raises.
 
     Args:
         image: (H, W, 3) uint8 RGB (read in BGR order inside, as published), numpy or torch, any device.
@@ -121,7 +120,7 @@ def dense_crf_batch(
 
 
 def unavailable_reason(impl: str | None = None, device: torch.device | str = "cpu") -> str | None:
-    """None if an implementation can run here, for None that of scores on `device`; else why not, what to do."""
+    """None if an implementation can run here, else why not and what to do; None stands for ``automatic``."""
     name = _known(impl)
     return _IMPLS[automatic(device) if name == _AUTO else name].unavailable_reason()
 

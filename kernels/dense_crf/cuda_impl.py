@@ -1,6 +1,6 @@
-"""``dense_crf`` in the CUDA library: see ``csrc/cuda/dense_crf*``. One image at a time, on the current stream.
+"""``dense_crf`` in the CUDA library (``csrc/cuda/dense_crf.cu``): one image at a time, on the current stream.
 
-Legend: ``C`` classes, ``M`` lattice vertices; an entry is a pixel and one of the d + 1 vertices of its simplex.
+Legend: ``C`` classes; an entry is a pixel and one of the d + 1 vertices of its simplex.
 """
 
 import contextlib
@@ -58,9 +58,9 @@ def dense_crf(
 ) -> list[Tensor]:
     """Mean-field inference for several maps of one image, which share the lattice; scores on one GPU.
 
-    Waits for the device once, for the numbers of vertices. Memory above inputs and results: while the
-    lattices are built, at most 800 bytes per pixel; then about 190 + 8 C bytes per pixel and 60 + 8 C per vertex.
-    Photographs have about two vertices for a pixel in both lattices together, noise up to 8.
+    Waits for the device once, for the numbers of vertices. Memory above inputs and results, but for what
+    torch's sort takes: at most 600 + 10 C bytes per pixel and 60 + 8 C per vertex. Flat images have about one
+    vertex per pixel in both lattices together, noise has 7.
 
     Raises:
         RuntimeError: the library is missing, there is no GPU, or scores are not on it.
@@ -152,7 +152,7 @@ class _Lattice:
             setattr(self.arguments, name, None)
 
     def embed(self, device: torch.device) -> None:
-        """The simplices of all pixels; afterwards ``vertices``, a scalar on the device, counts their vertices."""
+        """The simplices of all pixels; then ``vertices``, a scalar on the device, counts their vertices."""
         # At most two thirds full.
         self.arguments.slots = slots = 1 << (3 * self._entries // 2 - 1).bit_length()
         self._hold(

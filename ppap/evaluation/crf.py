@@ -65,8 +65,7 @@ def crf_device(crf: str, device: torch.device | str) -> torch.device:
 
 
 def crf_implementation(crf: str, device: torch.device | str = "cpu") -> str:
-    """What computes the CRF of ``--eval.crf`` in an evaluation on `device`, for the record; it must be able to
-    run."""
+    """What computes the CRF of ``--eval.crf`` in an evaluation on `device`, for the record; it can run."""
     if crf == "native" and crf_device(crf, device).type != "cpu":
         return f"ppap {__version__}, CUDA library, {torch.cuda.get_device_name(device)}"
     if crf == "native":
