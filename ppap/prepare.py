@@ -22,10 +22,11 @@ from ppap.data.base import SPLITS
 from ppap.data.cocostuff import TRAIN_LISTS
 from ppap.data.crops import folder_name
 from ppap.data.pairs import WORDS, data_root
-from ppap.errors import UsageError
+from ppap.errors import PpapError, UsageError
 from ppap.preparation.crops import CropSettings, make_crops
 from ppap.preparation.potsdam import cut_tiles, find_tiles, has_raw_tiles
 from ppap.preparation.verify import class_table, decode_all
+from ppap.presets import PRESETS
 
 Prepared = Literal["cocostuff27", "cocostuff15", "cocostuff3", "cityscapes27", "potsdam3", "imagenet_s"]
 
@@ -66,6 +67,20 @@ class PrepareArguments:
 def main(argv: Sequence[str]) -> None:
     """Command ``prepare``."""
     arguments = parse(PrepareArguments, argv, command="prepare", description=__doc__)
+    try:
+        _prepare(arguments)
+    except ValueError as error:
+        raise UsageError(_own_options(error)) from None
+    except PpapError as error:
+        raise type(error)(_own_options(error)) from None
+
+
+def _own_options(error: Exception) -> str:
+    """The text of an error, with the options of training under the names that they have here."""
+    return str(error).replace("--data.crop-ratio", "--ratio").replace("--data.", "--")
+
+
+def _prepare(arguments: PrepareArguments) -> None:
     config = DataConfig(
         kind=arguments.dataset,
         root=arguments.root,
@@ -113,8 +128,18 @@ def _crop(config: DataConfig, arguments: PrepareArguments) -> None:
     print(f"{len(dataset):,} training images ({source}): {5 * len(dataset):,} crops", flush=True)
     folder = make_crops(dataset, out, _crop_name(config), source, settings)
     print(f"written: {folder}")
-    place = "" if arguments.out is None else f" --data.crop-root {arguments.out}"
-    print(f"train with --data.kind {arguments.dataset} --data.root {arguments.root}{place}")
+    print(f"train with: {_train_command(arguments)}")
+
+
+def _train_command(arguments: PrepareArguments) -> str:
+    """The first preset of the data set, with the options that these crops need."""
+    kind = arguments.dataset
+    named = [name for name, make in PRESETS.items() if make().data.kind == kind]
+    words = ["ppap train", *(named[:1] or ["cocostuff27-vits8", f"--data.kind {kind}"])]
+    words.append(f"--data.root {arguments.root}")
+    words += [f"--data.crop-root {arguments.out}"] if arguments.out else []
+    words += [f"--data.crop-ratio {arguments.ratio}"] if arguments.ratio != DataConfig().crop_ratio else []
+    return " ".join(words + (["--data.partial"] if arguments.partial else []))
 
 
 def _crop_name(config: DataConfig) -> str:

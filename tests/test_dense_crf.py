@@ -398,3 +398,12 @@ def test_a_backward_pass_raises():
         assert not dense_crf(image, scores).requires_grad
     ((q,),) = dense_crf_batch([(image, (scores,))])
     assert not q.requires_grad
+
+
+@pytest.mark.parametrize(
+    "settings", [{"gaussian": (1e-46, 3)}, {"bilateral": (1e-46, 3, 4)}, {"gaussian": (1, 1e39)}]
+)
+def test_parameters_are_judged_in_float32(settings):
+    image, scores = torch.zeros(1, 1, 3, dtype=torch.uint8), torch.zeros(2, 1, 1)
+    with pytest.raises(ValueError, match="finite numbers in float32"):
+        dense_crf(image, scores, **settings)

@@ -52,6 +52,14 @@ def masks_by(library: Path, precision: str = "fp32") -> list[torch.Tensor]:
         arguments = (keys[anchors], phi, keys * norm, psi, anchors)
         masks, *counts = relation_masks(*arguments, precision=precision, impl="cpp")
         found += [masks.positive, masks.kept, *counts]
+    # Rows whose every entry lies midway between two bf16, where rounding errs most and in one direction.
+    entry = 0.25 * (1 + 2.0**-8)
+    worst = torch.full((2, 16), entry)
+    worst[:, 15] = (1 - 15 * entry**2) ** 0.5
+    for phi in (0.9999, 0.998, 0.994):
+        arguments = (worst, torch.full((2,), phi), worst, torch.zeros(2), torch.arange(2))
+        masks, *counts = relation_masks(*arguments, precision=precision, impl="cpp")
+        found += [masks.positive, masks.kept, *counts]
     return found
 
 

@@ -218,7 +218,7 @@ def test_what_needs_nothing_made_is_checked(tmp_path, kind, capsys):
     prepare(kind, tmp_path, "--partial", "--check")
     assert "every file decodes" in capsys.readouterr().out
     assert cli.main(["prepare", kind, "--root", str(tmp_path)]) == 3
-    assert "accept it with --data.partial" in capsys.readouterr().err
+    assert "accept it with --partial" in capsys.readouterr().err
 
 
 # Potsdam

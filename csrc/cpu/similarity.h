@@ -3,10 +3,11 @@
 // in float32 where the thresholds lie within the error that the rounding can make. So the bits are those of float32.
 // Included by kernels.h, inside its namespace.
 
-// |q . k| of operands rounded to bf16, and the same in float32, differ by at most this times |q| |k|: each operand by
-// 2^-9 of itself, sums of D products by D 2^-24 in either, with some room for the rounding of the norms themselves.
+// q . k of operands rounded to bf16, and the same in float32, differ by at most this times |q| |k|: a bf16 has 8 binary
+// digits, so that each operand is off by up to 2^-8 of itself and a product by 2^-7 + 2^-16; sums of D products by
+// D 2^-24 in either; with some room for the rounding of the norms themselves.
 static float screening_error(int64_t D) {
-    return 1.01f * (1.0f / 256 + 1.0f / 262144 + (3.0f * static_cast<float>(D) + 16.0f) / 16777216.0f);
+    return 1.01f * (1.0f / 128 + 1.0f / 65536 + (3.0f * static_cast<float>(D) + 16.0f) / 16777216.0f);
 }
 
 // Thresholds, bits and counts of a panel of anchors.

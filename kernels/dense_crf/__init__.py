@@ -149,8 +149,8 @@ def _checked(
 ) -> tuple[Tensor, list[Tensor], int, list[float], list[float], str]:
     """The op's arguments."""
     name = _known(impl)
-    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 0:
-        raise ValueError(f"dense_crf: iterations is {iterations!r}; give an integer >= 0")
+    if not isinstance(iterations, int) or isinstance(iterations, bool) or not 0 <= iterations < 2**31:
+        raise ValueError(f"dense_crf: iterations is {iterations!r}; give an integer >= 0, below 2^31")
     gaussian = _check_kernel("gaussian", gaussian, ("sxy",))
     bilateral = _check_kernel("bilateral", bilateral, ("sxy", "srgb"))
     image, scores = _as_tensor("image", image), [_as_tensor("scores", part) for part in scores]
@@ -170,9 +170,13 @@ def _check_kernel(name: str, values: Any, sigmas: tuple[str, ...]) -> list[float
         ) from None
     if len(numbers) != len(sigmas) + 1:
         raise ValueError(f"dense_crf: {name} has {len(numbers)} values; give {len(sigmas) + 1}: {wanted}")
-    if not all(math.isfinite(number) for number in numbers) or min(numbers[:-1]) <= 0 or numbers[-1] < 0:
+    # The implementations see them in float32, where a sigma must not become 0, nor anything infinite.
+    range_of = torch.finfo(torch.float32)
+    fits = all(math.isfinite(number) and number <= range_of.max for number in numbers)
+    if not fits or min(numbers[:-1]) < range_of.tiny or numbers[-1] < 0:
         raise ValueError(
-            f"dense_crf: {name} is {values!r}; {wanted} needs sigmas > 0 and a weight >= 0, all finite"
+            f"dense_crf: {name} is {values!r}; {wanted} needs sigmas > 0 and a weight >= 0, all of them "
+            "finite numbers in float32"
         )
     return numbers
 

@@ -6,13 +6,15 @@ several run at once. The same command given again goes on: finished cells are ke
 from its last checkpoint. Other seeds or values only add cells; other settings are refused.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -160,6 +162,22 @@ def run_cells(study: Path, cells: Sequence[Cell], jobs: int = 1) -> dict[str, di
         Stopped: interrupted; the same command continues.
         UsageError, DataError, NumberError: what a cell raises; the message names it.
     """
+    with _alone(study):
+        return _run_cells(study, cells, jobs)
+
+
+@contextmanager
+def _alone(study: Path) -> Iterator[None]:
+    """Refuse a study that another process works on: it would take that one's unsaved runs for broken ones."""
+    with (study / "study.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"another process works on --out {study}; wait, or give another") from None
+        yield
+
+
+def _run_cells(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, dict[str, Any]]:
     folder = study / "cells"
     make_folder(folder)
     left = [cell for cell in cells if not (folder / f"{cell.name}.json").exists()]

@@ -5,6 +5,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from ppap.data.images import verify_image
@@ -17,6 +18,18 @@ _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB\x60\x82"
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _MAT, _MAT_HEADER = b"MATLAB 5.0", 128
 _MAT_COMPRESSED = 15
+
+
+def read_list(path: Path) -> str:
+    """Text of a list of ids or names.
+
+    Raises:
+        DataError: it cannot be read, or is no plain text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the list cannot be read ({error}); give plain UTF-8 text") from None
 
 
 class Problems:

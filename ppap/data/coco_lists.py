@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ppap.data.checks import read_list
 from ppap.errors import DataError
 
 FILES = {
@@ -71,7 +72,7 @@ def find_list(places: Sequence[Path], folder: str, which: str) -> tuple[np.ndarr
 
 def _read(path: Path) -> np.ndarray:
     ids = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_list(path).splitlines(), 1):
         text = line.strip()
         if not text:
             continue

@@ -106,6 +106,8 @@ def _check_numbers(folder: Path, images: np.ndarray, labels: np.ndarray, kind: s
     manifest = folder / MANIFEST
     if manifest.is_file():
         wanted = read_manifest(manifest).get("crops")
+        if not isinstance(wanted, int):
+            raise DataError(f"{manifest}: it says no number of crops; {remedy}")
         if not len(images) == len(labels) == wanted:
             raise DataError(
                 f"{folder}: {len(images):,} images and {len(labels):,} labels of {wanted:,}: ppap prepare "

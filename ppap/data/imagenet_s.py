@@ -15,6 +15,7 @@ from PIL import Image
 
 from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets
+from ppap.data.checks import read_list
 from ppap.data.images import naming
 from ppap.data.pairs import PairedFiles, Part, assemble, check_classes, data_root, name_array
 from ppap.errors import DataError, UsageError
@@ -116,7 +117,7 @@ def class_names(base: Path, categories: int) -> tuple[str, ...]:
     wnids = sorted(p.name for p in validation.iterdir() if p.is_dir()) if validation.is_dir() else []
     listed = base / f"ImageNetS_categories_im{categories}.txt"
     if listed.is_file():
-        wnids = listed.read_text().split()
+        wnids = read_list(listed).split()
     if len(wnids) != categories:
         wnids = [f"category {c}" for c in range(1, categories + 1)]
     return ("other", *wnids)

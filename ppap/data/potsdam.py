@@ -14,6 +14,7 @@ from PIL import Image
 
 from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets
+from ppap.data.checks import read_list
 from ppap.data.images import find_images
 from ppap.data.pairs import IdTable, PairedFiles, Part, assemble, check_classes, data_root, name_array
 from ppap.errors import DataError
@@ -49,7 +50,7 @@ def build(config: DataConfig, splits: tuple[str, ...] = SPLITS) -> Datasets:
         )
     raise DataError(
         f"{root}: neither imgs/ and gt/ of .mat files nor img_dir/ and ann_dir/; name another --data.root, "
-        "or cut raw tiles with ppap prepare potsdam3"
+        "or cut the raw tiles, 4_Ortho_RGBIR and the labels beside it, with ppap prepare potsdam3"
     )
 
 
@@ -107,7 +108,7 @@ def _blocks(base: Path, split: str) -> Part:
     if not path.is_file():
         raise DataError(f"{path}: no such list of block numbers; add it, or prepare the raw tiles")
     numbers = []
-    for i, line in enumerate(path.read_text().splitlines(), 1):
+    for i, line in enumerate(read_list(path).splitlines(), 1):
         if line.strip() and not (line.strip().isascii() and line.strip().isdigit()):
             raise DataError(f"{path}, line {i}: {line.strip()[:40]!r} is no block number")
         numbers += [int(line)] if line.strip() else []

@@ -130,6 +130,8 @@ class HP(Method):
     def _fill(self, step: int) -> None:
         """Pools from images in an order of their own, with dropout; the two draw their patches apart."""
         seed, size, count = self.config.train.seed, self.hp.pool_size, 0
+        if step == 0:
+            print(f"reference pools: {size} patches, one an image, of {len(self.data.dataset)} images")
         drawn: dict[str, list[Tensor]] = {"agnostic": [], "specific": []}
         for batch in self.data.shuffled(step):
             features = self.tokens(batch).guidance.float()[: size - count]

@@ -5,6 +5,7 @@ Legend: n training images, K nearest of each that are kept, D channels.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -93,7 +94,7 @@ def neighbour_table(method: Method, data: TrainingData) -> np.ndarray:
     table = nearest_images(_descriptors(method, data)).numpy()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".new.npy")
+        aside = path.with_suffix(f".{os.getpid()}.npy")  # another run may make it at the same time
         np.save(aside, table)
         aside.replace(path)
     except OSError as error:

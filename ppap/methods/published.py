@@ -112,9 +112,11 @@ def with_method(config: Config, method: str) -> Config:
 
     HP recolours images, so a preset's cache of features is switched off for it. Where HP or STEGO published
     settings for the preset's data, ``optim`` and ``train`` follow them (the presets have the sections ``hp``
-    and ``stego``); elsewhere only the method changes.
+    and ``stego``); elsewhere only the method changes. Among the preset's rows of a comparison it
+    takes the place of PPAP.
     """
-    config = replace(config, method=method)
+    rows = tuple(dict.fromkeys(method if row == "ppap" else row for row in config.compare.rows))
+    config = replace(config, method=method, compare=replace(config.compare, rows=rows))
     if method == "hp":
         config = replace(config, data=replace(config.data, cache_features=False))
     dataset, weights = config.data.kind, config.model.weights

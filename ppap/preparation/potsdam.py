@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ppap.data.checks import Problems
+from ppap.data.checks import Problems, read_list
 from ppap.data.images import naming
 from ppap.data.potsdam import LISTS
 from ppap.errors import DataError
@@ -192,7 +192,7 @@ def _given(folder: Path, labelled: Sequence[int]) -> dict[str, list[int]]:
         path = folder / name
         if not path.is_file():
             raise DataError(f"{path}: no such list; --lists needs {LISTS['train'][0]} and {LISTS['val'][0]}")
-        words = path.read_text().split()
+        words = read_list(path).split()
         wrong = [w for w in words if not (w.isascii() and w.isdigit()) or int(w) not in allowed][:1]
         if wrong:
             raise DataError(f"{path}: {wrong[0]} is no labelled block of these tiles (numbering: see --help)")
