@@ -48,7 +48,6 @@ FREE = (
     "data.root",
     "data.workers",
     "data.cache_dir",
-    "eval.crf_workers",
     "eval.batch_size",
 )
 _CONTINUE = "the same command continues"

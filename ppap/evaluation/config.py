@@ -67,10 +67,8 @@ class EvalConfig:
     crf: Literal["native", "pydensecrf", "none"] = "none"
     """Dense CRF on the class scores, beside the results without it, which are always reported: native = the
     library of ppap, on the GPU of the evaluation if its CUDA library was built, else on all threads;
-    pydensecrf = that package. `ppap eval` takes native by default; in training it concerns the comparison at
-    the end, never the validations."""
-    crf_workers: int = 2
-    """Processes that run pydensecrf; 0 = none, in the main process. The native CRF needs none."""
+    pydensecrf = that package, on one thread. `ppap eval` takes native by default; in training it concerns the
+    comparison at the end, never the validations."""
     crf_image: Literal["original", "published"] = "original"
     """Picture that the CRF sees: original = the pixels as loaded, published = the normalised image turned
     back and truncated, which makes some values 1 too low."""
@@ -82,7 +80,6 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check_field(self.pictures >= 0, "eval.pictures", self.pictures, "give 0 or more")
         check_field(self.batch_size >= 1, "eval.batch-size", self.batch_size, "give at least 1")
-        check_field(self.crf_workers >= 0, "eval.crf-workers", self.crf_workers, "give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

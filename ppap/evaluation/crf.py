@@ -1,16 +1,13 @@
-"""Dense CRF over a validation set: label maps from score maps, in order, images across threads or processes.
+"""Dense CRF over a validation set: label maps from score maps, in order.
 
 The native implementation runs on the GPU for scores that lie there, where the CUDA library was built, else on
-threads. The package pydensecrf holds Python's lock while it works, so it gets worker processes.
+threads, an image on each. The package pydensecrf, which holds Python's lock while it works, takes one image
+after the other.
 """
 
 import collections
 import importlib.metadata
-import multiprocessing
-import signal
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +16,11 @@ import torch
 from torch import Tensor
 
 from ppap import __version__
-from ppap.errors import UsageError
-from ppap.kernels import dense_crf, dense_crf_batch, native
+from ppap.kernels import dense_crf_batch, native
 from ppap.kernels.dense_crf import automatic, unavailable_reason
 
 # --eval.crf -> impl of ppap.kernels.dense_crf.
 IMPLS = {"native": None, "pydensecrf": "pydensecrf"}
-# Images held at once per worker process: one under way, one ready to follow.
-_HELD_PER_WORKER = 2
 
 
 @dataclass(frozen=True)
@@ -74,18 +68,15 @@ def crf_implementation(crf: str, device: torch.device | str = "cpu") -> str:
     return "none" if crf == "none" else f"pydensecrf2 {importlib.metadata.version('pydensecrf2')}"
 
 
-def run_crf(tasks: Iterable[CRFTask], crf: str, workers: int = 0) -> Iterator[CRFResult]:
+def run_crf(tasks: Iterable[CRFTask], crf: str) -> Iterator[CRFResult]:
     """Results in the order of `tasks`, which are drawn only as fast as they are worked on.
 
     Args:
         tasks: images with their score maps.
         crf: "native", on the GPU for scores that lie there if the CUDA library was built, else on as many
-            threads as torch has, or "pydensecrf".
-        workers: processes for "pydensecrf"; 0 = none, in this one. They are spawned, so a script of your own
-            needs the usual ``if __name__ == "__main__":`` guard.
+            threads as torch has, or "pydensecrf", on one.
 
     Raises:
-        UsageError: a worker process died.
         ValueError, RuntimeError, MemoryError: as :func:`ppap.kernels.dense_crf`.
     """
     held: collections.deque[CRFTask] = collections.deque()
@@ -95,47 +86,9 @@ def run_crf(tasks: Iterable[CRFTask], crf: str, workers: int = 0) -> Iterator[CR
             held.append(task)
             yield task.image, task.scores
 
-    if crf == "native" or workers == 0:
-        results = dense_crf_batch(pairs(), impl=IMPLS[crf])
-        labels = (tuple(q.argmax(dim=0).cpu() for q in maps) for maps in results)
-    else:
-        results = labels = _in_processes(pairs(), IMPLS[crf], workers)
+    results = dense_crf_batch(pairs(), impl=IMPLS[crf])
     try:
-        for maps in labels:
-            yield CRFResult(maps, held.popleft().payload)
+        for maps in results:
+            yield CRFResult(tuple(q.argmax(dim=0).cpu() for q in maps), held.popleft().payload)
     finally:
         results.close()
-
-
-def _in_processes(pairs: Iterable, impl: str, workers: int) -> Iterator[tuple[Tensor, ...]]:
-    """Label maps of every pair of an image and its score maps."""
-    waiting: collections.deque[Future] = collections.deque()
-    # Never fork: torch's threads do not survive it.
-    spawning = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, spawning, initializer=_start_worker)
-    try:
-        for image, scores in pairs:
-            arrays = [part.detach().float().cpu().numpy() for part in scores]
-            waiting.append(pool.submit(_labels, np.asarray(image), arrays, impl))
-            while len(waiting) >= _HELD_PER_WORKER * workers or (waiting and waiting[0].done()):
-                yield tuple(map(torch.from_numpy, waiting.popleft().result()))
-        while waiting:
-            yield tuple(map(torch.from_numpy, waiting.popleft().result()))
-    except BrokenProcessPool:
-        raise UsageError(
-            "a dense CRF worker process died or could not start: there may be too little memory; if a script "
-            'of your own starts the evaluation, guard it with `if __name__ == "__main__":`; or set '
-            "--eval.crf-workers 0, or --eval.crf native"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    # Ctrl-C reaches the whole process group; the main process ends the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def _labels(image: np.ndarray, scores: list[np.ndarray], impl: str) -> list[np.ndarray]:
-    return [dense_crf(image, part, impl=impl).numpy().argmax(axis=0) for part in scores]

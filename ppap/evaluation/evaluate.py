@@ -102,7 +102,7 @@ def evaluate(
     where = crf_device(config.crf, device)
     tasks = _plain_then_crf_tasks(batches, probes, patch_size, counts, picture, where)
     if with_crf:
-        for result in run_crf(tasks, config.crf, config.crf_workers):
+        for result in run_crf(tasks, config.crf):
             for probe, labels in zip(PROBES, result.labels, strict=True):
                 counts[f"crf/{probe}"].update(labels, result.payload)
     else:

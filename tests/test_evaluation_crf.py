@@ -1,4 +1,4 @@
-"""The CRF over a validation set: order, laziness, worker processes, errors and clean ends."""
+"""The CRF over a validation set: order, laziness, errors and clean ends."""
 
 import os
 import signal
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from ppap.errors import UsageError
 from ppap.evaluation import crf
 from ppap.evaluation.crf import CRFTask, crf_implementation, crf_missing, run_crf
 from ppap.kernels import dense_crf, native
@@ -22,11 +21,7 @@ needs_library = pytest.mark.skipif(native.reason() is not None, reason=str(nativ
 needs_package = pytest.mark.skipif(
     pydensecrf_impl.unavailable_reason() is not None, reason="pydensecrf is missing: pip install pydensecrf2"
 )
-WAYS = [
-    pytest.param("native", 0, marks=needs_library, id="threads"),
-    pytest.param("pydensecrf", 0, marks=needs_package, id="in this process"),
-    pytest.param("pydensecrf", 2, marks=needs_package, id="processes"),
-]
+WAYS = [pytest.param("native", marks=needs_library), pytest.param("pydensecrf", marks=needs_package)]
 
 
 def task(number: int) -> CRFTask:
@@ -38,8 +33,8 @@ def task(number: int) -> CRFTask:
     return CRFTask(image, scores, payload=number)
 
 
-@pytest.mark.parametrize(("name", "workers"), WAYS)
-def test_results_come_in_order_and_few_images_are_held(name, workers):
+@pytest.mark.parametrize("name", WAYS)
+def test_results_come_in_order_and_few_images_are_held(name):
     drawn = 0
 
     def tasks():
@@ -48,8 +43,8 @@ def test_results_come_in_order_and_few_images_are_held(name, workers):
             drawn += 1
             yield task(i)
 
-    at_once = 2 * max(workers, torch.get_num_threads())
-    for i, result in enumerate(run_crf(tasks(), name, workers)):
+    at_once = 2 * torch.get_num_threads()
+    for i, result in enumerate(run_crf(tasks(), name)):
         assert result.payload == i and drawn <= i + 1 + at_once
         if i in (0, 6):
             for labels, scores in zip(result.labels, task(i).scores, strict=True):
@@ -67,32 +62,21 @@ def test_reads_every_float_type():
     assert torch.equal(result.labels[0], dense_crf(image, half.detach()).argmax(dim=0))
 
 
-@pytest.mark.parametrize(("name", "workers"), WAYS)
-def test_an_error_is_raised(name, workers):
+@pytest.mark.parametrize("name", WAYS)
+def test_an_error_is_raised(name):
     wrong = CRFTask(task(0).image, (task(0).scores[0] * torch.nan,))
     with pytest.raises(ValueError, match="NaN or infinite"):
-        list(run_crf([wrong, task(1)], name, workers))
+        list(run_crf([wrong, task(1)], name))
 
 
-@pytest.mark.parametrize(("name", "workers"), WAYS[:1])  # a worker process takes seconds to start
-def test_an_error_of_the_tasks_is_passed_on(name, workers):
+@pytest.mark.parametrize("name", WAYS)
+def test_an_error_of_the_tasks_is_passed_on(name):
     def tasks():
         yield task(0)
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        list(run_crf(tasks(), name, workers))
-
-
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@needs_package
-def test_a_dead_worker_is_explained(monkeypatch):
-    monkeypatch.setattr(crf, "_start_worker", _die)
-    with pytest.raises(UsageError, match="died or could not start.*--eval.crf native"):
-        list(run_crf([task(0)], "pydensecrf", workers=1))
+        list(run_crf(tasks(), name))
 
 
 MAIN = """
@@ -104,13 +88,13 @@ def tasks():
         yield CRFTask(torch.zeros(40, 40, 3, dtype=torch.uint8), (torch.zeros(3, 40, 40),))
 
 if __name__ == "__main__":
-    for result in run_crf(tasks(), NAME, 1):
+    for result in run_crf(tasks(), NAME):
         print("one done", flush=True)
 """
 
 
-@pytest.mark.parametrize(("name", "workers"), [WAYS[0], WAYS[2]])
-def test_ctrl_c_ends_it_without_noise(name, workers, tmp_path):
+@pytest.mark.parametrize("name", WAYS)
+def test_ctrl_c_ends_it_without_noise(name, tmp_path):
     (tmp_path / "main.py").write_text(MAIN.replace("NAME", repr(name)))
     main = subprocess.Popen(
         [sys.executable, str(tmp_path / "main.py")],
