@@ -16,15 +16,12 @@ PIXELS_MAX = 2**28
 """Pixels of an image; far less fits into memory."""
 
 
-class _Arguments(ctypes.Structure):
-    """``struct PpapDenseCrf``."""
-
-    _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("image", "scores", "q", "classes")]
-        + [(name, ctypes.c_int64) for name in ("height", "width", "maps", "iterations")]
-        + [(name, ctypes.c_float) for name in ("gaussian_sxy", "gaussian_weight")]
-        + [(name, ctypes.c_float) for name in ("bilateral_sxy", "bilateral_srgb", "bilateral_weight")]
-    )
+# struct PpapDenseCrf
+_Arguments = native.structure(
+    "image scores q classes",
+    "height width maps iterations",
+    "gaussian_sxy gaussian_weight bilateral_sxy bilateral_srgb bilateral_weight",
+)
 
 
 def unavailable_reason() -> str | None:
