@@ -24,7 +24,7 @@ from ppap.data.base import SPLITS
 from ppap.engine import Engine, for_inference, load_engine, pick_device
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.comparison import table
-from ppap.evaluation.crf import crf_missing
+from ppap.evaluation.crf import native_crf_missing, require_crf
 from ppap.evaluation.evaluate import evaluate
 from ppap.evaluation.frozen import train_frozen_probes
 from ppap.evaluation.neighbours import NeighbourEvaluation, build_bank, evaluate_neighbours, map_source
@@ -58,7 +58,7 @@ class EvalArguments:
     out: str | None = None
     """JSON file for the results, never overwritten; None = a new evaluation*.json in the run."""
     data: DataConfig = field(default_factory=DataConfig)
-    eval: EvalConfig = field(default_factory=lambda: _with_crf(EvalConfig()))
+    eval: EvalConfig = field(default_factory=lambda: _with_crf(EvalConfig(), "auto"))
 
     def __post_init__(self) -> None:
         if self.frozen_steps is not None and self.frozen_steps < 1:
@@ -86,19 +86,21 @@ def main(argv: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str]) -> tuple[EvalArguments, list[Path]]:
     """Read the arguments twice: for the checkpoint, and then with the checkpoint's settings as defaults."""
-    path, name = first_positional(argv), None
+    path, name, device = first_positional(argv), None, "auto"
     if path is None or not set(argv) & {"-h", "--help"}:
         first = parse(EvalArguments, argv, command="eval", description=__doc__)
-        path, name = first.checkpoint, _name(first)
+        path, name, device = first.checkpoint, _name(first), first.device
     runs = seeds.runs_of(Path(path)) if seeds.is_set(Path(path)) else [Path(path)]
     config = _settings(load_checkpoint(runs[0], name))
-    defaults = EvalArguments(checkpoint=path, data=config.data, eval=_with_crf(config.eval))
+    defaults = EvalArguments(checkpoint=path, data=config.data, eval=_with_crf(config.eval, device))
     return parse(EvalArguments, argv, command="eval", description=__doc__, default=defaults), runs
 
 
-def _with_crf(config: EvalConfig) -> EvalConfig:
-    """The settings of a training as defaults here: where it did without CRF, the native one."""
-    return dataclasses.replace(config, crf="native") if config.crf == "none" else config
+def _with_crf(config: EvalConfig, device: str) -> EvalConfig:
+    """The settings of a training as defaults here: where it did without CRF, the native one if it can run."""
+    if config.crf != "none" or native_crf_missing(pick_device(device)):
+        return config
+    return dataclasses.replace(config, crf="native")
 
 
 def _name(arguments: EvalArguments) -> str | None:
@@ -142,6 +144,8 @@ def _measure(checkpoint: Checkpoint, arguments: EvalArguments) -> Measured:
     config = dataclasses.replace(_settings(checkpoint), data=arguments.data, eval=arguments.eval)
     device = pick_device(arguments.device)
     neighbours = _by_neighbours(arguments)
+    if not neighbours:
+        require_crf(config.eval.crf, device)
     datasets = _datasets(config, neighbours, arguments)
     _check_classes(checkpoint, datasets.val.classes)
     engine = load_engine(checkpoint, device, for_inference(config, device))
@@ -183,8 +187,6 @@ def _measure_probes(
     engine: Engine, checkpoint: Checkpoint, config: Config, datasets: Datasets, arguments: EvalArguments
 ) -> Measured:
     dataset, code_of, batch_code = datasets.val, engine.code, engine.code_of
-    if missing := crf_missing(config.eval.crf, engine.device):
-        print(f"{missing}; going on without", flush=True)
     if arguments.frozen:
         if not datasets.train.labelled:
             print("the training images have no labels: the linear probe stays as drawn", flush=True)
@@ -199,6 +201,8 @@ def _measure_probes(
         device=engine.device,
         workers=config.data.workers,
     )
+    if not result.crf and (missing := native_crf_missing(engine.device)):
+        result.notes.append(missing)
     names = dataset.class_names if dataset.classes <= _LISTED_CLASSES else ()
     record = evaluation_record(config, engine, checkpoint, result)
     lines = [score_table(result, names), *result.notes]

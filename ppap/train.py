@@ -25,6 +25,7 @@ from ppap.data.loading import stream
 from ppap.engine import Engine, build_engine, check_finite, load_engine, pick_device
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.evaluation.comparison import Row, compare
+from ppap.evaluation.crf import require_crf
 from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.feature_cache import CachedFeatures, cache_features, cache_root
 from ppap.kernels import dispatch
@@ -98,6 +99,7 @@ class Trainer:
         self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
         device = pick_device(config.train.device)
         self.backend = _backend(device)
+        require_crf(config.eval.crf, device)
         for name in {config.method, *config.compare.rows} - {"colour"}:
             METHODS[name].check(replace(config, method=name))
         self.data: Datasets = build_datasets(config.data)

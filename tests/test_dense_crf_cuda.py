@@ -148,7 +148,7 @@ def test_scores_on_a_gpu_take_it_if_it_was_built(emulated_cuda, emulated, monkey
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
     assert automatic("cuda") == "cuda" and automatic("cpu") == "cpp"
     assert crf.crf_implementation("native", "cuda").endswith("CUDA library, A GPU")
-    assert crf.crf_device("native", "cuda").type == "cuda" and crf.crf_missing("native", "cuda") is None
+    assert crf.crf_device("native", "cuda").type == "cuda" and crf.native_crf_missing("cuda") is None
     assert {crf.crf_device(*way).type for way in (("native", "cpu"), ("pydensecrf", "cuda"))} == {"cpu"}
     monkeypatch.setattr(native_cuda, "reason", lambda: "not built")
     assert automatic("cuda") == "cpp" and crf.crf_device("native", "cuda").type == "cpu"

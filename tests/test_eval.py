@@ -17,6 +17,7 @@ from ppap.evaluation.evaluate import PROBES, evaluate, pixel_scores
 from ppap.kernels import native
 from ppap.presets import preset
 from ppap.probes import ClusterProbe, LinearProbe
+from ppap.train import main as train
 from tests.runs import edit_info, make_folder, tiny_run
 
 
@@ -95,14 +96,30 @@ def test_the_crf_runs_beside_the_plain_scores():
     assert {"crf/cluster_miou", "linear_accuracy"} <= set(result.summary())
 
 
-def test_without_the_library_the_rest_is_reported(monkeypatch):
+@pytest.fixture
+def no_library(monkeypatch):
     from ppap.kernels.dense_crf import native_impl
 
     monkeypatch.setattr(native_impl, "unavailable_reason", lambda: "not built: install a C++ compiler")
+
+
+def test_a_crf_that_cannot_run_is_refused(no_library, finished):
     config = EvalConfig(crf="native")
-    result = evaluate(code_of, probes(), scenes(2), config, patch_size=8, device=torch.device("cpu"))
-    assert result.plain and not result.crf
-    assert result.notes == ["dense CRF (native) skipped: not built: install a C++ compiler"]
+    with pytest.raises(UsageError, match="crf native cannot run here: not built.*crf pydensecrf or none"):
+        evaluate(code_of, probes(), scenes(2), config, patch_size=8, device=torch.device("cpu"))
+    with pytest.raises(UsageError, match="crf native cannot run here"):
+        main([str(finished), "--eval.crf", "native"])
+    with pytest.raises(UsageError, match="crf native cannot run here"):
+        train(["--resume", str(finished), "--eval.crf", "native"])
+
+
+def test_without_the_library_the_rest_is_reported(no_library, finished, tmp_path, capsys):
+    out = tmp_path / "evaluation.json"
+    main([str(finished), "--out", str(out)])
+    record = json.loads(out.read_text())
+    note = "no scores with CRF, the native one cannot run here: not built: install a C++ compiler"
+    assert note in capsys.readouterr().out
+    assert record["scores"]["notes"] == [note] and not record["scores"]["crf"]
 
 
 def test_the_command_prints_and_writes(finished, capsys):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from ppap.errors import UsageError
 from ppap.evaluation import crf
-from ppap.evaluation.crf import CRFTask, crf_implementation, crf_missing, run_crf
+from ppap.evaluation.crf import CRFTask, crf_implementation, native_crf_missing, require_crf, run_crf
 from ppap.kernels import dense_crf, native
 from ppap.kernels.dense_crf import native_impl, pydensecrf_impl
 
@@ -129,12 +130,19 @@ def test_what_is_missing_is_named_with_its_remedy(monkeypatch):
         pydensecrf_impl, "unavailable_reason", lambda: f"no module; {pydensecrf_impl.INSTALL}"
     )
     monkeypatch.setattr(native_impl, "unavailable_reason", lambda: "not built: install a C++ compiler")
-    assert crf_missing("pydensecrf").startswith("dense CRF (pydensecrf) skipped: no module; pip install")
-    assert crf_missing("native") == "dense CRF (native) skipped: not built: install a C++ compiler"
-    assert crf_missing("none") is None
+    with pytest.raises(
+        UsageError, match="pydensecrf cannot run here: no module; pip .*native or none"
+    ):
+        require_crf("pydensecrf")
+    with pytest.raises(UsageError, match="native cannot run here: not built: .*pydensecrf or none"):
+        require_crf("native")
+    assert "not built: install a C++ compiler" in native_crf_missing()
+    require_crf("none")
     for module in (pydensecrf_impl, native_impl):
         monkeypatch.setattr(module, "unavailable_reason", lambda: None)
-    assert crf_missing("pydensecrf") is crf_missing("native") is None
+    for name in ("pydensecrf", "native"):
+        require_crf(name)
+    assert native_crf_missing() is None
 
 
 @needs_library

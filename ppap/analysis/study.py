@@ -29,6 +29,7 @@ from ppap.data import build_datasets
 from ppap.engine import pick_device
 from ppap.errors import DataError, NumberError, PpapError, Stopped, UsageError
 from ppap.eval import main as evaluate
+from ppap.evaluation.crf import require_crf
 from ppap.feature_cache import cache_features, cache_root
 from ppap.model import build_net
 from ppap.rundir import RunDir, changed_settings, option_names
@@ -128,6 +129,7 @@ def check(config: Config, jobs: int, *, splits: Sequence[str] = ("train", "val")
     if jobs < 1:
         raise UsageError(f"--jobs is {jobs}; give at least 1")
     device = pick_device(config.train.device)
+    require_crf(config.eval.crf, device)
     data = build_datasets(config.data)
     for name in splits:
         split = getattr(data, name)

@@ -67,8 +67,8 @@ class EvalConfig:
     crf: Literal["native", "pydensecrf", "none"] = "none"
     """Dense CRF on the class scores, beside the results without it, which are always reported: native = the
     library of ppap, on the GPU of the evaluation if its CUDA library was built, else on all threads;
-    pydensecrf = that package, on one thread. `ppap eval` takes native by default; in training it concerns the
-    comparison at the end, never the validations."""
+    pydensecrf = that package, on one thread. `ppap eval` takes native by default, where it can run; in
+    training it concerns the comparison at the end, never the validations."""
     crf_image: Literal["original", "published"] = "original"
     """Picture that the CRF sees: original = the pixels as loaded, published = the normalised image turned
     back and truncated, which makes some values 1 too low."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ppap import __version__
+from ppap.errors import UsageError
 from ppap.kernels import dense_crf_batch, native
 from ppap.kernels.dense_crf import automatic, unavailable_reason
 
@@ -44,13 +45,22 @@ class CRFResult:
     payload: Any = None
 
 
-def crf_missing(crf: str, device: torch.device | str = "cpu") -> str | None:
-    """None if the CRF of ``--eval.crf`` can run, or is none; else one line: why it is skipped, the remedy.
+def require_crf(crf: str, device: torch.device | str = "cpu") -> None:
+    """Refuse a CRF of ``--eval.crf`` that cannot run in an evaluation on `device`.
 
-    `device` is that of the evaluation.
+    Raises:
+        UsageError: why not, and the remedy.
     """
     reason = None if crf == "none" else unavailable_reason(IMPLS[crf], device)
-    return None if reason is None else f"dense CRF ({crf}) skipped: {reason}"
+    if reason is not None:
+        others = " or ".join(name for name in (*IMPLS, "none") if name != crf)
+        raise UsageError(f"--eval.crf {crf} cannot run here: {reason}; or give --eval.crf {others}")
+
+
+def native_crf_missing(device: torch.device | str = "cpu") -> str | None:
+    """None if the native CRF can run in an evaluation on `device`; else one line: that there is none, why."""
+    reason = unavailable_reason(IMPLS["native"], device)
+    return None if reason is None else f"no scores with CRF, the native one cannot run here: {reason}"
 
 
 def crf_device(crf: str, device: torch.device | str) -> torch.device:

@@ -17,7 +17,7 @@ from ppap.config import EvalConfig
 from ppap.data import SegmentationDataset, val_loader
 from ppap.data.transforms import denormalise, to_uint8
 from ppap.errors import DataError, NumberError
-from ppap.evaluation.crf import CRFTask, crf_device, crf_missing, run_crf
+from ppap.evaluation.crf import CRFTask, crf_device, require_crf, run_crf
 from ppap.evaluation.metrics import ConfusionMatrix, Scores
 from ppap.probes import ClusterProbe, LinearProbe, upsample
 
@@ -43,7 +43,7 @@ class Evaluation:
     majority: Scores | None = None
     """Cluster probe without CRF, every cluster given its most frequent class: an optimistic extra."""
     notes: list[str] = field(default_factory=list)
-    """What a reader must know: CRF skipped, images without CRF."""
+    """What a reader must know, such as why there are no scores with CRF."""
 
     def summary(self) -> dict[str, float]:
         """Flat numbers [%], such as ``cluster_miou`` and ``crf/linear_accuracy``."""
@@ -86,17 +86,18 @@ def evaluate(
         should_stop: asked after each batch; True ends the evaluation with InterruptedError.
 
     Raises:
+        UsageError: the CRF cannot run on `device`.
         DataError: the dataset has no labels, or no labelled pixel.
         NumberError: the code is not finite.
     """
+    require_crf(config.crf, device)
     if not dataset.labelled:
         raise DataError("these images have no labels: nothing to measure; give labels/val beside images/val")
     clusters = {"cluster": len(probes[0].clusters), "linear": dataset.classes}
     counts = {
         f"{prefix}{p}": ConfusionMatrix(dataset.classes, clusters[p]) for prefix in _PREFIXES for p in PROBES
     }
-    missing = crf_missing(config.crf, device)
-    with_crf = config.crf != "none" and missing is None
+    with_crf = config.crf != "none"
     batches = _batches(code_of, dataset, config.batch_size, device, workers, should_stop)
     picture = _picture_source(dataset, config.crf_image) if with_crf else None
     where = crf_device(config.crf, device)
@@ -108,11 +109,10 @@ def evaluate(
     else:
         for _ in tasks:
             pass
-    notes = [] if missing is None else [missing]
-    return _scores(counts, dataset, config.unmatched == "drop", with_crf, notes)
+    return _scores(counts, dataset, config.unmatched == "drop", with_crf)
 
 
-def _scores(counts, dataset, drop, with_crf, notes) -> Evaluation:
+def _scores(counts, dataset, drop, with_crf) -> Evaluation:
     def of(prefix: str) -> dict[str, Scores]:
         cluster, linear = counts[f"{prefix}cluster"], counts[f"{prefix}linear"]
         assignment = cluster.match(drop_unmatched=drop)
@@ -122,7 +122,7 @@ def _scores(counts, dataset, drop, with_crf, notes) -> Evaluation:
         }
 
     majority = counts["cluster"].scores(counts["cluster"].majority_vote(), names=dataset.class_names)
-    return Evaluation(of(""), of("crf/") if with_crf else {}, majority, notes)
+    return Evaluation(of(""), of("crf/") if with_crf else {}, majority)
 
 
 def _batches(code_of, dataset, batch_size, device, workers, should_stop) -> Iterator[tuple[dict, Tensor]]:
