@@ -130,9 +130,7 @@ def test_what_is_missing_is_named_with_its_remedy(monkeypatch):
         pydensecrf_impl, "unavailable_reason", lambda: f"no module; {pydensecrf_impl.INSTALL}"
     )
     monkeypatch.setattr(native_impl, "unavailable_reason", lambda: "not built: install a C++ compiler")
-    with pytest.raises(
-        UsageError, match="pydensecrf cannot run here: no module; pip .*native or none"
-    ):
+    with pytest.raises(UsageError, match="pydensecrf cannot run here: no module; pip .*native or none"):
         require_crf("pydensecrf")
     with pytest.raises(UsageError, match="native cannot run here: not built: .*pydensecrf or none"):
         require_crf("native")
