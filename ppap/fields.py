@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-Method = Literal["ppap", "frozen", "fixed", "tps", "ans", "random", "hp", "stego"]
+Method = Literal["ppap", "frozen", "fixed", "tps", "ans", "random", "oracle", "hp", "stego"]
 
 
 def check_field(ok: bool, name: str, value: Any, remedy: str) -> None:

@@ -15,8 +15,9 @@ SWITCHES = {
     "tps": Switches(ambiguity_excluded=False),
     "ans": Switches(trustworthy_positives=False),
     "random": Switches(shuffled=True),
+    "oracle": Switches(trustworthy_positives=False, ambiguity_excluded=False),
 }
-"""Method -> parts of the loss (Table 5, and the control)."""
+"""Method -> parts of the loss (Table 5, the control, and the bound)."""
 
 
 class PPAP(Method):

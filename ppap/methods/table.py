@@ -3,6 +3,7 @@
 from ppap.config import Config
 from ppap.methods.base import Method
 from ppap.methods.hp import HP
+from ppap.methods.oracle import Oracle
 from ppap.methods.ppap import PPAP
 from ppap.methods.stego import STEGO
 
@@ -13,6 +14,7 @@ METHODS: dict[str, type[Method]] = {
     "tps": PPAP,
     "ans": PPAP,
     "random": PPAP,
+    "oracle": Oracle,
     "hp": HP,
     "stego": STEGO,
 }
@@ -27,6 +29,7 @@ TITLES = {
     "stego": "STEGO",
     "hp": "Hidden Positives",
     "ppap": "PPAP",
+    "oracle": "sets of the labels",
 }
 """Method, or the row of plain colours -> its name for people, in the order of tables."""
 
