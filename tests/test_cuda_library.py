@@ -19,7 +19,7 @@ from ppap.kernels.masked_log_softmax import cuda_impl as log_softmax_impl
 from ppap.kernels.masked_log_softmax import reference as log_softmax
 from ppap.kernels.ppap_loss import cuda_impl
 from tests.helpers import CASES, GOLDEN_NAMES, golden_case, made_case, peak_bytes
-from tests.test_ppap_loss import FORMS, check_backend, fused, loss_and_gradient, materialised
+from tests.loss_forms import FORMS, check_backend, fused, loss_and_gradient, materialised
 
 PRECISIONS = {"fp32": 0, "fp16": 1, "bf16": 2, "plain fp32": 3}
 SHAPES = [(37, 203, 32), (1, 1, 16), (130, 300, 33), (64, 128, 70)]

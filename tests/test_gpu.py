@@ -17,8 +17,8 @@ from ppap.kernels import (
 )
 from ppap.kernels.dense_crf import unavailable_reason
 from tests.helpers import CASES, GOLDEN_NAMES, LossCase, golden_case, made_case
+from tests.loss_forms import FORMS, check_backend, fused, loss_and_gradient, materialised
 from tests.test_dense_crf import CONTESTED, example
-from tests.test_ppap_loss import FORMS, check_backend, fused, loss_and_gradient, materialised
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

@@ -36,15 +36,15 @@ from ppap.kernels.proxy_average import reference as averages
 from ppap.kernels.relation_masks import reference as relations
 from tests import test_train
 from tests.helpers import CASES, GOLDEN_NAMES, golden_case, made_case, peak_bytes
-from tests.runs import tiny_run
-from tests.test_masked_log_softmax import inputs, loss_and_gradients, packed
-from tests.test_ppap_loss import (
+from tests.loss_forms import (
     FORMS,
     check_backend,
     check_sixteen_bits,
     fused,
     loss_and_gradient,
 )
+from tests.runs import tiny_run
+from tests.test_masked_log_softmax import inputs, loss_and_gradients, packed
 
 ROOT = Path(__file__).parents[1]
 NO_COMPILER = shutil.which("g++") is None and shutil.which("clang++") is None

@@ -10,7 +10,7 @@ from ppap.kernels.common import normalise
 from ppap.kernels.ppap_loss import group_mean, triton_impl
 from tests.helpers import made_case, peak_bytes
 from tests.interpreted.test_loss import BLOCK, budget_of_chunks, on_triton
-from tests.test_ppap_loss import FORMS, fused, loss_and_gradient
+from tests.loss_forms import FORMS, fused, loss_and_gradient
 
 
 def test_mixed_and_strided_inputs():

@@ -11,7 +11,7 @@ from ppap.kernels import PropagationConfig, propagate
 from ppap.kernels.ppap_loss import triton_impl
 from ppap.kernels.tiles.launch import row_block
 from tests.helpers import CASES, GOLDEN_NAMES, golden_case, made_case
-from tests.test_ppap_loss import (
+from tests.loss_forms import (
     FORMS,
     check_backend,
     check_sixteen_bits,
