@@ -1,4 +1,4 @@
-"""The loss in its forms (fused, in parts, without reduction), and checks of a backend against its definition."""
+"""The loss in its forms (fused, in parts, without reduction), and checks of a backend by its definition."""
 
 import torch
 
