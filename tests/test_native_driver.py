@@ -1,4 +1,4 @@
-"""The driver in C++, without Python or torch: each instruction set of this machine against the portable form."""
+"""The driver in C++, without Python: each instruction set of this machine against the portable form."""
 
 import shutil
 import subprocess
