@@ -4,14 +4,19 @@ Errors that a user can act on are printed as one short message; the exit code sa
 usage, 3 data, 4 numbers, 75 stopped after saving.
 """
 
+import dataclasses
 import importlib
+import inspect
 import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppap.errors import PpapError, UsageError, unknown_name
+
+if TYPE_CHECKING:
+    import tyro
 
 COMMANDS = {
     "train": "train on generated scenes, or on a folder of images",
@@ -84,7 +89,57 @@ def parse(kind: Any, argv: Sequence[str], *, command: str, description: str, def
     import tyro
 
     options = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=list(argv), prog=f"ppap {command}", description=description, **options)
+    return tyro.cli(
+        kind,
+        args=list(argv),
+        prog=f"ppap {command}",
+        description=flowing(description),
+        registry=_flowing_help(),
+        **options,
+    )
+
+
+def _flowing_help() -> "tyro.constructors.ConstructorRegistry":
+    """tyro's own rules for dataclasses, but with help texts that fill the width of the terminal."""
+    import tyro
+
+    registry, asking = tyro.constructors.ConstructorRegistry(), False
+
+    @registry.struct_rule
+    def flow_help(info: Any) -> Any:
+        nonlocal asking
+        if asking or not dataclasses.is_dataclass(info.type):
+            return None  # the rules of tyro come next
+        asking = True
+        try:
+            spec = registry.get_struct_spec(info)
+        finally:
+            asking = False
+        if not isinstance(spec, tyro.constructors.StructConstructorSpec):
+            return spec
+        fields = [dataclasses.replace(f, helptext=_flowing_text(f.helptext)) for f in spec.fields]
+        return dataclasses.replace(spec, fields=tuple(fields))
+
+    return registry
+
+
+def _flowing_text(text: Any) -> Any:
+    """:func:`flowing` of a help text, or of one that tyro reads from the source when it is shown."""
+    if callable(text):
+        return lambda: _flowing_text(text())
+    return text and flowing(text)
+
+
+def flowing(text: str) -> str:
+    """`text` with one line per paragraph; indented lines, such as those of a list, stay as they are."""
+    lines: list[str] = []
+    for line in inspect.cleandoc(text).splitlines():
+        before = lines[-1] if lines else ""
+        if before and line and not before.startswith(" ") and not line.startswith(" "):
+            lines[-1] = f"{before} {line}"
+        else:
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def first_positional(argv: Sequence[str]) -> str | None:

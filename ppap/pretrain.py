@@ -271,7 +271,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, Path, Checkpoi
     pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     pre.add_argument("--resume", metavar="RUN")
     known, rest = pre.parse_known_args(list(argv))
-    presets = "\n".join(f"  {name:<10} {make.__doc__.strip()}" for name, make in PRESETS.items())
+    presets = "\n".join(f"  {name:<11} {make.__doc__.strip()}" for name, make in PRESETS.items())
     description = (
         "Pretrain a backbone without labels. Usage: ppap pretrain [PRESET] [--section.field value ...], or "
         f"ppap pretrain --resume RUN.\n\nPresets (default: folder):\n{presets}\n\n"

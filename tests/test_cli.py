@@ -1,5 +1,6 @@
 """The command line as a whole: help, exit codes, doctor."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -33,6 +34,53 @@ def test_every_command_has_help(command, capsys):
     assert error.value.code == 0
     text = capsys.readouterr().out
     assert f"usage: ppap {command}" in text and "None" not in text.splitlines()[2]
+
+
+def test_help_texts_fill_their_lines():
+    text = cli.flowing("""One
+        two
+        (three).
+
+        Names:
+          a  first
+          b  second
+
+        Last
+        line.""")
+    assert text == "One two (three).\n\nNames:\n  a  first\n  b  second\n\nLast line."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """Options of two lines
+    (in one)."""
+
+    size: int = 3
+    """A side
+    [pixels]."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options."""
+
+    rate: float = 0.1
+    """A rate
+    (of something).
+
+    And more."""
+    part: Section = dataclasses.field(default_factory=Section)
+
+
+def test_help_of_options_does_not_keep_the_lines_of_the_source(capsys):
+    default = Options(rate=0.2, part=Section(size=5))
+    with pytest.raises(SystemExit):
+        cli.parse(Options, ["--help"], command="test", description="A test.", default=default)
+    text = capsys.readouterr().out
+    for line in ("A rate (of something).", "And more. (default: 0.2)", "A side [pixels]. (default: 5)"):
+        assert line in text
+    found = cli.parse(Options, ["--part.size=7"], command="test", description="A test.", default=default)
+    assert found == Options(rate=0.2, part=Section(size=7))
 
 
 @pytest.mark.parametrize(
