@@ -1,6 +1,11 @@
-"""What the dataclasses of settings share: names of methods, and how an impossible value is refused."""
+"""What the dataclasses of settings share: names of methods, and what is required or refused."""
 
 from typing import Any, Literal
+
+import tyro
+
+REQUIRED = tyro.conf.arg(help_behavior_hint="(required)")
+"""Help shows so what has an empty default only for the command to refuse it with a message of its own."""
 
 Method = Literal["ppap", "frozen", "fixed", "tps", "ans", "random", "oracle", "hp", "stego"]
 

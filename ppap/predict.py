@@ -24,6 +24,7 @@ from ppap.data.transforms import Geometry, normalise, resized_size
 from ppap.engine import Engine, for_inference, load_engine, pick_device
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.metrics import apply_assignment
+from ppap.fields import REQUIRED
 from ppap.pictures import IGNORED_INDEX, IGNORED_INDEX_16, legend, overlay, save_index_png
 from ppap.report import RANDOM_WARNING
 
@@ -162,7 +163,9 @@ class PredictArguments:
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """Run directory or checkpoint folder."""
-    images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
+    images: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]"), REQUIRED
+    ]
     """Image files, or folders of images."""
     out: str
     """Folder for NAME.png (class ids), NAME_overlay.jpg, legend.png and legend.json."""

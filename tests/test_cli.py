@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ppap import cli, doctor
+from ppap.analyze import ANALYSES
 from ppap.errors import DataError, NumberError, Stopped, UsageError
 from ppap.kernels import dispatch
 
@@ -81,6 +82,18 @@ def test_help_of_options_does_not_keep_the_lines_of_the_source(capsys):
         assert line in text
     found = cli.parse(Options, ["--part.size=7"], command="test", description="A test.", default=default)
     assert found == Options(rate=0.2, part=Section(size=7))
+
+
+@pytest.mark.parametrize(
+    "command", [["predict"], ["prepare"], *(["analyze", name] for name in ANALYSES)], ids=" ".join
+)
+def test_help_says_what_is_required(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--help"])
+    text = capsys.readouterr().out
+    assert "(required)" in text and "default: ''" not in text
+    positional = text.partition("options")[0]
+    assert "default: )" not in positional
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,12 @@ import tyro
 from ppap.cli import first_positional, parse
 from ppap.config import Config, DataConfig, LossConfig, ModelConfig
 from ppap.errors import DataError, UsageError
+from ppap.fields import REQUIRED
 from ppap.presets import describe, preset
 from ppap.protocol import with_protocol
+
+Out = Annotated[str, REQUIRED]
+"""Type of the option that names the folder for results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +25,8 @@ class AnalysisArguments:
 
     preset: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "demo"
     """Name of the preset these settings started from."""
-    out: str = ""
-    """New folder for the results; must be given."""
+    out: Out = ""
+    """New folder for the results."""
     images: int
     """Training images whose patches are compared."""
     anchors: int

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ppap.analysis import paper
-from ppap.analysis.arguments import check_seeds, parse_with_preset, run_config
+from ppap.analysis.arguments import Out, check_seeds, parse_with_preset, run_config
 from ppap.analysis.study import Cell, check, of_seed, open_study, run_cells
 from ppap.analysis.tables import Summary, has_crf, score_lines
 from ppap.config import Config
@@ -30,8 +30,8 @@ stopped ablation. A seed costs four trainings: two minutes on two cores for the 
 class AblationArguments(Config):
     """Options of ``ppap analyze ablation``; everything else defaults to the preset."""
 
-    out: str = ""
-    """New folder for ablation.md, results.json and the runs, or one to continue; must be given."""
+    out: Out = ""
+    """New folder for ablation.md, results.json and the runs, or one to continue."""
     seeds: tuple[int, ...] = (0,)
     """One run of all four rows each; the table has mean and standard deviation."""
     jobs: int = 1

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppap.analysis import paper
-from ppap.analysis.arguments import check_seeds, parse_with_preset, run_config
+from ppap.analysis.arguments import Out, check_seeds, parse_with_preset, run_config
 from ppap.analysis.study import Cell, check, of_seed, open_study, run_cells
 from ppap.analysis.tables import (
     SCORES,
@@ -39,8 +39,8 @@ two minutes a run on two cores; a run of the paper's presets takes hours on a GP
 class BenchmarkArguments(Config):
     """Options of ``ppap analyze benchmark``; everything else defaults to the preset and the method."""
 
-    out: str = ""
-    """New folder for benchmark.md, results.json and the runs, or one to continue; must be given."""
+    out: Out = ""
+    """New folder for benchmark.md, results.json and the runs, or one to continue."""
     methods: tuple[Literal["dino", "frozen", "stego", "hp", "fixed", "tps", "ans", "random", "ppap"], ...] = (
         "frozen",
         "stego",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import tyro
 
-from ppap.analysis.arguments import make_folder, new_folder
+from ppap.analysis.arguments import Out, make_folder, new_folder
 from ppap.checkpoint import Checkpoint, load_checkpoint
 from ppap.cli import parse
 from ppap.config import Config, DataConfig, from_dict
@@ -17,6 +17,7 @@ from ppap.data import SegmentationDataset, build_datasets, class_colours
 from ppap.engine import Engine, for_inference, load_engine, pick_device
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.metrics import ConfusionMatrix, apply_assignment
+from ppap.fields import REQUIRED
 from ppap.methods.table import TITLES
 from ppap.pictures import strip
 from ppap.report import RANDOM_WARNING, predict_crop, spread
@@ -33,10 +34,10 @@ beside the loading of the checkpoints."""
 class CompareArguments:
     """Options of ``ppap analyze compare``; the data defaults to that of the first run."""
 
-    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]"), REQUIRED]
     """Run directories or checkpoint folders, of the same data."""
-    out: str = ""
-    """New folder for compare.png and compare.json; must be given."""
+    out: Out = ""
+    """New folder for compare.png and compare.json."""
     images: tuple[str, ...] = ()
     """Validation images, by name without suffix or by number from 0; empty = --count of them, spread
     evenly."""

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ppap.analysis.arguments import AnalysisArguments, check_seed, make_folder, new_folder, parse_with_preset
+from ppap.analysis.arguments import (
+    AnalysisArguments,
+    Out,
+    check_seed,
+    make_folder,
+    new_folder,
+    parse_with_preset,
+)
 from ppap.analysis.features import backbone_weights, reference_pool
 from ppap.analysis.positives import Example, Look, draw_positives
 from ppap.data import build_datasets
@@ -28,8 +35,8 @@ demo, most of it for HP's pool."""
 class PositiveArguments(AnalysisArguments):
     """Options of ``ppap analyze positives``; data, model and loss default to those of the preset."""
 
-    out: str = ""
-    """New folder for positives.png and positives.json; must be given."""
+    out: Out = ""
+    """New folder for positives.png and positives.json."""
     images: int = 6
     """Training images, spread over the set, whose patches are compared."""
     anchors: int = 4

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppap.analysis import set_quality, set_report
-from ppap.analysis.arguments import AnalysisArguments, check_seeds, make_folder, new_folder, parse_with_preset
+from ppap.analysis.arguments import (
+    AnalysisArguments,
+    Out,
+    check_seeds,
+    make_folder,
+    new_folder,
+    parse_with_preset,
+)
 from ppap.analysis.features import LabelRule, Patches, backbone_weights, reference_pool, training_patches
 from ppap.analysis.paper import setting_of
 from ppap.analysis.set_quality import IgnoredRule, SetsOf, count_sets, deciles, quality
@@ -38,8 +45,8 @@ minutes for 64 images of 224 pixels under a small ViT of patch 8; most of it goe
 class SetArguments(AnalysisArguments):
     """Options of ``ppap analyze sets``; data, model and loss default to those of the preset."""
 
-    out: str = ""
-    """New folder for sets.md, sets.json, sets.png and sets.pdf; must be given."""
+    out: Out = ""
+    """New folder for sets.md, sets.json, sets.png and sets.pdf."""
     images: int = 64
     """Training images whose patches are compared (published: batches of 64)."""
     anchors: int = 3136

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppap.analysis import sweep_figure
-from ppap.analysis.arguments import check_seeds, parse_with_preset, run_config
+from ppap.analysis.arguments import Out, check_seeds, parse_with_preset, run_config
 from ppap.analysis.study import Cell, check, of_seed, open_study, run_cells
 from ppap.analysis.tables import Summary, has_crf, score_lines
 from ppap.config import Config, LossConfig
@@ -52,8 +52,8 @@ class Grid:
 class SweepArguments(Config):
     """Options of ``ppap analyze sweep``; everything else defaults to the preset."""
 
-    out: str = ""
-    """New folder for sweep.md, results.json, the figures and the runs, or one to continue; must be given."""
+    out: Out = ""
+    """New folder for sweep.md, results.json, the figures and the runs, or one to continue."""
     vary: Grid = field(default_factory=Grid)
     mode: Literal["single", "product"] = "single"
     """single = one parameter at a time; product = all combinations."""

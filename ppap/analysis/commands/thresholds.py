@@ -6,7 +6,14 @@ from dataclasses import dataclass
 import torch
 
 from ppap.analysis import thresholds
-from ppap.analysis.arguments import AnalysisArguments, check_seed, make_folder, new_folder, parse_with_preset
+from ppap.analysis.arguments import (
+    AnalysisArguments,
+    Out,
+    check_seed,
+    make_folder,
+    new_folder,
+    parse_with_preset,
+)
 from ppap.analysis.features import backbone_weights, training_patches
 from ppap.data import build_datasets
 from ppap.engine import pick_device
@@ -25,8 +32,8 @@ Writes thresholds.md, thresholds.json and thresholds.png. Half a minute on two c
 class ThresholdArguments(AnalysisArguments):
     """Options of ``ppap analyze thresholds``; data, model and loss default to those of the preset."""
 
-    out: str = ""
-    """New folder for thresholds.md, thresholds.json and thresholds.png; must be given."""
+    out: Out = ""
+    """New folder for thresholds.md, thresholds.json and thresholds.png."""
     images: int = 64
     """Training images whose patches are compared, as in a training batch."""
     anchors: int = 512
