@@ -156,6 +156,19 @@ def test_stray_ids_name_file_id_and_remedy(tmp_path):
     assert "--data.ignore-ids 7 255" in text
 
 
+def test_stray_ids_beside_too_few_names_blame_the_names(tmp_path):
+    add_label(paired(tmp_path) / "labels/val/val1.png", ids=(0, 1, 7))
+    names = ("a", "b", "c")
+    text = refused(tmp_path, "give --data.class-names with 8 names or --data.ignore-ids", class_names=names)
+    assert "--data.classes" not in text
+    refused(
+        tmp_path,
+        "give --data.classes 8 and --data.class-names with 8 names or --data",
+        classes=3,
+        class_names=names,
+    )
+
+
 def test_ids_255_that_nobody_ignores(tmp_path):
     add_label(paired(tmp_path) / "labels/val/val1.png", ids=(255,))
     refused(tmp_path, "--data.ignore-ids 255", ignore_ids=())

@@ -296,12 +296,19 @@ def _check_ids(counts: dict[str, LabelCounts], config: DataConfig, problems: Pro
         stray = [i for i in sorted(found.first) if i >= classes and i not in config.ignore_ids]
         for i in stray:
             ignore = " ".join(str(k) for k in sorted({*config.ignore_ids, *stray}))
-            grow = f"--data.classes {max(stray) + 1} or " if max(stray) < 255 else ""
+            grow = f"{_options_for(max(stray) + 1, config)} or " if max(stray) < 255 else ""
             problems.add(
                 "stray",
                 f"{found.first[i]}: id {i} with {classes} classes, in {found.files[i]} files; "
                 f"give {grow}--data.ignore-ids {ignore}",
             )
+
+
+def _options_for(classes: int, config: DataConfig) -> str:
+    """The options that make it so many classes: those of which the present number comes."""
+    options = [f"--data.classes {classes}"] if config.classes else []
+    options += [f"--data.class-names with {classes} names"] if config.class_names else []
+    return " and ".join(options)
 
 
 def _images_of(folder: Path) -> dict[str, list[Path]]:
