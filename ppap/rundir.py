@@ -35,9 +35,16 @@ class RunDir:
                 "give another --train.out"
             ) from None
 
-    def write_config(self, config: Any) -> None:
-        """Write the resolved settings and their hash."""
-        self.write_json("config.json", {"config": to_dict(config), "hash": config_hash(config)})
+    def write_config(self, config: Any, *, finished: bool = False) -> None:
+        """Write the resolved settings, their hash, and whether the run is at its end, report included."""
+        record = {"config": to_dict(config), "hash": config_hash(config), "finished": finished}
+        self.write_json("config.json", record)
+
+    def is_finished(self, config: Any) -> bool:
+        """Whether the run has come to its end with these settings, and its report is there."""
+        record = json.loads((self.path / "config.json").read_text())
+        same = record["hash"] == config_hash(config)
+        return same and record.get("finished", False) and (self.path / "report.md").exists()
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a file of results, whole or not at all."""

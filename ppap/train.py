@@ -128,6 +128,11 @@ class Trainer:
         self.training_set = self._training_set(device)
         self.loader = self.engine.start(self.training_set, self.step)
         self.total = self.engine.method.data.total_steps
+        if self.step > self.total:
+            raise UsageError(
+                f"--train.steps or --train.epochs ask for {self.total} steps, {path} has done {self.step}; "
+                "give as many or more"
+            )
         self.health = torch.zeros((), device=device)
         self.started = time.perf_counter()
 
@@ -227,6 +232,8 @@ class Trainer:
             f"{device_name(engine.device)}, {self.backend} backend, autocast {engine.amp or 'off'}"
         )
         start = f"continued at step {self.step}" if self.resumed else "new run"
+        if self.step >= self.total:
+            start = "all steps were done before; what is left is to measure and to report"
         settings = f"settings {config_hash(self.config)}"
         print(f"run: {self.run_dir.path} ({start}, {self.total} steps, {settings})", flush=True)
 
@@ -338,6 +345,7 @@ class Trainer:
             record = evaluation_record(self.config, engine, checkpoint, evaluation)
             self.run_dir.write_json(FINAL_SCORES, record)
         write_report(self.run_dir, self.config, engine, dataset, evaluation, facts, rows)
+        self.run_dir.write_config(self.config, finished=True)
         print(f"report: {self.run_dir.path / 'report.md'}")
         if self.engine.net.backbone.is_random:
             print(RANDOM_WARNING)
@@ -350,6 +358,11 @@ def main(argv: Sequence[str]) -> None:
         seeds.start(request.config, request.seeds, request.path, _train_seed)
     elif request.config is None:
         seeds.resume(request.path, _train_seed)
+    elif request.checkpoint is not None and RunDir(request.path).is_finished(request.config):
+        print(
+            f"{request.path} is finished: {request.checkpoint.info['step']} steps are done, and report.md is "
+            "written. To train on, give a larger --train.steps; to measure, use ppap eval"
+        )
     else:
         Trainer(request.config, request.path, request.checkpoint).run()
 

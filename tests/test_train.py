@@ -117,6 +117,16 @@ def test_a_stop_during_validation_saves_too(tmp_path, monkeypatch):
     )
 
 
+def test_a_run_that_was_stopped_before_its_report_is_not_finished(tmp_path, monkeypatch):
+    run_dir = tiny_run(tmp_path / "run", "--train.steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_compare", lambda self, stop: self._stop())
+        with pytest.raises(Stopped):
+            main(["--resume", str(run_dir), "--train.steps=3"])
+    main(["--resume", str(run_dir)])  # the report of 2 steps is there still
+    assert "checkpoint: step 3" in (run_dir / "report.md").read_text()
+
+
 def test_signal_handlers_are_restored(finished, tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     tiny_run(tmp_path / "run", "--train.steps=1")
@@ -142,12 +152,22 @@ def test_a_checkpoint_is_no_run_to_resume(finished):
     assert (last / "config.json").read_bytes() == before
 
 
-def test_a_finished_run_may_be_resumed_and_keeps_its_records(tmp_path):
+def test_a_finished_run_may_be_resumed_and_keeps_its_records(tmp_path, capsys):
     run_dir = tiny_run(tmp_path / "run", "--train.steps=3")
     before = (run_dir / "metrics.jsonl").read_text()
     assignment = json.loads((run_dir / "checkpoints/last/config.json").read_text())["assignment"]
+    report = (run_dir / "report.md").stat().st_mtime_ns
+    capsys.readouterr()
     main(["--resume", str(run_dir)])
+    said = capsys.readouterr().out
+    assert "is finished: 3 steps are done" in said and "--train.steps" in said and "validation" not in said
+    assert (run_dir / "report.md").stat().st_mtime_ns == report, "nothing is done again"
+    main(["--resume", str(run_dir), "--eval.pictures=1"])  # another report
+    assert "all steps were done before" in capsys.readouterr().out
+    assert (run_dir / "report.md").stat().st_mtime_ns > report
     assert (run_dir / "metrics.jsonl").read_text() == before
+    with pytest.raises(UsageError, match="ask for 2 steps, .* has done 3; give as many or more"):
+        main(["--resume", str(run_dir), "--train.steps=2"])
     main(["--resume", str(run_dir), "--train.steps=4", "--train.val-every=0"])
     info = json.loads((run_dir / "checkpoints/last/config.json").read_text())
     assert info["step"] == 4 and assignment is not None and info["assignment"] is not None
