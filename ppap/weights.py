@@ -88,8 +88,11 @@ def open_source(weights: str) -> Source:
     if timm.models.is_model_pretrained(weights):
         return Source({"name": weights}, None, f"timm pretrained {weights}")
     if len(path.parts) > 1 or path.suffix.lower() in _FILE_SUFFIXES:
+        # Where ppap pretrain puts what it makes: RUN/backbone.
+        command = f"python -m ppap.pretrain folder --data.root DIR --train.out {path.parent}"
+        how = f"make it of your images first: {command}; or " if path.name == "backbone" else ""
         raise DataError(
-            f"--model.weights: {path} does not exist; give a .pth or .safetensors file, or a directory"
+            f"--model.weights: {path} does not exist; {how}give a .pth or .safetensors file, or a directory"
         )
     known = ["random", "embedded", *timm.list_pretrained(["vit_*", "deit_*"])]
     raise UsageError(
@@ -132,7 +135,8 @@ def download(name: str, arguments: dict[str, Any]) -> dict[str, Tensor]:
     except Exception as error:  # network, hub, cache and shape errors share no base class
         raise DataError(
             f"cannot get the weights {name} through timm ({one_line(error)}); with no network, copy the file "
-            "here and give its path: --model.weights FILE.pth (or .safetensors, or a directory). Only to try "
+            "here and give its path: --model.weights FILE.pth (or .safetensors, or a directory), or take the "
+            "small ViT of this package: --model.weights embedded. Only to try "
             "the program: --model.backbone vit_small_patch16_224 --model.weights random"
         ) from error
     return backbone_tensors(model.state_dict(), name)

@@ -14,6 +14,7 @@ from ppap.config import ModelConfig
 from ppap.data.scenes import make_scene
 from ppap.data.transforms import normalise
 from ppap.errors import DataError, NumberError, UsageError
+from ppap.presets import preset
 from ppap.weights import EMBEDDED
 
 SMALL = {"backbone": "vit_small_patch16_224", "width": 48, "depth": 3, "heads": 3, "image_size": 64}
@@ -176,10 +177,17 @@ def test_download_failure_says_how_to_go_on(monkeypatch):
     stub_download(monkeypatch, OSError("cannot\nreach the hub"))
     with pytest.raises(DataError, match=r"OSError: cannot reach the hub.*--model.weights FILE.pth") as caught:
         build_backbone(ModelConfig(depth=1))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "--model.weights embedded" in str(caught.value)
 
 
 # Errors
+
+
+def test_a_missing_backbone_of_pretrain_names_the_command_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = "python -m ppap.pretrain folder --data.root DIR --train.out runs/camvid-vit;"
+    with pytest.raises(DataError, match=f"runs/camvid-vit/backbone does not exist; .*{command}"):
+        build_backbone(preset("camvid").model)
 
 
 def damaged(path, content):
