@@ -221,6 +221,7 @@ def curves(rows: Sequence[Mapping[str, Any]], path: str | PathLike) -> None:
     # Loaded here: most users of this module draw no curves.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     height = -(-len(panels) // 2)
     figure = Figure(figsize=(11, 3.1 * height), dpi=100, layout="constrained")
@@ -239,6 +240,7 @@ def curves(rows: Sequence[Mapping[str, Any]], path: str | PathLike) -> None:
             axis.plot(steps, values, label=name.replace("_", " "), **style)
         axis.set_ylabel(label, fontsize=12)
         axis.set_xlabel("training step", fontsize=12)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         if len(lines) > 1:
             axis.legend(fontsize=10, frameon=False)

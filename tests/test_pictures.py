@@ -157,6 +157,16 @@ def test_curves_draw_losses_and_scores(tmp_path):
         assert picture.height < height, "one row of panels"
 
 
+@pytest.mark.parametrize("steps", [(1, 2), (1, 2, 3, 4), (1, 10, 150)])
+def test_curves_have_whole_steps_on_their_axis(steps, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    ticks = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: ticks.extend(figure.axes[0].get_xticks()))
+    pictures.curves([{"step": step, "loss": 1 / step} for step in steps], tmp_path / "curves.png")
+    assert len(ticks) > 1 and all(tick == round(tick) for tick in ticks)
+
+
 def test_matplotlib_is_loaded_only_for_curves():
     code = "import sys, ppap.pictures as p; p.legend(['a']); assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
