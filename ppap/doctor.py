@@ -19,7 +19,20 @@ from ppap.evaluation.crf import IMPLS
 from ppap.kernels import available_backends, dispatch, native, native_cuda
 from ppap.kernels.dense_crf import unavailable_reason
 
-PACKAGES = ("torch", "triton", "torchvision", "timm", "numpy", "scipy", "pillow", "safetensors", "tyro")
+PACKAGES = (
+    "torch",
+    "triton",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "pillow",
+    "safetensors",
+    "tyro",
+    "tqdm",
+    "matplotlib",
+)
+"""What pyproject.toml asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +54,7 @@ def report() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "devices": _devices(),
-        "variables": {name: os.environ.get(name) for name in dispatch.VARIABLES},
+        "variables": _variables(),
         "backends": {name: reason or "available" for name, reason in available_backends().items()},
         "auto": {device: _auto(device) for device in ("cpu", "cuda")},
         "instruction sets": _instruction_sets(),
@@ -59,6 +72,12 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _variables() -> dict[str, str | None]:
+    """Values of the variables that choose what runs, Triton's own where it is set; None = not set."""
+    foreign = [name for name in ("TRITON_INTERPRET",) if name in os.environ]
+    return {name: os.environ.get(name) for name in (*dispatch.VARIABLES, *foreign)}
 
 
 def _devices() -> dict[str, str]:

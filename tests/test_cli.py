@@ -122,9 +122,18 @@ def test_a_bug_is_not_dressed_up():
         cli.run(command, [])
 
 
-def test_doctor_says_what_is_used_and_why_not(capsys):
+def test_doctor_lists_what_the_package_depends_on():
+    listed = (ROOT / "pyproject.toml").read_text().partition("\ndependencies = [")[2].partition("]")[0]
+    assert set(doctor.PACKAGES) == set(re.findall(r'"([a-z]+)', listed))
+
+
+def test_doctor_says_what_is_used_and_why_not(capsys, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     doctor.main(["--json"])
     found = json.loads(capsys.readouterr().out)
+    assert "TRITON_INTERPRET" not in found["variables"]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert doctor.report()["variables"]["TRITON_INTERPRET"] == "1"
     assert found["backends"]["torch"] == "available"
     assert set(found["auto"]["cpu"]) == set(dispatch.OPS)
     for name, reason in found["backends"].items():
