@@ -156,6 +156,7 @@ _SCORES_TEXT = (
 _POSITIVES_TEXT = (
     "Anchors (framed) and their positives among the frozen features, by propagation step. Lit patches are in",
     "the set: green where they have the anchor's class, red where not (yellow where the class is not known).",
+    "Above each picture: the number of patches in the set, and how many percent of them have that class.",
 )
 
 

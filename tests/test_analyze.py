@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from bench.shapes import clustered
-from ppap.analysis.positives import examples
+from ppap.analysis.positives import Example, examples
 from ppap.analysis.thresholds import NEGATIVE_SHARE, POSITIVE_CLUSTERS, GridPoint, analyse, suggest
 from ppap.analyze import main
 from ppap.errors import UsageError
@@ -83,7 +83,11 @@ def test_positives_by_step(tmp_path, capsys):
         ]
     )
     record = json.loads((out / "positives.json").read_text())
-    assert len(record["anchors"]) == 2 and "% right" in capsys.readouterr().out
+    table = capsys.readouterr().out.partition("positive patches, and how many percent")[2].splitlines()
+    assert table[1].split("  ")[-1].strip() == "HP"
+    for row, line in zip(record["anchors"], table[2:], strict=False):
+        assert line.split()[:3] == ["patch", str(row["patch"]), f"{row['positives'][0]},"]
+    assert len(record["anchors"]) == 2
     for row in record["anchors"]:
         assert len(row["positives"]) == len(row["precision"]) == 3 and row["positives"][-1] > 0
     with Image.open(out / "positives.png") as picture:
@@ -91,6 +95,17 @@ def test_positives_by_step(tmp_path, capsys):
     main(["positives", "demo", *options, "--loss.phi0=1.5", f"--out={tmp_path / 'none'}", "--no-hidden"])
     assert "no patch has positives" in capsys.readouterr().out
     assert not (tmp_path / "none" / "positives.png").exists()
+
+
+def test_a_set_in_words():
+    sets = torch.tensor([[True, False, False, False], [True, True, True, True]])
+    example = Example(0, sets)
+    assert [example.describe(s) for s in sets] == ["1 patch", "4 patches"]
+    example = example._replace(same_class=torch.tensor([True, True, True, False]))
+    assert [example.describe(s) for s in sets] == [
+        "1 patch, 100 % of its class",
+        "4 patches, 75 % of its class",
+    ]
 
 
 def test_examples_are_the_sets_of_the_definition():

@@ -52,9 +52,15 @@ class Example(NamedTuple):
         return self.same_class[positives].float().mean().item()
 
     def describe(self, positives: Tensor) -> str:
-        """A set (N,) bool in words: its size and the share of the anchor's class."""
+        """A set (N,) bool in words: its patches, and how many percent of them have the anchor's class."""
+        count, _, share = self.numbers(positives).partition(", ")
+        patches = f"{count} patch{'' if count == '1' else 'es'}"
+        return f"{patches}, {share} of its class" if share else patches
+
+    def numbers(self, positives: Tensor) -> str:
+        """:meth:`describe` without words, for tables and narrow pictures."""
         count, share = int(positives.sum()), self.precision_of(positives)
-        return str(count) if share is None else f"{count}, {100 * share:.0f} % right"
+        return str(count) if share is None else f"{count}, {100 * share:.0f} %"
 
     def to_dict(self) -> dict[str, Any]:
         """Counts and precision, as plain containers for JSON."""
@@ -130,7 +136,8 @@ def draw_positives(
     """A picture with a row per anchor and columns for up to four of the steps; other patches are dark.
 
     Positives of the anchor's class are green and others red; all are yellow where the class is not known.
-    The anchor is framed; above each picture stands the number of positives, with the share of its class.
+    The anchor is framed; above each picture stands the number of positive patches and how many percent of
+    them have the anchor's class.
 
     Args:
         net: network; its frozen features, without dropout, are compared.
@@ -213,7 +220,10 @@ def _cell(block: _Block, example: Example, positives: Tensor | None) -> np.ndarr
     sheet = np.concatenate(rows)
     head = Image.new("RGB", (sheet.shape[1], _HEAD), (255, 255, 255))
     if positives is not None:
-        ImageDraw.Draw(head).text((2, 1), example.describe(positives), fill=(0, 0, 0))
+        draw, text = ImageDraw.Draw(head), example.describe(positives)
+        if draw.textlength(text) > head.width - 2:
+            text = example.numbers(positives)
+        draw.text((2, 1), text, fill=(0, 0, 0))
     return np.concatenate([np.asarray(head), sheet])
 
 

@@ -92,14 +92,19 @@ def main(argv: Sequence[str]) -> None:
         print(
             f"no patch has positives at phi0 = {arguments.loss.phi0:g}; nothing is drawn; lower --loss.phi0"
         )
-    for example in found:
-        print(_line(example))
+    else:
+        print("\n".join(_lines(found)))
     print(f"written: {out}")
     if net.backbone.is_random:
         print(RANDOM_WARNING)
 
 
-def _line(example: Example) -> str:
-    steps = " | ".join(example.describe(positives) for positives in example.positives)
-    hidden = "" if example.hidden is None else f"; HP {example.describe(example.hidden)}"
-    return f"patch {example.anchor}: positives by step {steps}{hidden}"
+def _lines(found: Sequence[Example]) -> list[str]:
+    """A table for the terminal: the sets after each step and, where they were asked for, HP's."""
+    hidden = found[0].hidden is not None
+    rows = [["anchor", *(f"step {t}" for t in range(len(found[0].positives))), *(["HP"] if hidden else [])]]
+    for example in found:
+        sets = [*example.positives, *([example.hidden] if hidden else [])]
+        rows.append([f"patch {example.anchor}", *map(example.numbers, sets)])
+    title = "positive patches, and how many percent of them have the anchor's class"
+    return [title, *("  ".join(f"{cell:>10}" for cell in row) for row in rows)]
