@@ -94,6 +94,19 @@ def test_lossless_crops_keep_every_pixel(tmp_path):
     assert np.array_equal(np.array(crop), np.array(photo.crop((24, 18, 40, 30))))
 
 
+def test_images_too_small_for_crops_are_found_before_any_is_made(tmp_path):
+    root = coco_tree(tmp_path, 3, 1, size=(40, 5))
+    small = root / "images/train2017/000000000025.jpg"
+    save(small, picture((40, 4), 0))
+    save(root / "annotations/train2017/000000000025.png", label((40, 4), (0,), 0).astype(np.uint8))
+    with pytest.raises(
+        DataError, match="1 images are too small for crops of --ratio 0.2; give sides of 5"
+    ) as e:
+        prepare("cocostuff27", root, "--ratio", 0.2)
+    assert f"{small}: 40x4 pixels" in str(e.value)
+    assert not (root / "cropped").exists()
+
+
 def test_an_interrupted_preparation_goes_on(tmp_path):
     root = coco_tree(tmp_path, 3, 1)
     prepare("cocostuff27", root)

@@ -87,6 +87,16 @@ def verify_image(path: str | os.PathLike) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
+def stored_size(path: str | os.PathLike) -> tuple[int, int]:
+    """``(width, height)`` of an image file as its header says it, before EXIF rotation; no pixel is read.
+
+    Raises:
+        DataError: missing, empty, or none of the formats of :func:`read_image`.
+    """
+    with naming(path), Image.open(path, formats=FORMATS) as image:
+        return image.size
+
+
 def read_label(path: str | os.PathLike) -> np.ndarray:
     """Read class ids from a PNG: 8-bit greyscale values or palette indices.
 

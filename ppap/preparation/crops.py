@@ -6,6 +6,7 @@ right, lower left, lower right, centre. The published crops are JPEG files of Pi
 
 import hashlib
 import io
+import math
 import multiprocessing
 import signal
 import sys
@@ -20,13 +21,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ppap.data.checks import Problems
+from ppap.data.checks import Problems, in_threads
 from ppap.data.crops import CROPS, MANIFEST, folder_name
+from ppap.data.images import stored_size
 from ppap.data.pairs import PROBLEMS, PairedDataset
 from ppap.errors import DataError, UsageError
 from ppap.preparation.folders import claim_folder, write_whole
 
 _CHUNK = 8  # images per job: an interruption waits for one job a process
+_HEADERS = 256  # images whose header one job reads
 # As in ppap/data/loading.py: processes only read and write files.
 _CONTEXT = "fork" if sys.platform == "linux" else None
 
@@ -79,8 +82,10 @@ def make_crops(dataset: PairedDataset, out: Path, name: str, source: str, settin
 
     Raises:
         UsageError: the folder is there already and was made by another program or with other settings.
-        DataError: images that cannot be read (the rest is written), or a disk that is full.
+        DataError: images too small for crops, of which nothing is written; images that cannot be read (the
+            rest is written); or a disk that is full.
     """
+    _check_sizes(dataset, settings.ratio)
     folder = out / "cropped" / folder_name(name, settings.ratio)
     _claim(folder, dataset, source, settings)
     problems = Problems(PROBLEMS)
@@ -90,6 +95,36 @@ def make_crops(dataset: PairedDataset, out: Path, name: str, source: str, settin
             problems.add("content", text)
     problems.raise_if_any(str(dataset.files.image[0]))
     return folder
+
+
+def _check_sizes(dataset: PairedDataset, ratio: float) -> None:
+    """Refuse images of which a crop would have no pixels, by their headers."""
+    least = math.ceil(1 / ratio)  # of fewer pixels a side, the crop's share is cut off to 0
+    problems = Problems(
+        {
+            "damaged": PROBLEMS["damaged"],
+            "small": (f"images are too small for crops of --ratio {ratio}", f"give sides of {least} or more"),
+        }
+    )
+
+    def look(start: int) -> list[tuple[str, str]]:
+        found = []
+        for i in range(start, min(start + _HEADERS, len(dataset))):
+            path = dataset.files.image_path(i)
+            try:
+                width, height = stored_size(path)
+            except DataError as error:
+                found.append(("damaged", str(error)))
+                continue
+            if min(five_boxes(width, height, ratio)[0][2:]) < 1:
+                found.append(("small", f"{path}: {width}x{height} pixels"))
+        return found
+
+    starts = range(0, len(dataset), _HEADERS)
+    for found in in_threads(look, starts, "check sizes", f"x{_HEADERS} images"):
+        for kind, text in found:
+            problems.add(kind, text)
+    problems.raise_if_any(str(dataset.files.image[0]))
 
 
 def _claim(folder: Path, dataset: PairedDataset, source: str, settings: CropSettings) -> None:
@@ -124,9 +159,6 @@ def _crop_some(start: int, dataset: PairedDataset, folder: Path, settings: CropS
             continue
         stored = Image.fromarray((ids + 1).astype(np.uint8))
         boxes = five_boxes(*picture.size, settings.ratio)
-        if min(boxes[0][2:]) < 1:
-            texts.append(f"{dataset.files.image_path(i)}: too small for crops")
-            continue
         options = {} if settings.quality is None else {"quality": settings.quality}
         for box, image, label in zip(boxes, images, labels, strict=True):
             _save(picture.crop(box), image, **options)
