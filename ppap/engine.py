@@ -1,5 +1,6 @@
 """A method, its probes and optimisers as one unit: a training step, and the state that resuming needs."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from ppap.kernels import MemoryBudgetError, NonFiniteError
 from ppap.methods.base import Method, TrainingData
 from ppap.methods.table import method_of
 from ppap.probes import ClusterProbe, LinearProbe
+from ppap.randomness import random_state, set_random_state
 
 # Loss scaling of the published code.
 _INITIAL_SCALE, _GROWTH_INTERVAL = 2048.0, 1000
@@ -97,17 +99,23 @@ class Engine(nn.Module):
         """Cluster and linear probe, in the order evaluation takes them."""
         return self.cluster, self.linear
 
-    def start(self, dataset: Dataset[dict[str, Any]], start_step: int = 0) -> DataLoader:
+    def start(
+        self,
+        dataset: Dataset[dict[str, Any]],
+        start_step: int = 0,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> DataLoader:
         """Show the method its training images; the batches that :meth:`train_step` is given from then on.
 
         Args:
             dataset: images, or their cached features.
             start_step: the first step, 0 but for a resumed run.
+            should_stop: asked during what takes long ahead of a step, see :meth:`train_step`.
 
         Raises:
             UsageError, DataError: the images do not serve this method.
         """
-        return self.method.start(TrainingData(dataset, self.config, self.device), start_step)
+        return self.method.start(TrainingData(dataset, self.config, self.device, should_stop), start_step)
 
     def train_step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """One step on a batch, as :meth:`start` gave it, of images (B, 3, H, W) and labels (B, H, W).
@@ -119,6 +127,7 @@ class Engine(nn.Module):
         Raises:
             NumberError: on CPUs, a loss or gradient that is not finite, before the optimisers' step. On GPUs
                 the caller looks at the returned values when it logs.
+            InterruptedError: `should_stop` of :meth:`start`; nothing has changed, and the step is to do.
         """
         label = batch["label"].to(self.device, non_blocking=True)
         self.train()
@@ -238,11 +247,10 @@ class Engine(nn.Module):
 
     def training_state(self) -> dict[str, Any]:
         """Optimisers, loss scale and random generators, as plain containers."""
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "scaler": self.scaler.state_dict(),
-            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "rng": random_state(self.device),
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
@@ -251,9 +259,7 @@ class Engine(nn.Module):
             optimiser.load_state_dict(state["optimisers"][name])
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"]["cpu"])
-        if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
-            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+        set_random_state(state["rng"], self.device)
 
 
 def check_finite(values: dict[str, Tensor], step: int, scaled: bool = False) -> None:

@@ -126,7 +126,8 @@ class Trainer:
             self.engine.load_training_state(state["engine"])
             self.assignment = checkpoint.info["assignment"]
         self.training_set = self._training_set(device)
-        self.loader = self.engine.start(self.training_set, self.step)
+        self.stop = StopRequest()
+        self.loader = self.engine.start(self.training_set, self.step, lambda: self.stop.asked)
         self.total = self.engine.method.data.total_steps
         if self.step > self.total:
             raise UsageError(
@@ -160,7 +161,7 @@ class Trainer:
         train = self.config.train
         self._begin()
         with (
-            StopRequest() as stop,
+            self.stop as stop,
             tqdm(total=self.total, initial=self.step, unit="step", disable=None, desc="train") as bar,
         ):
             since, images = time.perf_counter(), 0
@@ -169,7 +170,7 @@ class Trainer:
                 self._validate(stop)
             while self.step < self.total:
                 epoch, batch = self._next_batch(batches, stop)
-                values = self.engine.train_step(batch, self.step)
+                values = self._step(batch)
                 self.step += 1
                 images += len(batch["index"])
                 self.health += values["loss"]
@@ -213,8 +214,14 @@ class Trainer:
             raise
         return epoch, batch
 
+    def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        try:
+            return self.engine.train_step(batch, self.step)
+        except InterruptedError:  # during long work ahead of the step, which is done anew
+            self._stop()
+
     def _due(self, every: int) -> bool:
-        return every > 0 and self.step % every == 0
+        return every > 0 and self.step > 0 and self.step % every == 0
 
     def _begin(self) -> None:
         if self.resumed:

@@ -114,6 +114,16 @@ def test_resuming_is_bitwise_the_same_run(method, tmp_path, monkeypatch):
     assert [{k: v for k, v in row.items() if k != "images_per_s"} for row in again] == last
 
 
+def test_a_stop_while_pools_are_filled_saves(tmp_path):
+    request = parse_arguments([*TINY, f"--train.out={tmp_path / 'run'}", *SMALL, "--method=hp"])
+    trainer = Trainer(request.config, request.path)
+    trainer.stop.asked = True
+    with pytest.raises(Stopped, match="stopped at step 0 of "):
+        trainer.run()
+    assert (tmp_path / "run/checkpoints/last/state.pt").exists()
+    assert not trainer._due(1), "no validation of what is not trained, when the run goes on"
+
+
 @pytest.mark.parametrize("method", ["hp", "stego"])
 def test_cached_features_train_alike(method, tmp_path):
     options = [*SMALL, "--method", method, "--hp.consistency=0", "--eval.pictures=0", "--train.steps=2"]

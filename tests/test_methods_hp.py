@@ -297,6 +297,22 @@ def test_pools_are_renewed_within_an_epoch_only(monkeypatch):
         torch.testing.assert_close(pool.norm(dim=1), torch.ones(8))
 
 
+def test_a_fill_that_was_stopped_leaves_no_trace():
+    """Pools of 8 from batches of 2; renewed at step 2."""
+    config, results = HPConfig(dim=8, pool_size=8, renew_every=2), []
+    for interrupted in (False, True):
+        engine, asked = tiny_engine("hp", hp=config, steps=4), []
+        loader = engine.start(engine.images, 0, lambda asked=asked: len(asked) > 0 and asked.pop())
+        for step, batch in zip(range(3), loader, strict=False):
+            if interrupted and step in (0, 2):
+                asked += [True, False]  # at the second batch
+                with pytest.raises(InterruptedError):
+                    engine.train_step(batch, step)
+            values = engine.train_step(batch, step)
+        results.append((values["loss"], engine.net.specific_pool, torch.get_rng_state()))
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
 def test_a_step_is_the_sum_of_its_parts():
     """Without dropout, and with everything kept: the logged losses from the definitions."""
     config = HPConfig(dim=8, pool_size=8, dropout=0.0, negatives_kept=1.0, warmup=0, consistency=0.5, ema=0.5)

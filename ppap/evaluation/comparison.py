@@ -8,8 +8,7 @@ choose nothing; they train the linear probe, match clusters to classes, and scor
 Legend: n training images, B images, D channels, h w patch grid, H W pixels.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from ppap.engine import Engine, build_engine, check_finite
 from ppap.evaluation.evaluate import CodeOf, Evaluation, evaluate
 from ppap.methods.table import TITLES
 from ppap.probes import ClusterProbe, LinearProbe
+from ppap.randomness import own_randomness
 
 BatchCode = Callable[[dict[str, Tensor]], Tensor]
 """Batch of images or of cached tokens -> code (B, D, h, w)."""
@@ -119,7 +119,7 @@ def train_variant(
     """A network trained as `config` says, with the initial weights, batches and steps of `engine`'s run."""
     with own_randomness():
         trained = build_engine(config, engine.classes, engine.device)
-        batches = stream(trained.start(training_set))
+        batches = stream(trained.start(training_set, should_stop=should_stop))
         total = trained.method.data.total_steps
         for step in tqdm(range(total), desc="baseline", unit="step", leave=False, disable=None):
             _, _, batch = next(batches)
@@ -247,14 +247,6 @@ def colour_code(patch_size: int) -> CodeOf:
         return torch.cat([mean, (square - mean.square()).clamp(min=0).sqrt()], dim=1)
 
     return code_of
-
-
-@contextmanager
-def own_randomness() -> Iterator[None]:
-    """Leave torch's global generators as they were before."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 def table(results: Sequence[Mapping[str, Mapping[str, float]]], *, crf: bool = False) -> list[str]:

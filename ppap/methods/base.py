@@ -6,7 +6,7 @@ table of methods is in ``ppap.methods.table``; CONTRIBUTING.md says how to add o
 Legend: B images, h w patch grid, D channels of the backbone, E of the code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -45,6 +45,8 @@ class TrainingData:
     """Images, or their cached features."""
     config: Config
     device: torch.device
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked between the batches of long work ahead of a step; True ends that step with InterruptedError."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -117,7 +119,11 @@ class Method:
         return data.loader(start_step)
 
     def before_step(self, step: int) -> None:
-        """Called before each step, in training mode, under autocast and without gradient."""
+        """Called before each step, in training mode, under autocast and without gradient.
+
+        Raises:
+            InterruptedError: ``data.should_stop`` asked for it; network and random generators are as before.
+        """
 
     def step(self, batch: dict[str, Tensor], step: int) -> Outcome:
         """Code and loss of a batch, in training mode under the run's autocast.

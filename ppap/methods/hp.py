@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ppap.backbone import Backbone
 from ppap.config import Config, HPConfig, OptimConfig
@@ -25,6 +26,7 @@ from ppap.methods.hp_loss import HPSettings, Positives, hp_loss
 from ppap.methods.local_mixing import attention_logits, has_plain_attention, mix, mixing_weights
 from ppap.methods.recolour import recolour
 from ppap.model import FrozenTokens, Network, patch_rows
+from ppap.randomness import random_state, set_random_state
 
 CHUNK = 784
 """Anchors per chunk of the loss: the patches of one image at 224 pixels and patch 8."""
@@ -131,16 +133,22 @@ class HP(Method):
         """Pools from images in an order of their own, with dropout; the two draw their patches apart."""
         seed, size, count = self.config.train.seed, self.hp.pool_size, 0
         if step == 0:
-            print(f"reference pools: {size} patches, one an image, of {len(self.data.dataset)} images")
+            tqdm.write(f"reference pools: {size} patches, one an image, of {len(self.data.dataset)} images")
         drawn: dict[str, list[Tensor]] = {"agnostic": [], "specific": []}
-        for batch in self.data.shuffled(step):
-            features = self.tokens(batch).guidance.float()[: size - count]
-            if step == 0:
-                drawn["agnostic"].append(draw_patches(self.net.drop(features), seed, 0, count))
-            drawn["specific"].append(draw_patches(self.net.averaged(features), seed, step + 1, count))
-            count += len(features)
-            if count == size:
-                break
+        before = random_state(self.device)
+        with tqdm(total=size, desc="reference pools", unit="image", leave=False, disable=None) as bar:
+            for batch in self.data.shuffled(step):
+                if self.data.should_stop():
+                    set_random_state(before, self.device)
+                    raise InterruptedError
+                features = self.tokens(batch).guidance.float()[: size - count]
+                if step == 0:
+                    drawn["agnostic"].append(draw_patches(self.net.drop(features), seed, 0, count))
+                drawn["specific"].append(draw_patches(self.net.averaged(features), seed, step + 1, count))
+                count += len(features)
+                bar.update(len(features))
+                if count == size:
+                    break
         if step == 0:
             self.net.agnostic_pool.copy_(unit_rows(torch.cat(drawn["agnostic"])))
         self.net.specific_pool.copy_(unit_rows(torch.cat(drawn["specific"])))
