@@ -21,7 +21,7 @@ from ppap.errors import UsageError
 from ppap.evaluation.config import CompareConfig as CompareConfig  # parts of Config, imported from here
 from ppap.evaluation.config import EvalConfig as EvalConfig
 from ppap.evaluation.config import NeighboursConfig as NeighboursConfig
-from ppap.fields import Method, check_field
+from ppap.fields import Method, check_field, check_rate
 from ppap.methods.config import HPConfig as HPConfig
 from ppap.methods.config import StegoConfig as StegoConfig
 
@@ -219,15 +219,15 @@ class OptimConfig:
     """Mixed precision of the forward pass: auto = fp16 with loss scaling on CUDA, off on CPUs."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "clip_norm", "linear_lr", "cluster_lr"):
-            value = getattr(self, name)
-            check_field(
-                (value is None and name == "clip_norm") or (value > 0 and math.isfinite(value)),
-                f"optim.{name.replace('_', '-')}",
-                value,
-                "give a positive number",
-            )
-        check_field(self.weight_decay >= 0, "optim.weight-decay", self.weight_decay, "give 0 or more")
+        for name in ("lr", "linear_lr", "cluster_lr"):
+            check_rate(f"optim.{name.replace('_', '-')}", getattr(self, name))
+        check_rate("optim.weight-decay", self.weight_decay, zero=True)
+        check_field(
+            self.clip_norm is None or (self.clip_norm > 0 and math.isfinite(self.clip_norm)),
+            "optim.clip-norm",
+            self.clip_norm,
+            "give a positive number",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

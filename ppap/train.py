@@ -23,7 +23,7 @@ from ppap.config import Config, config_hash, to_dict
 from ppap.data import Datasets, SegmentationDataset, build_datasets
 from ppap.data.loading import stream
 from ppap.engine import Engine, build_engine, check_finite, load_engine, pick_device
-from ppap.errors import DataError, Stopped, UsageError
+from ppap.errors import DataError, NumberError, Stopped, UsageError
 from ppap.evaluation.comparison import Row, compare
 from ppap.evaluation.crf import require_crf
 from ppap.evaluation.evaluate import Evaluation, evaluate
@@ -294,6 +294,8 @@ class Trainer:
             )
         except InterruptedError:
             self._stop()
+        except NumberError as error:
+            raise NumberError(f"step {self.step}: {error}; or lower --optim.lr") from None
 
     def _compare(self, stop: StopRequest) -> dict[str, Row]:
         """The table of ``--compare.rows``; it starts anew where it was interrupted."""

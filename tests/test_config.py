@@ -4,9 +4,20 @@ import dataclasses
 
 import pytest
 
-from ppap.config import Config, DataConfig, LossConfig, TrainConfig, config_hash, from_dict, to_dict
+from ppap.config import (
+    CompareConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    OptimConfig,
+    TrainConfig,
+    config_hash,
+    from_dict,
+    to_dict,
+)
 from ppap.errors import UsageError
 from ppap.presets import PRESETS, preset
+from ppap.pretraining.config import PretrainOptimConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -46,6 +57,11 @@ def test_the_hash_tells_settings_apart():
         (lambda: LossConfig(sigma_pos=0), "--loss.sigma-pos is 0"),
         (lambda: LossConfig(temperature=-1), "--loss.temperature is -1"),
         (lambda: TrainConfig(batch_size=0), "--train.batch-size is 0"),
+        (lambda: OptimConfig(lr=1e38), r"--optim.lr is 1e\+38; give a positive number up to 1e\+06"),
+        (lambda: OptimConfig(cluster_lr=float("nan")), "--optim.cluster-lr is nan"),
+        (lambda: OptimConfig(weight_decay=float("inf")), "--optim.weight-decay is inf; give 0 to"),
+        (lambda: CompareConfig(lr=1e38), "--compare.lr is 1e"),
+        (lambda: PretrainOptimConfig(lr=1e38), "--optim.lr is 1e"),
     ],
 )
 def test_impossible_values(make, message):

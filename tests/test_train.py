@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -341,6 +342,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path,
         trainer.run()
     state = torch.load(tmp_path / "run/checkpoints/last/state.pt", weights_only=True)
     assert state["step"] == 4
+
+
+def test_weights_that_blow_up_in_the_last_step_name_it(tmp_path, capsys):
+    options = ["--optim.lr=1e6", "--train.steps=1"]
+    assert run(main, [*TINY, f"--train.out={tmp_path / 'run'}", *options]) == 4
+    assert re.search(r"error: step 1: .* not finite; .*--optim.lr", capsys.readouterr().err)
 
 
 def test_the_paths_of_new_runs_differ(monkeypatch, tmp_path):

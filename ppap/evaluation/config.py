@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ppap.fields import Method, check_field
+from ppap.fields import Method, check_field, check_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class CompareConfig:
         for name in ("images", "steps", "batch_size", "starts"):
             value = getattr(self, name)
             check_field(value >= 1, f"compare.{name.replace('_', '-')}", value, "give at least 1")
-        check_field(self.lr > 0 and math.isfinite(self.lr), "compare.lr", self.lr, "give a positive number")
+        check_rate("compare.lr", self.lr)
         check_field(
             self.fixed_phi0 is None or math.isfinite(self.fixed_phi0),
             "compare.fixed-phi0",

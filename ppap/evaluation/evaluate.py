@@ -132,7 +132,7 @@ def _batches(code_of, dataset, batch_size, device, workers, should_stop) -> Iter
         with torch.no_grad():
             code = code_of(batch["image"].to(device, non_blocking=True))
         if not torch.isfinite(code).all():
-            raise NumberError("the network's code is not finite; the checkpoint or the input is damaged")
+            raise NumberError("the network's code is not finite; check the images and the weights")
         yield batch, code
         if should_stop():
             raise InterruptedError

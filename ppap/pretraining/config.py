@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ppap.config import ModelConfig, check_field
+from ppap.config import ModelConfig
 from ppap.errors import unknown_name
+from ppap.fields import check_field, check_rate
 
 
 def _positive(config: Any, section: str, *names: str) -> None:
@@ -141,8 +142,9 @@ class PretrainOptimConfig:
     """Mixed precision of the forward pass: auto = fp16 with loss scaling on CUDA, off on CPUs."""
 
     def __post_init__(self) -> None:
-        _positive(self, "optim", "lr", "clip_norm")
-        check_field(self.weight_decay >= 0, "optim.weight-decay", self.weight_decay, "give 0 or more")
+        check_rate("optim.lr", self.lr)
+        check_rate("optim.weight-decay", self.weight_decay, zero=True)
+        _positive(self, "optim", "clip_norm")
         check_field(0 <= self.warmup < 1, "optim.warmup", self.warmup, "give 0 <= share < 1")
 
 
