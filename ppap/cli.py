@@ -10,10 +10,11 @@ import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ppap.errors import PpapError, UsageError, unknown_name
+from ppap.errors import DataError, PpapError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     import tyro
@@ -64,7 +65,8 @@ def run(command: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = No
     # timm still decorates functions with torch.jit, which torch announces to drop; nothing a user can act on.
     warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
     try:
-        command(list(sys.argv[1:] if argv is None else argv))
+        with _lost_workers():
+            command(list(sys.argv[1:] if argv is None else argv))
         return 0
     except PpapError as error:
         print(f"error: {error}" if error.exit_code != 75 else str(error), file=sys.stderr)
@@ -74,6 +76,24 @@ def run(command: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = No
         return 130
     except BrokenPipeError:
         return 0
+
+
+@contextmanager
+def _lost_workers() -> Iterator[None]:
+    """Turn torch's error about a loader process that died into a DataError.
+
+    torch raises it from a signal handler, wherever the main process is: no narrower place would do.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"a process that loads images was ended from outside, perhaps for its memory ({reason}); "
+            "give fewer --data.workers, 0 = none; a run that was begun goes on with --resume RUN"
+        ) from None
 
 
 def parse(kind: Any, argv: Sequence[str], *, command: str, description: str, default: Any = None) -> Any:

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
+from torch.utils.data import Dataset
 
 from ppap import cli, doctor
 from ppap.analyze import ANALYSES
+from ppap.data.loading import whole_loader
 from ppap.errors import DataError, NumberError, Stopped, UsageError
 from ppap.kernels import dispatch
 
@@ -112,6 +116,23 @@ def test_exit_codes(error, code, capsys):
 
     assert cli.run(command, []) == code
     assert "Traceback" not in capsys.readouterr().err
+
+
+class Killed(Dataset):
+    """Its loader process ends as if for want of memory."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
+def test_a_killed_loader_process_is_one_line(capsys):
+    assert cli.run(lambda argv: list(whole_loader(Killed(), workers=1)), []) == 3
+    errors = capsys.readouterr().err
+    assert "ended from outside" in errors and "--data.workers" in errors and errors.count("\n") == 1
 
 
 def test_a_bug_is_not_dressed_up():
