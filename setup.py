@@ -6,6 +6,7 @@ the installation succeeds and leaves it out; `ppap doctor` says so.
 """
 
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-sys.path.insert(0, str(Path(__file__).parent / "csrc"))
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "csrc"))
 import build as native  # noqa: E402
+
+# The package cannot be imported yet: it needs torch.
+CACHE = runpy.run_path(str(HERE / "kernels" / "cache.py"))["cache_folder"]()
 
 # Installed too, so that the CUDA library can be built on demand.
 SOURCES = ["ppap.kernels.csrc", "ppap.kernels.csrc.cpu", "ppap.kernels.csrc.cuda"]
@@ -35,7 +40,7 @@ class BuildNative(build_ext):
             print(f"warning: ppap is installed without its native CPU kernels: {error}", file=sys.stderr)
         if os.environ.get("PPAP_BUILD_CUDA", "0") == "1":
             try:
-                print(f"CUDA library: {native.build_cuda_once()}", file=sys.stderr)
+                print(f"CUDA library: {native.build_cuda_once(CACHE)}", file=sys.stderr)
             except native.BuildError as error:
                 print(f"warning: ppap is installed without its CUDA kernels: {error}", file=sys.stderr)
 

@@ -113,15 +113,14 @@ def _cuda_sources() -> list[str]:
     return [str(HERE / "cuda" / name) for name in CUDA_UNITS]
 
 
-def cuda_file() -> Path:
-    """Where the CUDA library of these sources is kept: below PPAP_CACHE_DIR, by default ~/.cache/ppap."""
+def cuda_file(cache: Path) -> Path:
+    """Where the CUDA library of these sources is kept, below the folder of caches."""
     sources = sorted((HERE / "cuda").iterdir())
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
-    root = Path(os.environ.get("PPAP_CACHE_DIR") or Path.home() / ".cache" / "ppap")
-    return root / "native" / f"cuda-{digest}.so"
+    return cache / "native" / f"cuda-{digest}.so"
 
 
-def build_cuda_once() -> Path:
+def build_cuda_once(cache: Path) -> Path:
     """The file of :func:`cuda_file`, built unless it is there; who comes second waits for the first.
 
     The compiler's output is kept beside it, with the ending .log.
@@ -129,7 +128,7 @@ def build_cuda_once() -> Path:
     Raises:
         BuildError: no nvcc, or it fails; the message names the log.
     """
-    file = cuda_file()
+    file = cuda_file(cache)
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

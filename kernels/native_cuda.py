@@ -12,6 +12,7 @@ from types import ModuleType
 
 import torch
 
+from .cache import cache_folder
 from .common import power_of_two_above
 from .native import NativeError, as_argument, stride
 
@@ -46,7 +47,7 @@ def build() -> Path:
         NativeError: it cannot be built; the message says why and where the compiler's output is.
     """
     try:
-        file = builder().build_cuda_once()
+        file = builder().build_cuda_once(cache_folder())
     except builder().BuildError as error:
         raise NativeError(str(error)) from error
     library.cache_clear()
@@ -60,7 +61,7 @@ def library() -> ctypes.CDLL:
     Raises:
         NativeError: it was not built, or cannot be loaded.
     """
-    file = builder().cuda_file()
+    file = builder().cuda_file(cache_folder())
     if not file.exists():
         raise NativeError(f"the CUDA library was not built; {_HINT}")
     try:

@@ -7,7 +7,6 @@ the images and all frozen blocks.
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from ppap.data import SegmentationDataset, val_loader
 from ppap.errors import DataError, NumberError
+from ppap.kernels.cache import cache_folder
 from ppap.model import FrozenTokens, Network
 
 CacheType = Literal["fp16", "bf16"]
@@ -28,8 +28,8 @@ _TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def cache_root(folder: str | None = None) -> Path:
-    """`folder`, else ``PPAP_CACHE_DIR``, else ``~/.cache/ppap``; features go below it."""
-    return Path(folder or os.environ.get("PPAP_CACHE_DIR") or Path.home() / ".cache" / "ppap") / "features"
+    """Where features go: below `folder`, or the folder of all caches."""
+    return (Path(folder) if folder else cache_folder()) / "features"
 
 
 class CachedFeatures(Dataset[dict[str, Any]]):

@@ -14,6 +14,7 @@ import torch
 from bench.cuda_build import resources, table
 from bench.shapes import clustered
 from ppap.kernels import PropagationConfig, dispatch, native, native_cuda, pack_masks
+from ppap.kernels.cache import cache_folder
 from ppap.kernels.common import normalise
 from ppap.kernels.masked_log_softmax import cuda_impl as log_softmax_impl
 from ppap.kernels.masked_log_softmax import reference as log_softmax
@@ -189,7 +190,7 @@ def test_not_built_or_not_buildable_is_said(tmp_path, monkeypatch):
     native_cuda.library.cache_clear()
     try:
         assert "was not built; build it: python -m ppap.doctor --build-cuda" in dispatch._probe("cuda")
-        file = native_cuda.builder().cuda_file()
+        file = native_cuda.builder().cuda_file(cache_folder())
         assert file.is_relative_to(tmp_path)
         monkeypatch.setattr(native_cuda.builder().shutil, "which", lambda name: None)
         with pytest.raises(native.NativeError, match=r"nvcc is not on the PATH.* \(all of it: .*log"):

@@ -14,17 +14,18 @@ import torch
 import triton
 from triton.errors import TritonError
 
+from ..cache import cache_folder
+
 logger = logging.getLogger("ppap.kernels")
 
 _Config = TypeVar("_Config")
 
 
 def cache_file(device: torch.device) -> Path:
-    """Where the findings for `device` are kept: below PPAP_CACHE_DIR, by default ~/.cache/ppap."""
-    root = Path(os.environ.get("PPAP_CACHE_DIR") or Path.home() / ".cache" / "ppap")
+    """Where the findings for `device` are kept."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     safe = "".join(letter if letter.isalnum() else "-" for letter in name)
-    return root / "autotune" / f"{safe}-triton-{triton.__version__}.json"
+    return cache_folder() / "autotune" / f"{safe}-triton-{triton.__version__}.json"
 
 
 @functools.cache
