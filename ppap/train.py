@@ -240,7 +240,7 @@ class Trainer:
         )
         start = f"continued at step {self.step}" if self.resumed else "new run"
         if self.step >= self.total:
-            start = "all steps were done before; what is left is to measure and to report"
+            start += ": all steps are done; what is left is to measure and to report"
         settings = f"settings {config_hash(self.config)}"
         print(f"run: {self.run_dir.path} ({start}, {self.total} steps, {settings})", flush=True)
 

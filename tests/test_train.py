@@ -164,7 +164,7 @@ def test_a_finished_run_may_be_resumed_and_keeps_its_records(tmp_path, capsys):
     assert "is finished: 3 steps are done" in said and "--train.steps" in said and "validation" not in said
     assert (run_dir / "report.md").stat().st_mtime_ns == report, "nothing is done again"
     main(["--resume", str(run_dir), "--eval.pictures=1"])  # another report
-    assert "all steps were done before" in capsys.readouterr().out
+    assert "all steps are done; what is left" in capsys.readouterr().out
     assert (run_dir / "report.md").stat().st_mtime_ns > report
     assert (run_dir / "metrics.jsonl").read_text() == before
     with pytest.raises(UsageError, match="ask for 2 steps, .* has done 3; give as many or more"):
