@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import inspect
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ from ppap.errors import DataError, PpapError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     import tyro
+
+_ITEM = re.compile(r" |[-*] |\d+\. ")  # what a line begins with that does not go on with the one before
 
 COMMANDS = {
     "train": "train on generated scenes, or on a folder of images",
@@ -92,7 +95,7 @@ def _lost_workers() -> Iterator[None]:
         reason = " ".join(str(error).split())
         raise DataError(
             f"a process that loads images was ended from outside, perhaps for its memory ({reason}); "
-            "give fewer --data.workers, 0 = none; a run that was begun goes on with --resume RUN"
+            "give fewer --data.workers, 0 = none; a training that was begun goes on with ppap train --resume RUN"
         ) from None
 
 
@@ -151,11 +154,11 @@ def _flowing_text(text: Any) -> Any:
 
 
 def flowing(text: str) -> str:
-    """`text` with one line per paragraph; indented lines, such as those of a list, stay as they are."""
+    """`text` with one line per paragraph; lines that are indented, or begin an item of a list, stay."""
     lines: list[str] = []
     for line in inspect.cleandoc(text).splitlines():
         before = lines[-1] if lines else ""
-        if before and line and not before.startswith(" ") and not line.startswith(" "):
+        if before and line and not before.startswith(" ") and not _ITEM.match(line):
             lines[-1] = f"{before} {line}"
         else:
             lines.append(line)

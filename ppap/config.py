@@ -284,7 +284,7 @@ class Config:
     """What is trained. ppap = Progressive Proxy Anchor Propagation; frozen = nothing but the probes, on the
     backbone's features; fixed, tps, ans = PPAP without propagation, with trustworthy positives alone, with
     ambiguous patches excluded alone (Table 5); random = a control, PPAP with the sets of random patches;
-    oracle = a bound that reads the training labels: the loss with the sets of true classes; hp = Hidden
+    oracle = a yardstick that reads the training labels: the loss with the sets of true classes; hp = Hidden
     Positives; stego = STEGO. With hp or stego, the defaults of --optim and --train are those that the method
     published for the preset's data, where it did; hp caches no features.
     """

@@ -43,7 +43,7 @@ class RunDir:
     def is_finished(self, config: Any) -> bool:
         """Whether the run has come to its end with these settings, and its report is there."""
         record = json.loads((self.path / "config.json").read_text())
-        same = record["hash"] == config_hash(config)
+        same = record.get("hash") == config_hash(config)
         return same and record.get("finished", False) and (self.path / "report.md").exists()
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:

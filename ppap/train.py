@@ -29,6 +29,7 @@ from ppap.evaluation.crf import require_crf
 from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.feature_cache import CachedFeatures, cache_features, cache_root
 from ppap.kernels import dispatch
+from ppap.methods.base import TrainingData
 from ppap.methods.table import METHODS
 from ppap.provenance import device_name
 from ppap.report import (
@@ -107,6 +108,8 @@ class Trainer:
             raise UsageError("--compare.rows needs validation labels; give labels/val, or leave it out")
         if config.compare.rows and not self.data.train.labelled:
             raise UsageError("--compare.rows needs training labels for its linear probe; give labels/train")
+        if METHODS[config.method].needs_labels and not self.data.train.labelled:
+            raise UsageError(f"--method {config.method} needs training labels; give labels/train")
         classes = self.data.train.classes
         self.step, self.best, self.validated = 0, float("-inf"), -1
         self.evaluation: Evaluation | None = None
@@ -125,15 +128,15 @@ class Trainer:
             self.step, self.best, self.validated = state["step"], state["best"], state["validated"]
             self.engine.load_training_state(state["engine"])
             self.assignment = checkpoint.info["assignment"]
-        self.training_set = self._training_set(device)
-        self.stop = StopRequest()
-        self.loader = self.engine.start(self.training_set, self.step, lambda: self.stop.asked)
-        self.total = self.engine.method.data.total_steps
+        self.total = TrainingData(self.data.train, config, device).total_steps
         if self.step > self.total:
             raise UsageError(
                 f"--train.steps or --train.epochs ask for {self.total} steps, {path} has done {self.step}; "
                 "give as many or more"
             )
+        self.training_set = self._training_set(device)
+        self.stop = StopRequest()
+        self.loader = self.engine.start(self.training_set, self.step, lambda: self.stop.asked)
         self.health = torch.zeros((), device=device)
         self.started = time.perf_counter()
 

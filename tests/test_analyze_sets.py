@@ -9,7 +9,6 @@ import torch
 from bench.shapes import clustered
 from ppap.analysis import paper, set_report
 from ppap.analysis.commands.sets import main
-from ppap.analysis.features import labels_of
 from ppap.analysis.set_quality import (
     SetCounts,
     count_sets,
@@ -23,6 +22,7 @@ from ppap.analysis.set_quality import (
 )
 from ppap.analysis.set_report import SetResult
 from ppap.errors import DataError
+from ppap.evaluation.patches import labels_of
 from ppap.kernels import PropagationConfig
 from ppap.kernels.ppap_loss import reference
 from ppap.presets import PRESETS

@@ -51,8 +51,11 @@ def test_help_texts_fill_their_lines():
           b  second
 
         Last
-        line.""")
-    assert text == "One two (three).\n\nNames:\n  a  first\n  b  second\n\nLast line."
+        line:
+        - an item
+        - another.""")
+    wanted = "One two (three).\n\nNames:\n  a  first\n  b  second\n\nLast line:\n- an item\n- another."
+    assert text == wanted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

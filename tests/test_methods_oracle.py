@@ -1,4 +1,4 @@
-"""The bound whose sets are those of the labels."""
+"""The yardstick whose sets are those of the labels."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,9 @@ import torch
 
 from ppap.cli import run
 from ppap.config import LossConfig
-from ppap.errors import UsageError
-from ppap.methods.base import TrainingData
 from ppap.train import main
 from tests.methods import tiny_engine
+from tests.runs import make_folder
 
 GRID = 4  # of patches, in images of 32 pixels
 
@@ -17,7 +16,7 @@ GRID = 4  # of patches, in images of 32 pixels
 @pytest.fixture
 def engine():
     """Every patch an anchor, so that the mean sizes of the sets can be counted by hand."""
-    return tiny_engine(method="oracle", loss=LossConfig(anchor_divisor=1, phi0=0.5))
+    return tiny_engine(method="oracle", loss=LossConfig(anchor_divisor=1))
 
 
 def batch_of(labels):
@@ -44,11 +43,22 @@ def test_a_batch_without_labels_teaches_nothing(engine):
     assert out.loss == out.log["positives"] == out.log["negatives"] == 0
 
 
-def test_what_it_cannot_train_with_is_refused(engine, tmp_path, capsys):
-    class Unlabelled:
-        labelled = False
+def test_a_patch_has_the_class_of_its_middle(engine):
+    """At 33 pixels a row and a column of patches lie but for one pixel in what the network adds."""
+    label = torch.randint(0, 3, (2, 33, 33), generator=torch.Generator().manual_seed(0))
+    image = torch.randn(2, 3, 33, 33, generator=torch.Generator().manual_seed(0))
+    out = engine.method.step({"image": image, "label": label, "index": torch.arange(2)}, 0)
+    middle = label[:, 4::8, 4::8].flatten()
+    same = (middle[:, None] == middle).sum(dim=1).float()
+    assert len(middle) == 32 and out.code.shape[-2:] == (5, 5)
+    assert out.log["positives"] == pytest.approx((same - 1).mean().item())
+    assert out.log["negatives"] == pytest.approx((32 - same).mean().item())
 
-    with pytest.raises(UsageError, match="labels/train"):
-        engine.method.start(TrainingData(Unlabelled(), engine.config, torch.device("cpu")), 0)
-    assert run(main, ["demo", "--method", "oracle", "--loss.phi0", "1.5"]) == 2
-    assert "--loss.phi0 is 1.5; give 0 <= phi0 < 1" in capsys.readouterr().err
+
+def test_unlabelled_images_are_refused_before_any_work(tmp_path, capsys):
+    root = make_folder(tmp_path / "images", labels=False)
+    options = [f"--data.root={root}", "--data.cache-features", f"--train.out={tmp_path / 'run'}"]
+    assert run(main, ["folder", "--method", "oracle", "--model.weights", "embedded", *options]) == 2
+    said = capsys.readouterr()
+    assert "--method oracle needs training labels; give labels/train" in said.err and not said.out
+    assert not (tmp_path / "run").exists()

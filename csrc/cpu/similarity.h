@@ -84,7 +84,7 @@ struct PackedTile {
             const float* key = c.keys + (first + row) * c.D;
             const float scale = c.key_scale ? c.key_scale[first + row] : 1.0f;
             pack_pairs(key, c.D, scale, &pairs[row * pairs_of(c.D)]);
-            norms[row] = c.bf16 ? 0.0f : norm(key, c.D, scale);  // of no use where bf16 decides
+            norms[row] = c.bf16 ? 0.0f : norm(key, c.D, scale);  // bf16 decides alone: never unsure
         }
     }
 };

@@ -4,20 +4,18 @@ Legend: B images, h w patch grid, N = B h w patches, D channels, M entries of a 
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from ppap.data import SegmentationDataset, train_loader
 from ppap.data.loading import stream
-from ppap.evaluation.patches import patch_labels
+from ppap.evaluation.patches import LabelRule, labels_of
 from ppap.methods.hidden_positives import draw_pool
 from ppap.model import PPAPNet, patch_rows
 
-LabelRule = Literal["majority", "centre", "nearest"]
 _BATCH = 16  # images per forward pass
 
 
@@ -49,7 +47,7 @@ def training_patches(
         dataset: training images.
         images: images in the batch, at most those there are.
         seed: of the draw.
-        rule: class of a patch, see :func:`labels_of`.
+        rule: class of a patch, see :func:`ppap.evaluation.patches.labels_of`.
         workers: loader processes.
     """
     device, patch = next(net.parameters()).device, net.backbone.patch_size
@@ -64,27 +62,6 @@ def training_patches(
     count = len(batch["image"])
     place = torch.arange(count, device=device).repeat_interleave(len(features) // count)
     return Patches(features, labels, place)
-
-
-def labels_of(label: Tensor, patch_size: int, rule: LabelRule = "majority") -> Tensor:
-    """Class of each patch of a batch of label maps.
-
-    Args:
-        label: (B, H, W) int64, -1 = ignored; the network pads sides that are no multiple of the patch, and so
-            does this, with ignored pixels.
-        patch_size: side of a patch [pixels].
-        rule: ``majority`` = most frequent class of its labelled pixels; ``centre`` = class of the pixel below
-            and right of its middle; ``nearest`` = class of its upper left pixel, which is what nearest
-            resizing of the label to the grid takes.
-
-    Returns:
-        (N,) int64, -1 = ignored.
-    """
-    label = F.pad(label, (0, -label.shape[2] % patch_size, 0, -label.shape[1] % patch_size), value=-1)
-    if rule == "majority":
-        return patch_labels(label, patch_size)
-    offset = patch_size // 2 if rule == "centre" else 0
-    return label[:, offset::patch_size, offset::patch_size].reshape(-1)
 
 
 def backbone_weights(net: PPAPNet) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ppap.analysis.features import labels_of
 from ppap.data import SegmentationDataset
+from ppap.evaluation.patches import labels_of
 from ppap.kernels import PropagationConfig, propagate
 from ppap.methods.hidden_positives import hidden_positives, pool_radius
 from ppap.model import PPAPNet, patch_rows

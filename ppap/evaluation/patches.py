@@ -7,11 +7,15 @@ measure alone.
 Legend: B images, H W pixels, N = B h w patches, D channels, K clusters, C classes.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ppap.evaluation.metrics import ConfusionMatrix, Scores
+
+LabelRule = Literal["majority", "centre", "nearest"]
 
 
 def patch_labels(label: Tensor, patch_size: int) -> Tensor:
@@ -33,6 +37,27 @@ def patch_labels(label: Tensor, patch_size: int) -> Tensor:
     falling = torch.linspace(0.5, 0, counts.shape[1], dtype=torch.float64)
     best = (counts + falling).argmax(dim=1)
     return torch.where(counts.sum(dim=1) > 0, best, -1)
+
+
+def labels_of(label: Tensor, patch_size: int, rule: LabelRule = "majority") -> Tensor:
+    """Class of each patch of a batch of label maps.
+
+    Args:
+        label: (B, H, W) int64, -1 = ignored; the network pads sides that are no multiple of the patch, and so
+            does this, with ignored pixels.
+        patch_size: side of a patch [pixels].
+        rule: ``majority`` = most frequent class of its labelled pixels; ``centre`` = class of the pixel below
+            and right of its middle; ``nearest`` = class of its upper left pixel, which is what nearest
+            resizing of the label to the grid takes.
+
+    Returns:
+        (N,) int64, -1 = ignored.
+    """
+    label = F.pad(label, (0, -label.shape[2] % patch_size, 0, -label.shape[1] % patch_size), value=-1)
+    if rule == "majority":
+        return patch_labels(label, patch_size)
+    offset = patch_size // 2 if rule == "centre" else 0
+    return label[:, offset::patch_size, offset::patch_size].reshape(-1)
 
 
 def colour_features(pixels: Tensor, patch_size: int, *, bins: int = 0) -> Tensor:

@@ -86,6 +86,8 @@ class Method:
 
     propagation: PropagationConfig | None = None
     """Settings of the propagation, for pictures of its sets; None = the method has none."""
+    needs_labels = False
+    """Whether training reads the labels of the training images, beyond those of the linear probe."""
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         """Build the network, on the CPU; its initial weights follow torch's global generator.

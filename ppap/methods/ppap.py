@@ -17,7 +17,7 @@ SWITCHES = {
     "random": Switches(shuffled=True),
     "oracle": Switches(trustworthy_positives=False, ambiguity_excluded=False),
 }
-"""Method -> parts of the loss (Table 5, the control, and the bound)."""
+"""Method -> parts of the loss (Table 5, the control, and the yardstick)."""
 
 
 class PPAP(Method):
