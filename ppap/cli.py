@@ -95,7 +95,7 @@ def _lost_workers() -> Iterator[None]:
         reason = " ".join(str(error).split())
         raise DataError(
             f"a process that loads images was ended from outside, perhaps for its memory ({reason}); "
-            "give fewer --data.workers, 0 = none; a training that was begun goes on with ppap train --resume RUN"
+            "give fewer --data.workers, 0 = none; training goes on with ppap train --resume RUN"
         ) from None
 
 

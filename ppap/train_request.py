@@ -60,8 +60,8 @@ def parse_arguments(argv: Sequence[str]) -> Request:
         "The defaults below are those of the preset and of --method, if it is given: ppap train folder "
         "--help shows those of another preset.\n\n"
         "With --protocol paper the run follows the paper where the published code differs from it: no "
-        "dropout on the guidance, every patch an anchor, no factor tau / 0.07, one set of thresholds, the last "
-        "checkpoint, the original pixels for the CRF. Options given beside it win.\n\n"
+        "dropout on the guidance, every patch an anchor, no factor tau / 0.07, one set of thresholds, the "
+        "last checkpoint, the original pixels for the CRF. Options given beside it win.\n\n"
         "Give --seeds 0 1 2 for one run per seed and a table of means and standard deviations.\n\n"
         "Give --resume RUN to continue a run directory, or a set of seeds, from its last checkpoint."
     )

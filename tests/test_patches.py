@@ -16,6 +16,7 @@ def blobs(generator, spread=0.1):
 def test_patch_labels_are_majorities():
     label = torch.tensor([[0, 0, 1, 2], [0, 3, 2, 1], [-1, -1, -1, 2], [-1, -1, -1, -1]])
     assert patch_labels(label[None], 2).tolist() == [0, 1, -1, 2]
+    assert patch_labels(torch.full((1, 4, 4), -1), 2).tolist() == [-1] * 4, "unlabelled images"
     with pytest.raises(ValueError, match="multiple"):
         patch_labels(label[None, :3], 2)
 

@@ -32,7 +32,8 @@ def patch_labels(label: Tensor, patch_size: int) -> Tensor:
         ValueError: H or W is no multiple of the patch.
     """
     blocks = _blocks(label[..., None], patch_size)[..., 0]
-    counts = F.one_hot(blocks.clamp(min=-1) + 1).sum(dim=1)[:, 1:]
+    classes = max(int(blocks.max()) + 1, 1) if blocks.numel() else 1  # one where nothing is labelled
+    counts = F.one_hot(blocks.clamp(min=-1) + 1, classes + 1).sum(dim=1)[:, 1:]
     # argmax promises no order among equals; adding a fraction that falls with the id does.
     falling = torch.linspace(0.5, 0, counts.shape[1], dtype=torch.float64)
     best = (counts + falling).argmax(dim=1)
