@@ -52,7 +52,8 @@ def compiled_chunks(temperature: float, cfg: PropagationConfig, precision: str, 
     """(features, z, anchors) -> (loss, dz): the torch backend, each chunk compiled by ``torch.compile``."""
 
     # Every shape is compiled anew: past its limit of recompilations torch.compile would run eagerly, unsaid.
-    torch._dynamo.reset()
+    limit = torch._dynamo.config
+    limit.recompile_limit = limit.accumulated_recompile_limit = 1024
 
     def run(features: Tensor, z: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
         unit = normalise(features, torch.float32)

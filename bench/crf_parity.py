@@ -10,26 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from bench.crf_pictures import logits_of
 from ppap.kernels import dense_crf
 
 SIZES = ((320, 320), (240, 400), (333, 517))
 CLASSES = 12
-CELL = 8
-"""Side of the patches that the made-up logits come from [pixels]."""
-
-
-def logits_of(label: Tensor, classes: int, seed: int) -> Tensor:
-    """Logits (C, H, W) as of a network of patches: label (H, W) averaged per patch, noise, resized."""
-    height, width = label.shape
-    patches = (max(height // CELL, 1), max(width // CELL, 1))
-    shares = F.adaptive_avg_pool2d(F.one_hot(label, classes).permute(2, 0, 1)[None].float(), patches)
-    noise = torch.randn(shares.shape, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(6 * shares + 1.5 * noise, (height, width), mode="bilinear")[0].contiguous()
 
 
 def frames(root: Path, count: int, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,16 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from bench.crf_parity import logits_of
+from bench.crf_pictures import CLASSES, SIDE, coloured_noise, logits_of
 from ppap.data import build_datasets
 from ppap.kernels import dense_crf, dense_crf_batch
 from ppap.kernels.dense_crf import unavailable_reason
 from ppap.presets import demo
 
-SIDE, CLASSES, COUNT = 320, 27, 4
+COUNT = 4
 IMPLEMENTATIONS = [name for name in ("cpp", "pydensecrf") if unavailable_reason(name) is None]
 
 
@@ -29,13 +28,6 @@ def pictures(folder: Path | None) -> Iterator[np.ndarray]:
         found = [Image.open(file).convert("RGB") for file in files[:: max(len(files) // COUNT, 1)][:COUNT]]
     for image in found:
         yield np.array(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-
-
-def coloured_noise() -> np.ndarray:
-    """Random colours, smoothed: some five lattice vertices per pixel, where photographs have half a one."""
-    coarse = np.random.default_rng(0).integers(0, 256, (1, 3, SIDE // 2, SIDE // 2)).astype(np.float32)
-    smooth = F.interpolate(torch.from_numpy(coarse), (SIDE, SIDE), mode="bilinear")
-    return smooth[0].permute(1, 2, 0).to(torch.uint8).numpy()
 
 
 @pytest.fixture

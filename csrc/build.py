@@ -94,8 +94,8 @@ def _put(built: Path, out: Path) -> None:
         raise BuildError(f"{out} cannot be written: {error}") from error
 
 
-def build_cuda(out: Path) -> str:
-    """Compile the CUDA library into `out` for sm_75, sm_80, sm_90 and, as PTX, later GPUs; ptxas's report.
+def build_cuda(out: Path, architectures: Sequence[int] = CUDA_ARCHITECTURES) -> str:
+    """Compile the CUDA library into `out` for `architectures` and, as PTX, later GPUs; ptxas's report.
 
     Raises:
         BuildError: no nvcc, or it fails; the message has its output.
@@ -103,9 +103,9 @@ def build_cuda(out: Path) -> str:
     nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
     if nvcc is None:
         raise BuildError("nvcc is not on the PATH: install the CUDA toolkit")
-    codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in CUDA_ARCHITECTURES]
-    codes.append(f"-gencode=arch=compute_{CUDA_ARCHITECTURES[-1]},code=compute_{CUDA_ARCHITECTURES[-1]}")
-    flags = ["-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
+    codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
+    codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
+    flags = ["-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "--threads=0"]
     return _run([nvcc, *flags, *codes, *_cuda_sources(), "-o", str(out)])
 
 
@@ -120,7 +120,7 @@ def cuda_file(cache: Path) -> Path:
     return cache / "native" / f"cuda-{digest}.so"
 
 
-def build_cuda_once(cache: Path) -> Path:
+def build_cuda_once(cache: Path, architectures: Sequence[int] = CUDA_ARCHITECTURES) -> Path:
     """The file of :func:`cuda_file`, built unless it is there; who comes second waits for the first.
 
     The compiler's output is kept beside it, with the ending .log.
@@ -136,7 +136,7 @@ def build_cuda_once(cache: Path) -> Path:
             return file
         fresh, log = file.with_suffix(".new"), file.with_suffix(".log")
         try:
-            log.write_text(build_cuda(fresh))
+            log.write_text(build_cuda(fresh, architectures))
         except BuildError as error:
             log.write_text(str(error))
             raise BuildError(f"{str(error).splitlines()[0]} (all of it: {log})") from error

@@ -40,14 +40,15 @@ def builder() -> ModuleType:
     raise NativeError("the sources of the CUDA library are not installed: use a checkout of ppap")
 
 
-def build() -> Path:
-    """Build the library unless it is there; its file.
+def build(architectures: tuple[int, ...] | None = None) -> Path:
+    """Build the library unless it is there, for `architectures` (all, without) and later ones; its file.
 
     Raises:
         NativeError: it cannot be built; the message says why and where the compiler's output is.
     """
     try:
-        file = builder().build_cuda_once(cache_folder())
+        options = () if architectures is None else (architectures,)
+        file = builder().build_cuda_once(cache_folder(), *options)
     except builder().BuildError as error:
         raise NativeError(str(error)) from error
     library.cache_clear()

@@ -136,14 +136,7 @@ def run(
     """
     device = operand.high.device
     shipped = configuration(kernel, device, operand.split)
-    upcast = interpreted() and operand.high.dtype == torch.bfloat16
-
-    def go(config: Launch) -> None:
-        options = {"SPLIT": operand.split, "TMA": config.tma, "UPCAST": upcast, "BLOCK_M": config.block_m}
-        options |= {"WIDTH": operand.high.shape[1], "num_warps": config.warps, "num_stages": config.stages}
-        options["enable_fp_fusion"] = True
-        start(config, options)
-
+    go = launcher(operand, start)
     if interpreted() or not autotune_wanted():
         go(shipped)
         return shipped
@@ -152,6 +145,21 @@ def run(
     best = autotune.fastest(key, device, shipped, others, go)
     go(best)
     return best
+
+
+def launcher(
+    operand: Planes, start: Callable[[Launch, dict[str, object]], None]
+) -> Callable[[Launch], None]:
+    """`start` in a given configuration, with the options that every tile kernel takes."""
+    upcast = interpreted() and operand.high.dtype == torch.bfloat16
+
+    def go(config: Launch) -> None:
+        options = {"SPLIT": operand.split, "TMA": config.tma, "UPCAST": upcast, "BLOCK_M": config.block_m}
+        options |= {"WIDTH": operand.high.shape[1], "num_warps": config.warps, "num_stages": config.stages}
+        options["enable_fp_fusion"] = True
+        start(config, options)
+
+    return go
 
 
 def alternatives(kernel: str, shipped: Launch) -> list[Launch]:

@@ -1,14 +1,13 @@
 """The dense CRF's part of ``python -m bench.gpu``: the CUDA library against the native CPU one."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from bench.crf_parity import logits_of
-from bench.test_dense_crf import CLASSES, SIDE, coloured_noise, pictures
+from bench.crf_pictures import CLASSES, SIDE, coloured_noise, logits_of, smooth_regions
+from bench.gpu.clock import time_calls
 from ppap.kernels import dense_crf_batch
 from ppap.kernels.dense_crf import unavailable_reason
 
@@ -35,35 +34,30 @@ class Comparison:
     note: str = "not measured"
 
 
-def compare(deadline: float, rounds: int, milliseconds: Callable) -> list[Comparison]:
-    """All comparisons; those that the time does not reach, or that cannot run, stay as they are.
+def compare(done: Callable[["Comparison"], None], rounds: int) -> None:
+    """Compare on every kind of picture; `done` gets each.
 
     Args:
-        deadline: of ``time.monotonic()``.
+        done: called with every comparison.
         rounds: calls timed per measurement.
-        milliseconds: call and rounds -> median time of a call [ms] and how many were timed.
-
-    Raises:
-        SystemExit: a result is wrong; it is not timed.
     """
-    found = [Comparison("scenes"), Comparison("coloured noise")]
-    for row in found:
-        if time.monotonic() >= deadline:
-            continue
+    for name, picture in (("regions", smooth_regions), ("coloured noise", coloured_noise)):
+        row = Comparison(name)
         missing = unavailable_reason("cuda") or unavailable_reason("cpp")
         if missing is not None:
             row.note = f"not measured: {missing}"
         else:
-            _measure(row, rounds, milliseconds)
-            print(f"dense CRF, {row.picture}: {line(row)}", flush=True)
-    return found
+            try:
+                _measure(row, [picture(seed) for seed in range(IMAGES)], rounds)
+            except RuntimeError as error:
+                row.note = f"failed: {str(error).splitlines()[0][:160]}"
+        done(row)
 
 
-def _measure(row: Comparison, rounds: int, milliseconds: Callable) -> None:
-    chosen = list(pictures(None)) if row.picture == "scenes" else [coloured_noise()]
+def _measure(row: Comparison, pictures: list[np.ndarray], rounds: int) -> None:
     blocks = (torch.arange(SIDE) // 24)[:, None] * 5 + torch.arange(SIDE) // 40
     logits = logits_of(blocks % CLASSES, CLASSES, 0)
-    images = [torch.from_numpy(np.ascontiguousarray(chosen[i % len(chosen)])) for i in range(IMAGES)]
+    images = [torch.from_numpy(picture) for picture in pictures]
     on_gpu = [(image.cuda(), (logits.cuda(),)) for image in images]
     in_memory = [(image, (logits,)) for image in images]
 
@@ -74,9 +68,10 @@ def _measure(row: Comparison, rounds: int, milliseconds: Callable) -> None:
     row.difference = (got - wanted).abs().max().item()
     row.equal = (got.argmax(dim=1) == wanted.argmax(dim=1)).double().mean().item()
     if not (row.difference <= DIFFERENCE_MAX and 1 - row.equal <= DIFFERENT_LABELS_MAX):
-        raise SystemExit(f"bench.gpu: the dense CRF is wrong on {row.picture}; run tests/test_gpu.py")
-    row.cuda_per_s = 1e3 * IMAGES / milliseconds(lambda: run(on_gpu, "cuda"), rounds)[0]
-    row.cpp_per_s = 1e3 * IMAGES / milliseconds(lambda: run(in_memory, "cpp"), min(rounds, 3))[0]
+        row.note = f"WRONG, not timed: off by {row.difference:.1e}, {100 * row.equal:.3f} % of labels equal"
+        return
+    row.cuda_per_s = 1e3 * IMAGES / time_calls(lambda: run(on_gpu, "cuda"), rounds).ms
+    row.cpp_per_s = 1e3 * IMAGES / time_calls(lambda: run(in_memory, "cpp"), min(rounds, 3)).ms
     row.threads, row.note = torch.get_num_threads(), ""
 
 
