@@ -11,8 +11,9 @@ import torch
 from ppap.evaluation import crf
 from ppap.kernels import dense_crf, dense_crf_batch, native_cuda
 from ppap.kernels.dense_crf import automatic, cuda_impl, reference, unavailable_reason
+from tests.crf_cases import CONTESTED, example
 from tests.helpers import peak_bytes
-from tests.test_dense_crf import CONTESTED, example, scene  # noqa: F401
+from tests.test_dense_crf import scene  # noqa: F401
 
 CUDA_SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 CASES = [

@@ -7,7 +7,8 @@ import pytest
 
 from ppap.kernels import dense_crf, native
 from ppap.kernels.dense_crf import native_impl, pydensecrf_impl
-from tests.test_dense_crf import example, needs_library, needs_package
+from tests.crf_cases import example
+from tests.test_dense_crf import needs_library, needs_package
 
 
 def replaced(**changes):
