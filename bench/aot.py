@@ -26,6 +26,7 @@ from bench.shapes import clustered
 from ppap.kernels import PropagationConfig
 from ppap.kernels.masked_log_softmax import triton_impl as contrast
 from ppap.kernels.ppap_loss import triton_impl as loss
+from ppap.kernels.ppap_loss.guarded import Settings
 from ppap.kernels.relation_masks import triton_impl as relations
 from ppap.kernels.tiles import launch
 
@@ -140,12 +141,13 @@ def calls_of(
 ) -> list[Call]:
     """Every distinct launch of the ops on `architecture` at D = E = `width`."""
     unit, anchors = clustered(512, width, seed=0), torch.arange(128)
-    sizes = (unit, unit, anchors, PropagationConfig(trustworthy_positives=False), 0.1, 128, True)
+    cfg = PropagationConfig(trustworthy_positives=False)
     words = torch.zeros((128, 16), dtype=torch.int32)
     column = torch.zeros(128)
     with recording(architecture) as calls:
         for precision in precisions:
-            loss.ppap_loss(*sizes, precision, 2**29)
+            settings = Settings(cfg, 0.1, 0.07, 128, True, precision, 2**29)
+            loss.guarded_loss(unit, unit, anchors, settings)
             relations.relation_masks(unit[:128], column, unit, column, anchors, None, precision, 2**29)
             contrast.masked_log_softmax(unit[:128], unit, words, words, 0.1, precision, 2**29)
     return list(dict.fromkeys(calls))

@@ -13,6 +13,10 @@ DEFAULT_BUDGET = 512 * 2**20
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 _SIXTEEN_BIT = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
+# Device types with autocast, found on import: torch.compile cannot trace the question before torch 2.12.
+_AUTOCAST = frozenset(
+    name for name in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(name)
+)
 # Softmax weights are at most 1 and about 1/N in the mean; this power of two centres them in fp16's range.
 FP16_WEIGHT_SCALE = 2.0**14
 
@@ -48,7 +52,7 @@ def resolve_precision(precision: str, *tensors: torch.Tensor) -> str:
     if precision != "auto":
         return precision
     device = tensors[0].device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device in _AUTOCAST and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     return _NAMES[dtype]
 
@@ -92,6 +96,14 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         right = b.float()
         return torch.cat([rows.float() @ right for rows in a.split(64)])
     return torch.mm(a, b)
+
+
+def add_product(target: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """target += a @ b of two operands, accumulated in float32 by the product itself."""
+    if a.device.type == "cuda" and a.dtype in (torch.float16, torch.bfloat16):
+        torch.ops.aten.addmm.dtype_out(target, a, b, torch.float32, out=target)
+    else:
+        target += product(a, b)
 
 
 def scaled_operand(values: torch.Tensor, precision: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,12 +14,11 @@ from bench.gpu import checks, crf, profile, tiles, worker
 from bench.gpu.cells import FORMS, SHAPES, TINY, Cell, all_keys
 from bench.gpu.clock import matrix_rate
 from bench.gpu.results import SECTIONS, Results
-from bench.shapes import VITS8, VITS8_CHUNK
 
 ROOT = Path(__file__).parents[2]
 # Seconds that a section may take at most; all of them together fit eight minutes.
 SECONDS = {"build": 90, "loss": 150, "profile": 30, "crf": 30, "tests": 110, "sanitize": 60, "tiles": 240}
-PROFILED = (VITS8_CHUNK, VITS8)
+PROFILED = SHAPES[:3]
 PROFILED_FORMS = ("triton fp16", "triton fp32")
 
 

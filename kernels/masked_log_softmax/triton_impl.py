@@ -12,64 +12,46 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..common import FP16_WEIGHT_SCALE, row_chunks, rows_within
+from ..common import FP16_WEIGHT_SCALE, power_of_two_above, row_chunks, rows_within
 from ..tiles import bits as layout
-from ..tiles import launch
+from ..tiles import launch, occupancy
 from ..tiles.bits import Bits
-from ..tiles.planes import Planes, padded, plane_count, planes, planes_product
+from ..tiles.occupancy import Occupancy
+from ..tiles.planes import Planes, fill, plane_count, planes, planes_product
+from ..tiles.sizes import COLUMN_BLOCK, padded
 from .triton_kernels import combine_kernel, log_sum_exp_kernel, weights_kernel
 
 # Below this bound of |x|, in powers of two, the bound itself serves as the shift: no exponential of a
 # difference of logits leaves float32's normal range, and no maximum is taken. The price is the rounding of
 # the shift in the last bits of a loss that is exactly 0.
-_TIGHT_BOUND = 50.0
+TIGHT_BOUND = 50.0
+# Rounding of the operands may lengthen rows a little.
+SLACK = 1.01
 
 
 @dataclass(frozen=True)
-class Embeddings:
-    """Rows of z as operands, with what bounds their products.
-
-    Attributes:
-        planes: operands, scaled by the largest magnitude where 16 bits need it.
-        norms: (rows,) float32 Euclidean norms.
-    """
-
-    planes: Planes
-    norms: torch.Tensor
-
-    @classmethod
-    def of(cls, z: torch.Tensor, precision: str, multiple: int) -> "Embeddings":
-        """Embeddings of float32 z (rows, E)."""
-        return cls(planes(z, precision, multiple, scaled=True), torch.linalg.vector_norm(z, dim=1))
-
-    def gather(self, index: torch.Tensor, multiple: int) -> "Embeddings":
-        """Some rows."""
-        return Embeddings(self.planes.gather(index, multiple), self.norms[index])
-
-
 class Logits:
     """x = z_i . z_j log2(e) / temperature of some anchors (one at least) and all patches: never stored.
 
-    Args:
+    Attributes:
         left: embeddings of the anchors.
         right: embeddings of the patches.
-        temperature: divides the products.
+        scale: scalar, turns products of planes into x.
+        bound: (C,) float32, no |x| of a row is larger.
+        tight: scalar, not 0 where all bounds are below TIGHT_BOUND.
         positive: positives of the anchors.
+        found: what is known of them.
         kept: kept patches of the anchors.
     """
 
-    def __init__(
-        self, left: Embeddings, right: Embeddings, temperature: float, positive: Bits, kept: Bits
-    ) -> None:
-        self.left, self.right, self.positive, self.kept = left.planes, right.planes, positive, kept
-        factor = math.log2(math.e) / temperature
-        unit = self.left.unit * self.right.unit * factor
-        self.scale = unit if isinstance(unit, torch.Tensor) else torch.full_like(right.norms[0], unit)
-        # Rounding of the operands may lengthen rows a little.
-        self.bound = left.norms * (right.norms.amax() * (1.01 * factor))
-        self.tight = (self.bound.amax() < _TIGHT_BOUND).to(torch.int32)
-        self.occupied = positive.occupied(launch.row_block(right.norms.device))
-        self.count_C = positive.totals()
+    left: Planes
+    right: Planes
+    scale: torch.Tensor
+    bound: torch.Tensor
+    tight: torch.Tensor
+    positive: Bits
+    found: Occupancy
+    kept: Bits
 
     def log_sum_exp(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (C,) [nats] and log-sum-exp (C,) [powers of two] over the kept patches."""
@@ -77,17 +59,14 @@ class Logits:
         config = self._run(log_sum_exp_kernel, "log_sum_exp", (self.bound, *parts))
         loss_C, lse_C = torch.empty_like(self.bound), torch.empty_like(self.bound)
         per_tile = config.block_n // 128
-        groups = self.positive.groups
         per_program = launch.rows_per_program()
         combine_kernel[(triton.cdiv(self.positive.rows, per_program),)](
             *parts,
-            self.positive.counts,
+            self.found.totals,
             loss_C,
             lse_C,
             self.positive.rows,
-            groups // per_tile,
-            groups,
-            GROUPS=per_tile,
+            self.positive.groups // per_tile,
             ROWS=per_program,
             BLOCK=256,
             **launch.ROW_OPTIONS,
@@ -96,13 +75,10 @@ class Logits:
 
     def weights(self, lse_C: torch.Tensor) -> Planes:
         """d loss / d logits (C, N) of every anchor as operands, 0 in rows without positives."""
-        has_C = self.count_C > 0
-        share_C = has_C.float() / self.count_C.clamp(min=1)
-        lse_C = torch.where(has_C, lse_C, torch.inf)
         shape = (self.positive.counts.shape[0], self.positive.groups * 128)
         high = torch.empty(shape, dtype=self.right.high.dtype, device=self.scale.device)
         low = torch.empty_like(high) if self.right.split else None
-        self._run(weights_kernel, "weights", (lse_C, share_C, high, low))
+        self._run(weights_kernel, "weights", (lse_C, self.found.totals, high, low))
         return Planes(high, low, 1 / FP16_WEIGHT_SCALE, self.positive.rows, self.positive.columns)
 
     def _run(self, kernel: triton.JITFunction, name: str, arguments: tuple) -> launch.Launch:
@@ -118,7 +94,7 @@ class Logits:
                 launch.source(self.right.low, config.block_n, config.block_k, config.tma),
                 bits.words,
                 self.kept.words,
-                self.occupied,
+                self.found.flags,
                 self.scale,
                 self.tight,
                 *arguments,
@@ -198,20 +174,31 @@ def _chunks(
     num_anchors, (num_patches, width) = z_AE.shape[0], z_NE.shape
     if num_anchors == 0 or num_patches == 0:
         return
-    block = launch.row_block(z_NE.device)
-    right = Embeddings.of(z_NE, precision, layout.COLUMN_BLOCK)
-    left = Embeddings.of(z_AE, precision, block)
+    block, factor = launch.row_block(z_NE.device), math.log2(math.e) / temperature
+    units = [None if precision == "bf16" else power_of_two_above(z) for z in (z_AE, z_NE)]
+    norm_N = torch.empty(num_patches, device=z_NE.device)
+    right = fill(z_NE, precision, COLUMN_BLOCK, unit=units[1], norm=norm_N)
+    norm_scale = norm_N.amax() * (SLACK * factor)
     per_row = 2 * layout.bytes_per_row(num_patches) + bytes_per_anchor(
-        num_patches, width, precision, backward
+        num_patches, width, precision, backward, block
     )
     for chunk in row_chunks(num_anchors, rows_within(memory_budget, per_row, block)):
-        index_C = torch.arange(chunk.start, chunk.stop, device=z_NE.device)
-        masks = [layout.from_public(words[chunk], num_patches, block) for words in (positive_AW, kept_AW)]
-        yield chunk, Logits(left.gather(index_C, block), right, temperature, *masks)
+        positive, kept = (
+            layout.from_public(words[chunk], num_patches, block) for words in (positive_AW, kept_AW)
+        )
+        bound_C = torch.empty(positive.rows, device=z_NE.device)
+        left = fill(
+            z_AE[chunk], precision, block, unit=units[0], norm=bound_C, norm_scale=norm_scale
+        )
+        scale = torch.as_tensor(left.unit * right.unit * factor, device=z_NE.device)
+        tight = (bound_C.amax() < TIGHT_BOUND).to(torch.int32)
+        found = occupancy.occupancy(positive, block)
+        yield chunk, Logits(left, right, scale, bound_C, tight, positive, found, kept)
 
 
-def bytes_per_anchor(num_patches: int, width: int, precision: str, backward: bool) -> int:
+def bytes_per_anchor(num_patches: int, width: int, precision: str, backward: bool, row_block: int) -> int:
     """Bytes of temporaries that one anchor needs besides its bits: partial results or weights, and rows."""
-    columns, channels = padded(num_patches, layout.COLUMN_BLOCK), padded(width, 64)
+    columns, channels = padded(num_patches, COLUMN_BLOCK), padded(width, 64)
     tiles = 2 * plane_count(precision) * columns if backward else 3 * 4 * columns // 128
-    return tiles + columns // 128 + (16 + 4 * plane_count(precision)) * channels + 64
+    lists = occupancy.bytes_per_row(num_patches, row_block)
+    return tiles + lists + (16 + 4 * plane_count(precision)) * channels + 64

@@ -83,13 +83,11 @@ def combine_kernel(
     p_top,
     p_total,
     p_hit,
-    p_num_positive,
+    p_count,
     p_loss,
     p_lse,
     rows,
     tiles,
-    groups,
-    GROUPS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -106,7 +104,6 @@ def combine_kernel(
     b_base = tl.where(b_base == float("-inf"), 0.0, b_base)
     b_total = tl.zeros((ROWS, BLOCK), tl.float32)
     b_hit = tl.zeros((ROWS, BLOCK), tl.float32)
-    b_count = tl.zeros((ROWS, BLOCK), tl.int32)
     for i in range(0, tiles, BLOCK):
         o_tile = i + tl.arange(0, BLOCK)
         m_tile = m_row[:, None] & (o_tile < tiles)[None, :]
@@ -116,12 +113,9 @@ def combine_kernel(
         # A NaN is not 0 and stays.
         b_total += tl.where(b_part == 0, 0.0, b_part * tl.exp2(b_top - b_base[:, None]))
         b_hit += tl.load(p_hit + o_partial, m_tile, other=0.0)
-        for j in tl.static_range(GROUPS):
-            p_num = p_num_positive + o_row[:, None] * groups + (o_tile * GROUPS + j)[None, :]
-            b_count += tl.load(p_num, m_tile, other=0).to(tl.int32)
     b_sum = tl.sum(b_total, 1)
     b_log = tl.where(b_sum == 0, float("-inf"), tl.log2(tl.where(b_sum == 0, 1.0, b_sum)))
-    b_num = tl.sum(b_count, 1)
+    b_num = tl.load(p_count + o_row, m_row, other=0).to(tl.int32)
     ln2: tl.constexpr = 0.6931471805599453
     b_lse = b_base + b_log
     b_loss = (b_lse - tl.sum(b_hit, 1) / tl.maximum(b_num, 1)) * ln2
@@ -141,7 +135,7 @@ def weights_kernel(
     p_scale,
     p_tight,
     p_lse,
-    p_share,
+    p_count,
     p_weights,
     p_weights_low,
     rows,
@@ -155,7 +149,7 @@ def weights_kernel(
     TMA: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """weights = (2^(x - lse) [kept] - share [P]) 2^14 in 16 bits; lse is inf and share 0 without positives.
+    """weights = (2^(x - lse) [kept] - [P] / |P|) 2^14 in 16 bits; 0 in rows without positives.
 
     A program owns a tile. The logits are formed again: two passes over z cost less than keeping them.
     """
@@ -178,7 +172,9 @@ def weights_kernel(
         UPCAST,
     )
     o_row = i_row + tl.arange(0, BLOCK_M)
+    b_count = tl.load(p_count + o_row, o_row < rows, other=0)
     b_lse = tl.load(p_lse + o_row, o_row < rows, other=float("inf"))
+    b_lse = tl.where(b_count > 0, b_lse, float("inf"))
     b_x = b_x * tl.load(p_scale) - b_lse[:, None]
     if tl.load(p_tight) == 0:
         # No kept logit exceeds the log-sum-exp, but one of huge magnitude may seem to by its rounding.
@@ -188,7 +184,7 @@ def weights_kernel(
     m_kept = device.expand(tl.load(p_kept + o_words).to(tl.int32))
     b_weight = tl.where(m_kept, tl.exp2(b_x), 0.0)
     if device.any_occupied(p_occupied + i_m * groups + i_n * GROUPS, GROUPS):
-        b_share = tl.load(p_share + o_row, o_row < rows, other=0.0)
+        b_share = tl.div_rn(1.0, tl.maximum(b_count, 1).to(tl.float32))
         m_positive = device.expand(tl.load(p_positive + o_words).to(tl.int32))
         b_weight -= tl.where(m_positive, b_share[:, None, None, None], 0.0)
     b_weight = tl.reshape(b_weight * WEIGHT_SCALE, (BLOCK_M, BLOCK_N))
@@ -198,3 +194,45 @@ def weights_kernel(
     if SPLIT:
         b_low = (b_weight - b_high.to(tl.float32)).to(p_weights.dtype.element_ty)
         tl.store(p_weights_low + o_weight, b_low)
+
+
+@triton.jit
+def group_kernel(p_count, p_loss, p_row, p_mean, rows, group, BLOCK: tl.constexpr):
+    """Of a group of consecutive anchors, n of which have positives: rows = group / n, mean = sum of losses / n.
+
+    Either output may be None. A program owns a group; 1 stands for n = 0.
+    """
+    i_first = tl.program_id(0).to(tl.int64) * group
+    i_end = tl.minimum(i_first + group, rows)
+    b_valid = tl.zeros((BLOCK,), tl.int32)
+    b_loss = tl.zeros((BLOCK,), tl.float32)
+    for i in range(0, group, BLOCK):
+        o_row = i_first + i + tl.arange(0, BLOCK)
+        b_valid += (tl.load(p_count + o_row, o_row < i_end, other=0) > 0).to(tl.int32)
+        if p_mean is not None:
+            b_loss += tl.load(p_loss + o_row, o_row < i_end, other=0.0)
+    valid = tl.maximum(tl.sum(b_valid, 0), 1).to(tl.float32)
+    if p_mean is not None:
+        tl.store(p_mean + tl.program_id(0), tl.sum(b_loss, 0) / valid)
+    if p_row is not None:
+        for i in range(0, group, BLOCK):
+            o_row = i_first + i + tl.arange(0, BLOCK)
+            tl.store(p_row + o_row, tl.zeros((BLOCK,), tl.float32) + group / valid, o_row < i_end)
+
+
+@triton.jit
+def add_rows_kernel(
+    p_source, p_index, p_factor, p_target, rows, width, scale, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """target[index[i]] += source[i] factor[i] scale; indices differ. A program owns ROWS whole rows."""
+    o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    o_channel = tl.arange(0, BLOCK)
+    m_row = o_row < rows
+    m_entry = m_row[:, None] & (o_channel < width)[None, :]
+    b_factor = tl.zeros((ROWS,), tl.float32) + scale
+    if p_factor is not None:
+        b_factor = b_factor * tl.load(p_factor + o_row, m_row, other=0.0)
+    o_target = tl.load(p_index + o_row, m_row, other=0)[:, None] * width + o_channel[None, :]
+    b_own = tl.load(p_source + o_row[:, None] * width + o_channel[None, :], m_entry, other=0.0)
+    b_sum = tl.load(p_target + o_target, m_entry, other=0.0) + b_own * b_factor[:, None]
+    tl.store(p_target + o_target, b_sum, m_entry)

@@ -4,18 +4,13 @@ import torch
 
 from .. import dispatch
 from ..checks import check_anchors, check_budget, check_positive, check_rows, require
-from ..common import (
-    DEFAULT_BUDGET,
-    accumulator,
-    computing_on,
-    guard,
-    in_range,
-    poison,
-    resolve_precision,
-)
+from ..common import DEFAULT_BUDGET, accumulator, computing_on, resolve_precision
 from ..contrastive import contrastive_loss
 from ..masked_log_softmax import no_context, refuse_second_derivative
 from ..propagation import PropagationConfig, all_rows, propagate
+from .guarded import Result, Settings, group_mean, guarded
+
+__all__ = ["Result", "group_mean", "ppap_loss"]
 
 
 def ppap_loss(
@@ -97,7 +92,7 @@ def ppap_loss(
         )
         loss, counts = loss * (tau / base), (rel.num_positives, rel.num_negatives)
     else:
-        loss, _, *counts = _ppap_loss(
+        loss, _, _, *counts = _ppap_loss(
             features.detach(),
             z,
             anchors,
@@ -117,83 +112,64 @@ def _ppap_loss(
     features: torch.Tensor,
     z: torch.Tensor,
     anchors: torch.Tensor,
-    settings: list[float],
+    propagation: list[float],
     temperatures: list[float],
     group_size: int,
     with_gradient: bool,
     precision: str,
     memory_budget: int,
     backend: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(loss, dloss/dz (N, E) or (0, E), num_positives (A,), num_negatives (A,)); group_size 0 = one group."""
-    factor = guard({"features": features, "z": z}, anchors, features.shape[0])
-    dtype = accumulator(precision)
-    group = group_size or max(anchors.shape[0], 1)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """:class:`Result`: dloss/dz = dz dz_scale; group_size 0 = one group."""
+    settings = Settings(
+        PropagationConfig.from_floats(propagation),
+        *temperatures,
+        group_size or max(anchors.shape[0], 1),
+        with_gradient,
+        precision,
+        memory_budget,
+    )
+    impl = dispatch.load("ppap_loss", backend)
     with computing_on(z.device):
-        loss_A, dz, num_positives, num_negatives = dispatch.load("ppap_loss", backend).ppap_loss(
-            features,
-            z.to(dtype),
-            in_range(anchors, z.shape[0]),
-            PropagationConfig.from_floats(settings),
-            temperatures[0],
-            group,
-            with_gradient,
-            precision,
-            memory_budget,
-        )
-    scale = temperatures[0] / temperatures[1]
-    loss = group_mean(loss_A, num_positives > 0, group).mul_(scale)
-    dz.mul_(scale)
-    poison(factor, loss, dz)
-    if factor is not None:
-        num_positives = num_positives.masked_fill(factor.isnan(), -1)
-        num_negatives = num_negatives.masked_fill(factor.isnan(), -1)
-    return loss, dz, num_positives, num_negatives
+        if hasattr(impl, "guarded_loss"):
+            return impl.guarded_loss(features, z, anchors, settings)
+        return guarded(impl.ppap_loss, features, z, anchors, settings)
 
 
 @_ppap_loss.register_fake
 def _(
-    features, z, anchors, settings, temperatures, group_size, with_gradient, precision, memory_budget, backend
+    features,
+    z,
+    anchors,
+    propagation,
+    temperatures,
+    group_size,
+    with_gradient,
+    precision,
+    memory_budget,
+    backend,
 ):
     dtype = accumulator(precision)
     dz = z.new_empty((z.shape[0] if with_gradient else 0, z.shape[1]), dtype=dtype)
-    return z.new_empty((), dtype=dtype), dz, torch.empty_like(anchors), torch.empty_like(anchors)
-
-
-def group_mean(values_A: torch.Tensor, valid_A: torch.Tensor, group: int) -> torch.Tensor:
-    """Mean over groups of consecutive values of the mean of the valid ones; an empty group counts as 0.
-
-    Args:
-        values_A: (A,) values, 0 where not valid.
-        valid_A: (A,) bool.
-        group: values per group, the last one may have fewer.
-
-    Returns:
-        Scalar; 0 if there are no values at all.
-    """
-    count = values_A.shape[0]
-    if count == 0:
-        return values_A.sum()
-    groups = -(-count // group)
-    padding = groups * group - count
-    sums = torch.nn.functional.pad(values_A, (0, padding)).view(groups, group).sum(dim=1)
-    sizes = torch.nn.functional.pad(valid_A, (0, padding)).view(groups, group).sum(dim=1)
-    return (sums / sizes.clamp(min=1)).mean()
+    loss, scale = z.new_empty((), dtype=dtype), z.new_empty((), dtype=dtype)
+    return loss, dz, scale, torch.empty_like(anchors), torch.empty_like(anchors)
 
 
 @torch.library.custom_op("ppap::ppap_loss_backward", mutates_args=())
-def _ppap_loss_backward(dloss: torch.Tensor, dz: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+def _ppap_loss_backward(
+    dloss: torch.Tensor, dz: torch.Tensor, dz_scale: torch.Tensor, z: torch.Tensor
+) -> torch.Tensor:
     """The stored gradient times the incoming one, in z's dtype; z only marks whose gradient this is."""
-    return (dz * dloss).to(z.dtype)
+    return (dz * (dz_scale * dloss)).to(z.dtype)
 
 
 @_ppap_loss_backward.register_fake
-def _(dloss, dz, z):
+def _(dloss, dz, dz_scale, z):
     return z.new_empty(z.shape)
 
 
 def _save(ctx, inputs, output) -> None:
-    ctx.save_for_backward(output[1], inputs[1])
+    ctx.save_for_backward(output[1], output[2], inputs[1])
     ctx.set_materialize_grads(False)
 
 

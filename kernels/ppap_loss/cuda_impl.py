@@ -25,7 +25,7 @@ def ppap_loss(
     precision: str,
     memory_budget: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Unscaled losses (A,), gradient of their group mean (N, E) or (0, E), set sizes (A,) int64 twice."""
+    """Losses (A,), gradient (N, E) or (0, E), set sizes (A,) int64 twice, see :mod:`.chunks`; not scaled."""
     unit_ND = normalise(features_ND, z_NE.dtype)
     rows = rows_within(memory_budget, bytes_per_anchor(unit_ND, z_NE))
     keys, patches = cuda.Operand.of(unit_ND, precision), cuda.Operand.of(z_NE, precision)
@@ -54,7 +54,7 @@ class _Work:
     precision: str
 
     def chunk(
-        self, anchors_C: torch.Tensor, grouping: tuple[int, int] | None, target_NE: torch.Tensor | None
+        self, anchors_C: torch.Tensor, group: int | None, target_NE: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Losses and counts of some anchors; adds their gradient to `target_NE`."""
 
@@ -70,7 +70,7 @@ class _Work:
         logits = contrast.Logits(own, self.patches, sets, self.temperature, self.precision)
         loss_C, lse_C = logits.log_sum_exp()
         if target_NE is not None:
-            row_C1 = row_weights(num_positive, grouping, loss_C.dtype)[:, None] / self.temperature
+            row_C1 = row_weights(num_positive, group, loss_C.dtype)[:, None] / self.temperature
             rows_CE = self.z_NE[anchors_C] * row_C1
             own_CE, other_NE = contrast.gradient(logits.weights(lse_C), self.patches, rows_CE, self.precision)
             target_NE[anchors_C] += own_CE * row_C1

@@ -24,7 +24,7 @@ def ppap_loss(
     precision: str,
     memory_budget: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Unscaled losses (A,), gradient of their group mean (N, E) or (0, E), set sizes (A,) int64 twice."""
+    """Losses (A,), gradient (N, E) or (0, E), set sizes (A,) int64 twice, see :mod:`.chunks`; not scaled."""
     (num_patches, width), code_width = features_ND.shape, z_NE.shape[1]
     per_anchor = bytes_per_anchor(num_patches, width, code_width)
     rows, exponentials = contrast.split_budget(memory_budget, num_patches, per_anchor, with_gradient)
@@ -54,7 +54,7 @@ class _Work:
     exponentials: int
 
     def chunk(
-        self, anchors_C: torch.Tensor, grouping: tuple[int, int] | None, target_NE: torch.Tensor | None
+        self, anchors_C: torch.Tensor, group: int | None, target_NE: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Losses and counts of some anchors; adds their gradient to `target_NE`."""
 
@@ -67,7 +67,7 @@ class _Work:
         )
         weight_C = None
         if target_NE is not None:
-            weight_C = row_weights(num_positive, grouping, torch.float32) / self.temperature
+            weight_C = row_weights(num_positive, group, torch.float32) / self.temperature
         loss_C, _, own_CE = contrast.contrast_chunk(
             self.patches.values[anchors_C],
             self.patches,

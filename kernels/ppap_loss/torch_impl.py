@@ -23,7 +23,7 @@ def ppap_loss(
     precision: str,
     memory_budget: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Unscaled losses (A,), gradient of their group mean (N, E) or (0, E), set sizes (A,) int64 twice."""
+    """Losses (A,), gradient (N, E) or (0, E), set sizes (A,) int64 twice, see :mod:`.chunks`; not scaled."""
     unit_ND = normalise(features_ND, z_NE.dtype)
     work = _Work(unit_ND, z_NE, cfg, temperature, precision)
     rows = rows_within(memory_budget, bytes_per_anchor(unit_ND, z_NE))
@@ -51,11 +51,11 @@ class _Work:
         self.z_op, self.z_scale = scaled_operand(self.z_NE, self.precision)
 
     def chunk(
-        self, anchors_C: torch.Tensor, grouping: tuple[int, int] | None, target_NE: torch.Tensor | None
+        self, anchors_C: torch.Tensor, group: int | None, target_NE: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Losses and counts of some anchors; adds their gradient to `target_NE`.
 
-        `grouping` = (anchors per group, number of groups) weights the gradient, None leaves it unweighted.
+        `group` = anchors per group weights the gradient, None leaves it unweighted.
         """
         positive_CN, kept_CN = self._masks(anchors_C)
         num_positives_C, num_kept_C = positive_CN.sum(dim=1), kept_CN.sum(dim=1)
@@ -63,7 +63,7 @@ class _Work:
         loss_C, lse_C, _ = loss_rows(logits_CN, positive_CN, kept_CN, num_positives_C)
         if target_NE is not None:
             weights_CN = gradient_rows(logits_CN, positive_CN, kept_CN, num_positives_C, lse_C)
-            row_C = row_weights(num_positives_C, grouping, loss_C.dtype) / self.temperature
+            row_C = row_weights(num_positives_C, group, loss_C.dtype) / self.temperature
             self._add_gradient(target_NE, anchors_C, weights_CN, row_C)
         return loss_C, num_positives_C, num_kept_C - num_positives_C
 

@@ -1,89 +1,228 @@
-"""``ppap_loss`` in Triton: a chunk of anchors is propagated, contrasted and differentiated in one go."""
+"""``ppap_loss`` in Triton: a chunk of anchors is propagated, contrasted and differentiated in one go.
 
+What costs time beside the products is passes over (N, D) and launches: every tensor of that size is read once per
+use, and what is known of a whole call (units, bounds, whether all is finite) stays on the device in ``_Call``.
+"""
+
+import math
 from dataclasses import dataclass
 
 import torch
+import triton
 
-from ..common import normalise, rows_within
+from ..common import FP16_WEIGHT_SCALE, rows_within
 from ..masked_log_softmax import triton_impl as contrast
-from ..propagation import PropagationConfig, walk
-from ..proxy_average.triton_impl import average_chunk, bytes_per_query
+from ..masked_log_softmax.triton_kernels import add_rows_kernel, group_kernel
+from ..proxy_average.triton_impl import Proxies, Thresholds, bytes_per_query, move
 from ..relation_masks import triton_impl as relations
-from ..tiles import launch
-from ..tiles.bits import COLUMN_BLOCK
-from ..tiles.planes import Planes, planes
-from .chunks import chunked_loss, row_weights
+from ..tiles import bits, launch, occupancy
+from ..tiles import rows as row_kernels
+from ..tiles.planes import Planes, fill, plane_count, raw_product
+from ..tiles.sizes import COLUMN_BLOCK, padded
+from .chunks import chunked_loss
+from .guarded import Result, Settings, guarded
+from .triton_kernels import BOUND, GRADIENT, POISON, SCALE, SCALARS, TIGHT, UNIT, claim_kernel, scalars_kernel
 
 
-def ppap_loss(
-    features_ND: torch.Tensor,
-    z_NE: torch.Tensor,
-    anchors_A: torch.Tensor,
-    cfg: PropagationConfig,
-    temperature: float,
-    group: int,
-    with_gradient: bool,
-    precision: str,
-    memory_budget: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Unscaled losses (A,), gradient of their group mean (N, E) or (0, E), set sizes (A,) int64 twice."""
+def guarded_loss(
+    features_ND: torch.Tensor, z_NE: torch.Tensor, anchors_A: torch.Tensor, settings: Settings
+) -> Result:
+    """The whole op, bad numbers included; floating inputs of any type."""
     if anchors_A.numel() == 0:
-        return chunked_loss(_no_work, z_NE, anchors_A, group, with_gradient, group)
-    unit_ND = normalise(features_ND, z_NE.dtype)
-    per_row = bytes_per_anchor(unit_ND, z_NE, precision, with_gradient)
-    rows = rows_within(memory_budget, per_row, launch.row_block(unit_ND.device))
-    keys = planes(unit_ND, precision, COLUMN_BLOCK)
-    embeddings = contrast.Embeddings.of(z_NE, precision, COLUMN_BLOCK)
-    work = _Work(unit_ND, z_NE, keys, embeddings, cfg, temperature, precision)
-    return chunked_loss(work.chunk, z_NE, anchors_A, group, with_gradient, rows)
+        return guarded(_nothing, features_ND, z_NE, anchors_A, settings)
+    call = _Call.of(features_ND, z_NE, anchors_A, settings)
+    per_row = bytes_per_anchor(features_ND, z_NE, settings.precision, settings.with_gradient)
+    rows = rows_within(settings.memory_budget, per_row, launch.row_block(z_NE.device))
+    # Gradients are added up in padded rows, as products make them.
+    like = torch.empty((), device=z_NE.device).expand(z_NE.shape[0], call.patches.high.shape[1])
+    loss_A, dz, *counts = chunked_loss(
+        call.chunk, like, call.anchors_A, settings.group, settings.with_gradient, rows
+    )
+    return call.result(loss_A, dz[:, : z_NE.shape[1]].contiguous(), *counts)
 
 
-def bytes_per_anchor(unit_ND: torch.Tensor, z_NE: torch.Tensor, precision: str, with_gradient: bool) -> int:
+def bytes_per_anchor(
+    features_ND: torch.Tensor, z_NE: torch.Tensor, precision: str, with_gradient: bool
+) -> int:
     """Bytes of temporaries that one anchor needs: those of its walk, of its masks and of its weights."""
-    (num_patches, width), code_width = unit_ND.shape, z_NE.shape[1]
-    walking = bytes_per_query(num_patches, width, precision) + 6 * 4 * width
-    masks = relations.bytes_per_anchor(num_patches, width, precision) + 6 * 4 * width
-    loss = contrast.bytes_per_anchor(num_patches, code_width, precision, with_gradient)
+    (num_patches, width), code_width = features_ND.shape, z_NE.shape[1]
+    block, channels = launch.row_block(z_NE.device), padded(width, 64)
+    proxies = 2 * (4 + 2 * plane_count(precision)) * channels
+    walking = bytes_per_query(num_patches, width, precision, block) + proxies
+    masks = 2 * bits.bytes_per_row(num_patches) + proxies
+    loss = contrast.bytes_per_anchor(num_patches, code_width, precision, with_gradient, block)
     return max(walking, masks + loss)
 
 
-def _no_work(*_):
-    raise AssertionError("there are no anchors")
+def _nothing(features_ND, z_NE, anchors_A, cfg, temperature, group, with_gradient, *_):
+    """The result without anchors."""
+    return chunked_loss(None, z_NE, anchors_A, group, with_gradient, group)
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What every chunk of a call shares."""
+class _Call:
+    """What every chunk of a call shares.
 
-    unit_ND: torch.Tensor
+    Attributes:
+        features_ND: as given.
+        z_NE: as given.
+        anchors_A: int64 rows in range.
+        keys: operands of the unit features.
+        patches: operands of z.
+        scalars: (SCALARS,) float32, see :func:`scalars_kernel`.
+        settings: of the call.
+    """
+
+    features_ND: torch.Tensor
     z_NE: torch.Tensor
+    anchors_A: torch.Tensor
     keys: Planes
-    embeddings: contrast.Embeddings
-    cfg: PropagationConfig
-    temperature: float
-    precision: str
+    patches: Planes
+    scalars: torch.Tensor
+    settings: Settings
+
+    @classmethod
+    def of(
+        cls, features_ND: torch.Tensor, z_NE: torch.Tensor, anchors_A: torch.Tensor, settings: Settings
+    ) -> "_Call":
+        """Look at all inputs once: norms, units, operands, whether they are good."""
+        device, precision = z_NE.device, settings.precision
+        patches, count = z_NE.shape[0], anchors_A.shape[0]
+        norms = torch.empty((3, patches), device=device)
+        keys = fill(features_ND, precision, COLUMN_BLOCK, normalise=True, norm=norms[0])
+        row_kernels.run(
+            z_NE,
+            rows=patches,
+            padded_rows=patches,
+            padded_width=padded(z_NE.shape[1], 64),
+            norm=norms[1],
+            largest=norms[2],
+        )
+        claims = torch.empty(patches, dtype=torch.int32, device=device)
+        clamped_A = torch.empty_like(anchors_A, memory_format=torch.contiguous_format)
+        given_A = anchors_A.contiguous()
+        claim_kernel[(triton.cdiv(count, 1024),)](given_A, claims, clamped_A, count, patches, BLOCK=1024)
+        scalars = torch.empty(SCALARS, device=device)
+        plane_unit = 1.0 / (2.0**15 if precision == "fp32" else 1.0)
+        factor = math.log2(math.e) / settings.temperature
+        gradient = settings.gradient_scale(count) / settings.temperature / _shrink(precision, settings.group)
+        scalars_kernel[(1,)](
+            norms,
+            given_A,
+            claims,
+            scalars,
+            patches,
+            count,
+            contrast.SLACK * factor,
+            factor * plane_unit**2,
+            gradient * plane_unit / FP16_WEIGHT_SCALE,
+            contrast.TIGHT_BOUND,
+            SCALED=precision != "bf16",
+            BLOCK=1024 if launch.interpreted() else 8192,
+            num_warps=16,
+        )
+        unit = None if precision == "bf16" else scalars[UNIT]
+        return cls(
+            features_ND,
+            z_NE,
+            clamped_A,
+            keys,
+            fill(z_NE, precision, COLUMN_BLOCK, unit=unit),
+            scalars,
+            settings,
+        )
 
     def chunk(
-        self, anchors_C: torch.Tensor, grouping: tuple[int, int] | None, target_NE: torch.Tensor | None
+        self, anchors_C: torch.Tensor, group: int | None, target_NE: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Losses and counts of some anchors; adds their gradient to `target_NE`."""
-
-        def average(queries_CD: torch.Tensor, phi_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return average_chunk(queries_CD, self.keys, phi_C, self.precision)
-
-        q = walk(self.unit_ND[anchors_C], self.cfg, average)
-        positive, kept = relations.relation_bits(
-            self.keys, self.precision, q.positive, q.phi, q.psi, anchors_C, q.negative
-        )
-        own = self.embeddings.gather(anchors_C, launch.row_block(anchors_C.device))
-        logits = contrast.Logits(own, self.embeddings, self.temperature, positive, kept)
+        """Losses and counts of some anchors; adds their gradient, up to its scale, to `target_NE`."""
+        positive, found, kept = self._sets(anchors_C)
+        bound_C = torch.empty(anchors_C.shape[0], device=anchors_C.device)
+        own = self._rows(anchors_C, norm=bound_C, norm_scale=self.scalars[BOUND])
+        scale, tight = self.scalars[SCALE], self.scalars[TIGHT]
+        logits = contrast.Logits(own, self.patches, scale, bound_C, tight, positive, found, kept)
         loss_C, lse_C = logits.log_sum_exp()
         if target_NE is not None:
-            row_C1 = row_weights(logits.count_C, grouping, loss_C.dtype)[:, None] / self.temperature
-            rows_CE = self.z_NE[anchors_C] * row_C1
-            own_CE, other_NE = contrast.gradient(
-                logits.weights(lse_C), self.embeddings.planes, rows_CE, self.precision
-            )
-            target_NE[anchors_C] += own_CE * row_C1
-            target_NE += other_NE
-        return loss_C, logits.count_C, kept.totals() - logits.count_C
+            weight_C = None if group is None else self._weights(found.totals, group)
+            self._add_gradient(target_NE, anchors_C, logits.weights(lse_C), weight_C)
+        return loss_C, found.totals, kept.totals() - found.totals
+
+    def _sets(self, anchors_C: torch.Tensor) -> tuple[bits.Bits, occupancy.Occupancy, bits.Bits]:
+        """Positives, what is known of them, kept patches (Eq. 1-7)."""
+        cfg, precision = self.settings.cfg, self.settings.precision
+        (width, rows), device = (self.features_ND.shape[1], anchors_C.shape[0]), anchors_C.device
+        block = launch.row_block(device)
+        values = torch.empty((rows, width), device=device)
+        operands = fill(self.features_ND, precision, block, index=anchors_C, normalise=True, out=values)
+        start = proxies = Proxies(values, operands)
+        phi_C, psi_C = (torch.full((rows,), value, device=device) for value in (cfg.phi0, cfg.psi0))
+        thresholds = Thresholds(phi_C, psi_C, cfg.sigma_pos, cfg.sigma_amb)
+        for _ in range(cfg.steps):
+            proxies, _ = move(proxies, self.keys, phi_C, precision, thresholds)
+        if not cfg.ambiguity_excluded:
+            psi_C.fill_(torch.inf)
+        negative = None
+        if not cfg.trustworthy_positives:
+            phi_C.fill_(cfg.phi0)
+            proxies, negative = start, proxies.planes
+        positive, kept = relations.relation_bits(
+            self.keys, proxies.planes, phi_C, psi_C, anchors_C, negative
+        )
+        return positive, occupancy.occupancy(positive, block), kept
+
+    def _rows(self, anchors_C: torch.Tensor, **options: object) -> Planes:
+        """Operands of the anchors' embeddings."""
+        unit = None if self.settings.precision == "bf16" else self.scalars[UNIT]
+        block = launch.row_block(anchors_C.device)
+        return fill(self.z_NE, self.settings.precision, block, index=anchors_C, unit=unit, **options)
+
+    def _weights(self, count_C: torch.Tensor, group: int) -> torch.Tensor:
+        """See :func:`.chunks.row_weights`."""
+        rows = count_C.shape[0]
+        weight_C = torch.empty(rows, device=count_C.device)
+        group_kernel[(triton.cdiv(rows, group),)](count_C, None, weight_C, None, rows, group, BLOCK=1024)
+        return weight_C
+
+    def _add_gradient(
+        self,
+        target_NE: torch.Tensor,
+        anchors_C: torch.Tensor,
+        weights: Planes,
+        weight_C: torch.Tensor | None,
+    ) -> None:
+        """Logits are z_i.z_j / tau: every weight reaches row i by z_j and row j by z_i."""
+        rows, width = anchors_C.shape[0], target_NE.shape[1]
+        shrink = _shrink(self.settings.precision, self.settings.group)
+        other = self._rows(anchors_C, factor=weight_C, scale=shrink)
+        own_CE = raw_product(weights, self.patches)
+        per_program = launch.rows_per_program()
+        add_rows_kernel[(triton.cdiv(rows, per_program),)](
+            own_CE,
+            anchors_C,
+            weight_C,
+            target_NE,
+            rows,
+            width,
+            shrink,
+            ROWS=per_program,
+            BLOCK=triton.next_power_of_2(width),
+            **launch.ROW_OPTIONS,
+        )
+        raw_product(weights, other, transposed=True, target=target_NE)
+
+    def result(self, loss_A, dz_NE, num_positives_A, num_negatives_A) -> Result:
+        """Mean of the losses, scales and counts, poisoned where the inputs were bad."""
+        group = self.settings.group
+        mean = torch.empty(triton.cdiv(loss_A.shape[0], group), device=loss_A.device)
+        group_kernel[mean.shape](num_positives_A, loss_A, None, mean, loss_A.shape[0], group, BLOCK=1024)
+        scale = self.settings.temperature / self.settings.base_temperature
+        loss = mean.mean() * (self.scalars[POISON] * scale)
+        bad = self.scalars[POISON].isnan()
+        counts = (counts_A.masked_fill_(bad, -1) for counts_A in (num_positives_A, num_negatives_A))
+        return Result(loss, dz_NE, self.scalars[GRADIENT].clone(), *counts)
+
+
+def _shrink(precision: str, group: int) -> float:
+    """Power of two that keeps weights of up to `group`, times values of at most 1, in the planes' range."""
+    room = {"fp32": 0, "fp16": 15, "bf16": 100}[precision]
+    return 2.0 ** -max(math.ceil(math.log2(group)) - room, 0)

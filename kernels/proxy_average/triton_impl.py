@@ -1,127 +1,108 @@
 """``proxy_average`` in Triton: selected keys as bits, then their sums over the tiles that hold any.
 
 Bits cost 1/16 of the operands' bytes, so that similarity and sum are two kernels with full-size tiles; the
-second skips a tile of 128 keys without a selected one, which most are.
+second skips a tile of 128 keys without a selected one.
 """
+
+from dataclasses import dataclass
 
 import torch
 import triton
-import triton.language as tl
 
 from ..common import row_chunks, rows_within
 from ..relation_masks.triton_impl import similarity
 from ..tiles import bits as layout
-from ..tiles import device, launch
+from ..tiles import launch, occupancy
 from ..tiles.bits import Bits
-from ..tiles.planes import Planes, padded, plane_count, planes
+from ..tiles.occupancy import Occupancy
+from ..tiles.planes import Planes, plane_count, planes
+from ..tiles.rows import rounding
+from ..tiles.sizes import COLUMN_BLOCK, padded
+from .triton_kernels import finish_kernel, mask_sum_kernel
 
-# Programs that share the occupied tiles of a row tile, and add up into as many partial sums.
-_SPLITS = 4
+# Programs that share the occupied tiles of a row tile, and add up into as many partial sums, at most.
+_PARTS_MAX = 16
 
 
-@triton.jit
-def mask_sum_kernel(
-    p_words,
-    p_key,
-    p_key_low,
-    p_tiles,
-    p_num_tiles,
-    p_sums,
-    padded_rows,
-    groups,
-    WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SPLITS: tl.constexpr,
-    SPLIT: tl.constexpr,
-    TMA: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """sums[s] = sum of the selected keys over part s of the occupied groups of a row tile.
+@dataclass(frozen=True)
+class Proxies:
+    """Queries of a similarity, as values and as operands.
 
-    A program owns (BLOCK_M rows, BLOCK_D channels, part s); the list of occupied groups is `p_tiles`
-    (row tiles, groups), its length `p_num_tiles`. Parts are stored apart: bitwise repeatable.
+    Attributes:
+        values: (C, D) float32, unit norm or zero.
+        planes: their operands.
     """
-    i_m, i_d, i_part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    STEPS: tl.constexpr = 128 // BLOCK_K
-    BITS: tl.constexpr = BLOCK_K // 8
-    num_tiles = tl.load(p_num_tiles + i_m)
-    per_part = tl.cdiv(num_tiles, SPLITS)
-    first = i_part * per_part
-    last = tl.minimum(first + per_part, num_tiles)
-    o_row = (i_m * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    b_sum = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for i in range(first * STEPS, last * STEPS):
-        i_group = tl.load(p_tiles + i_m * groups + i // STEPS)
-        i_step = i % STEPS
-        o_words = (o_row[:, None] * groups + i_group) * 8 + tl.arange(0, 8)[None, :]
-        b_words = tl.load(p_words + o_words).to(tl.int32) >> (i_step * BITS)
-        bit = 1 << tl.arange(0, BITS)
-        b_bits = tl.reshape(b_words, (BLOCK_M, 1, 8)) & bit[None, :, None]
-        i_key = i_group * 128 + i_step * BLOCK_K
-        b_key = device.load_tile(p_key, i_key, i_d * BLOCK_D, BLOCK_K, BLOCK_D, WIDTH, TMA)
-        b_mask = tl.reshape(tl.where(b_bits != 0, 1.0, 0.0), (BLOCK_M, BLOCK_K)).to(b_key.dtype)
-        b_sum = device.dot(b_mask, b_key, b_sum, UPCAST)
-        if SPLIT:
-            b_key = device.load_tile(p_key_low, i_key, i_d * BLOCK_D, BLOCK_K, BLOCK_D, WIDTH, TMA)
-            b_sum = device.dot(b_mask, b_key, b_sum, UPCAST)
-    o_channel = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    o_sum = (i_part * padded_rows.to(tl.int64) + o_row)[:, None] * WIDTH + o_channel[None, :]
-    tl.store(p_sums + o_sum, b_sum)
+
+    values: torch.Tensor
+    planes: Planes
 
 
-@triton.jit
-def finish_kernel(
-    p_sums,
-    p_proxy,
-    rows,
-    padded_rows,
-    width,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr,
-):
-    """proxy = sum / max(|sum|, 1e-12), parts added in their order; a program owns ROWS whole rows.
+@dataclass(frozen=True)
+class Thresholds:
+    """Thresholds that follow the proxies, (C,) float32 each, moved in place.
 
-    The scale of the keys' planes cancels.
+    Attributes:
+        phi: of the positives.
+        psi: of the negatives.
+        sigma_pos: divides the movement before it lowers phi (Eq. 3).
+        sigma_amb: divides the movement before it raises psi (Eq. 5).
     """
-    o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    o_channel = tl.arange(0, BLOCK)
-    m_out = (o_row < rows)[:, None] & (o_channel < width)[None, :]
-    b_sum = tl.zeros((ROWS, BLOCK), tl.float32)
-    for i in tl.static_range(SPLITS):
-        o_part = (i * padded_rows.to(tl.int64) + o_row)[:, None] * WIDTH + o_channel[None, :]
-        b_sum += tl.load(p_sums + o_part, m_out, other=0.0)
-    b_norm = tl.maximum(tl.sqrt_rn(tl.sum(b_sum * b_sum, 1)), 1e-12)
-    tl.store(p_proxy + o_row[:, None] * width + o_channel[None, :], tl.div_rn(b_sum, b_norm[:, None]), m_out)
+
+    phi: torch.Tensor
+    psi: torch.Tensor
+    sigma_pos: float
+    sigma_amb: float
 
 
-def mask_sum(positive: Bits, keys: Planes) -> torch.Tensor:
-    """(_SPLITS, padded rows, padded width) float32 partial sums of the selected keys."""
-    block = launch.row_block(keys.high.device)
+def parts(row_tiles: int, programs_per_tile: int, slots: int) -> int:
+    """Into how many parts the tiles of a row tile are cut, so that the last programs leave few units idle.
+
+    Args:
+        row_tiles: row tiles.
+        programs_per_tile: programs that each part of a row tile takes.
+        slots: programs that the device runs at a time.
+    """
+
+    def idle(count: int) -> float:
+        programs = row_tiles * programs_per_tile * count
+        waves = -(-programs // slots)
+        # A part costs a partial sum: a little more of it must be worth it.
+        return 1 - programs / (waves * slots) + 0.01 * count
+
+    return min(range(1, _PARTS_MAX + 1), key=idle)
+
+
+def mask_sum(positive: Bits, found: Occupancy, keys: Planes) -> torch.Tensor:
+    """(parts, padded rows, padded width) float32 partial sums of the selected keys, without the unit."""
     padded_rows, width = positive.words.shape[0], keys.high.shape[1]
-    occupied = positive.occupied(block)
-    num_tiles = occupied.sum(dim=1, dtype=torch.int32)
-    # A stable sort puts the occupied groups of each row tile first, in their order.
-    tiles = occupied.argsort(dim=1, descending=True, stable=True).to(torch.int32)
-    sums = torch.empty((_SPLITS, padded_rows, width), device=keys.high.device)
+    device = keys.high.device
     block_d = 128 if width % 128 == 0 else 64
+    row_tiles = padded_rows // launch.row_block(device)
+
+    def per_tile(config: launch.Launch) -> tuple[int, int]:
+        """Accumulators of a program, programs that a part of a row tile takes."""
+        tiles = config.accumulators if width // block_d % config.accumulators == 0 else 1
+        return tiles, width // (block_d * tiles)
+
+    tiles, programs = per_tile(launch.configuration("mask_sum", device, keys.split))
+    num_parts = parts(row_tiles, programs, launch.multiprocessors(device) * (2 if tiles == 1 else 1))
+    sums = torch.empty((num_parts, padded_rows, width), device=device)
 
     def start(config: launch.Launch, options: dict[str, object]) -> None:
-        mask_sum_kernel[(padded_rows // config.block_m, width // block_d, _SPLITS)](
+        tiles, programs = per_tile(config)
+        mask_sum_kernel[(row_tiles, programs, num_parts)](
             positive.words,
             launch.source(keys.high, config.block_k, block_d, config.tma),
             launch.source(keys.low, config.block_k, block_d, config.tma),
-            tiles,
-            num_tiles,
+            found.tiles,
+            found.num_tiles,
             sums,
             padded_rows,
             positive.groups,
+            num_parts,
             BLOCK_D=block_d,
+            TILES=tiles,
             BLOCK_K=config.block_k,
-            SPLITS=_SPLITS,
             **options,
         )
 
@@ -129,37 +110,62 @@ def mask_sum(positive: Bits, keys: Planes) -> torch.Tensor:
     return sums
 
 
-def average_chunk(
-    queries_CD: torch.Tensor, keys: Planes, threshold_C: torch.Tensor, precision: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Proxies (C, D) and counts (C,) of some queries; at least one query and one key."""
-    rows, width = queries_CD.shape
-    block = launch.row_block(queries_CD.device)
-    positive = Bits.empty(rows, keys.rows, block, queries_CD)
-    similarity(planes(queries_CD, precision, block, keys.scaled), keys, positive, phi_C=threshold_C)
-    sums = mask_sum(positive, keys)
-    proxy_CD = torch.empty_like(queries_CD, memory_format=torch.contiguous_format)
+def move(
+    queries: Proxies, keys: Planes, phi_C: torch.Tensor, precision: str, thresholds: Thresholds | None = None
+) -> tuple[Proxies, torch.Tensor]:
+    """Means of the keys above `phi_C`, normalised (Eq. 2, 4), and their numbers (C,); one query and key at least.
+
+    With `thresholds` these are moved too (Eq. 3, 5).
+    """
+    (rows, width), device = queries.values.shape, queries.values.device
+    block = launch.row_block(device)
+    positive = Bits.empty(rows, keys.rows, block, queries.values)
+    similarity(queries.planes, keys, positive, phi_C=phi_C)
+    found = occupancy.occupancy(positive, block)
+    sums = mask_sum(positive, found, keys)
+    moved = Proxies(
+        torch.empty((rows, width), device=device), Planes.empty(rows, width, precision, block, device)
+    )
+    finish(sums, queries.values, moved, thresholds)
+    return moved, found.totals
+
+
+def finish(
+    sums: torch.Tensor, query_CD: torch.Tensor, moved: Proxies, thresholds: Thresholds | None
+) -> None:
+    """Fill `moved` with the normalised sums, see :func:`finish_kernel`."""
+    num_parts, padded_rows, padded_width = sums.shape
+    rows, width = query_CD.shape
     per_program = launch.rows_per_program()
-    finish_kernel[(triton.cdiv(rows, per_program),)](
+    both = (None, None) if thresholds is None else (thresholds.phi, thresholds.psi)
+    sigmas = (1.0, 1.0) if thresholds is None else (thresholds.sigma_pos, thresholds.sigma_amb)
+    finish_kernel[(triton.cdiv(padded_rows, per_program),)](
         sums,
-        proxy_CD,
+        query_CD,
+        *both,
+        moved.values,
+        moved.planes.high,
+        moved.planes.low,
         rows,
-        positive.words.shape[0],
+        padded_rows,
         width,
-        WIDTH=keys.high.shape[1],
+        num_parts,
+        *sigmas,
+        WIDTH=padded_width,
         ROWS=per_program,
-        BLOCK=triton.next_power_of_2(width),
-        SPLITS=_SPLITS,
+        BLOCK=triton.next_power_of_2(padded_width),
+        SPLIT=moved.planes.split,
+        ROUND=rounding(moved.planes.high),
         **launch.ROW_OPTIONS,
     )
-    return proxy_CD, positive.totals()
 
 
-def bytes_per_query(num_keys: int, width: int, precision: str) -> int:
-    """Bytes of temporaries of :func:`average_chunk` for one query: bits, list of tiles, planes, sums."""
+def bytes_per_query(num_keys: int, width: int, precision: str, row_block: int) -> int:
+    """Bytes of temporaries of :func:`move` for one query: bits, list of tiles, sums, two sets of proxies."""
     channels = padded(width, 64)
-    lists = -(-num_keys // 128) // 2 + 64
-    return layout.bytes_per_row(num_keys) + lists + (4 + 4 * plane_count(precision) + 4 * _SPLITS) * channels
+    lists = occupancy.bytes_per_row(num_keys, row_block)
+    proxies = 2 * (4 + 2 * plane_count(precision)) * channels
+    return layout.bytes_per_row(num_keys) + lists + 4 * _PARTS_MAX * channels + proxies + 16
 
 
 def proxy_average(
@@ -175,11 +181,12 @@ def proxy_average(
     count_A = torch.zeros(num_queries, dtype=torch.int64, device=keys_ND.device)
     if 0 in (num_queries, num_keys, width):
         return proxy_AD, count_A
-    keys = planes(keys_ND, precision, layout.COLUMN_BLOCK, scaled=True)
+    keys = planes(keys_ND, precision, COLUMN_BLOCK, scaled=True)
     block = launch.row_block(keys_ND.device)
-    rows = rows_within(memory_budget, bytes_per_query(num_keys, width, precision), block)
+    rows = rows_within(memory_budget, bytes_per_query(num_keys, width, precision, block), block)
     for chunk in row_chunks(num_queries, rows):
-        proxy_AD[chunk], count_A[chunk] = average_chunk(
-            queries_AD[chunk], keys, threshold_A[chunk], precision
-        )
+        queries = Proxies(queries_AD[chunk], planes(queries_AD[chunk], precision, block, keys.scaled))
+        moved, count_A[chunk] = move(queries, keys, threshold_A[chunk], precision)
+        proxy_AD[chunk] = moved.values
+        del queries, moved
     return proxy_AD, count_A

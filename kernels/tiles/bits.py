@@ -9,7 +9,7 @@ import triton.language as tl
 from ..masks import num_words
 from . import device
 from .launch import ROW_OPTIONS, rows_per_program
-from .planes import COLUMN_BLOCK, padded
+from .sizes import COLUMN_BLOCK, padded
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,6 @@ class Bits:
     def totals(self) -> torch.Tensor:
         """(rows,) int64 ones of each row."""
         return self.counts[: self.rows].sum(dim=1, dtype=torch.int64)
-
-    def occupied(self, row_block: int) -> torch.Tensor:
-        """(row blocks, groups) int8: 1 where a tile has any one."""
-        return (self.counts.view(-1, row_block, self.groups).amax(dim=1) > 0).to(torch.int8)
 
 
 def bytes_per_row(columns: int) -> int:

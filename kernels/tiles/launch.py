@@ -8,6 +8,7 @@ has been timed. ``PPAP_AUTOTUNE=1`` times the alternatives on the device at hand
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -15,7 +16,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..dispatch import autotune_wanted
 from . import autotune
-from .planes import COLUMN_BLOCK, Planes
+from .sizes import COLUMN_BLOCK
+
+if TYPE_CHECKING:
+    from .planes import Planes
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Launch:
         warps: warps per program.
         stages: steps whose loads are in flight.
         tma: load tiles through tensor descriptors (sm_90 and later).
+        accumulators: for ``mask_sum``: blocks of channels that share an operand made of bits; 1 to 3.
     """
 
     block_m: int = 128
@@ -37,30 +42,45 @@ class Launch:
     warps: int = 4
     stages: int = 3
     tma: bool = False
+    accumulators: int = 1
 
 
 # Kernels with a configuration of their own. "split" = operands of two planes, the fp32 precision.
-KERNELS = ("similarity", "mask_sum", "log_sum_exp", "weights")
+KERNELS = ("similarity", "relations", "mask_sum", "log_sum_exp", "weights")
 
 
-def _table(one: Launch, two: Launch, mask_sum: Launch, mask_sum_split: Launch) -> dict[str, Launch]:
-    products = ("similarity", "log_sum_exp", "weights")
+def _table(one: Launch, two: Launch, mask_sum: Launch, mask_sum_split: Launch, **own: Launch) -> dict[str, Launch]:
+    """Kernel -> configuration: `one` and `two` planes, unless a kernel has its `own`."""
+    products = ("similarity", "relations", "log_sum_exp", "weights")
     table = {name: one for name in products} | {f"{name}/split": two for name in products}
-    return table | {"mask_sum": mask_sum, "mask_sum/split": mask_sum_split}
+    own = {name.replace("_split", "/split"): config for name, config in own.items()}
+    return table | {"mask_sum": mask_sum, "mask_sum/split": mask_sum_split} | own
 
 
-# Beside each: registers per thread and shared memory [KiB] per program, as compiled; time: not measured.
+# Beside each: registers per thread and shared memory [KiB] per program, as compiled.
 _AMPERE = _table(
     Launch(block_k=32, warps=8),  # 128-180, 32: one program per SM with both masks, else two
     Launch(block_k=32, warps=8, stages=2),  # 237-241, 32
     Launch(block_k=32, warps=8),  # 127, 18; steps of 64 columns spill 8 bytes with Triton 3.9
     Launch(warps=8, stages=2),  # 186, 64
 )
+# The fastest of 252 configurations on an H200 (bench/results/nvidia-h200-tiles.json).
 _HOPPER = _table(
-    Launch(tma=True),  # 146-214, 96: two programs per SM
-    Launch(warps=8, stages=2, tma=True),  # 90-122, 128: one program per SM
-    Launch(warps=8, tma=True),  # 126, 64
-    Launch(warps=8, stages=3, tma=True),  # 126, 98; with two stages it spills at odd multiples of 64 channels
+    Launch(warps=8, tma=True),
+    Launch(block_k=32, stages=3, tma=True),
+    Launch(warps=8, tma=True, accumulators=3),
+    Launch(block_k=32, warps=8, stages=2, tma=True, accumulators=3),
+    similarity=Launch(stages=2, tma=True),
+    similarity_split=Launch(block_k=32, stages=2, tma=True),
+    log_sum_exp=Launch(stages=2, tma=True),
+    log_sum_exp_split=Launch(block_k=32, stages=2, tma=True),
+    weights_split=Launch(block_k=32, warps=8, tma=True),
+)
+_BLACKWELL = _table(
+    Launch(tma=True),
+    Launch(warps=8, stages=2, tma=True),
+    Launch(warps=8, tma=True),
+    Launch(warps=8, stages=3, tma=True),
 )
 # Architecture -> kernel -> configuration. "interpret" keeps Triton's interpreter quick on small tests.
 TABLE: dict[str, dict[str, Launch]] = {
@@ -68,7 +88,7 @@ TABLE: dict[str, dict[str, Launch]] = {
     "sm_86": _AMPERE,
     "sm_89": _AMPERE,
     "sm_90": _HOPPER,
-    "sm_100": _HOPPER,
+    "sm_100": _BLACKWELL,
     "sm_120": _AMPERE,
     "gfx942": _table(
         Launch(warps=8, stages=2),  # 86-124, 32
@@ -76,8 +96,10 @@ TABLE: dict[str, dict[str, Launch]] = {
         Launch(warps=8, stages=2),  # 120, 32
         Launch(warps=8, stages=2),  # 144, 48
     ),
-    "interpret": _table(*[Launch(block_m=64, block_n=256)] * 2, *[Launch(block_m=64, block_k=128)] * 2),
+    "interpret": _table(*[Launch(block_m=64, block_n=256)] * 2, *[Launch(block_m=64, block_k=128, accumulators=3)] * 2),
 }
+# Multiprocessors that are taken for granted where kernels are compiled or interpreted without a GPU.
+_MULTIPROCESSORS = {"sm_90": 132, "sm_100": 148, "gfx942": 304, "interpret": 4}
 # Row tiles of a band, see device.tile_index.
 BAND = 32
 # Options of the row kernels. Fusing a product and a sum only rounds less.
@@ -102,6 +124,14 @@ def architecture(device: torch.device) -> str:
     return f"sm_{max(number for number in known if number <= capability)}"
 
 
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of `device`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return _MULTIPROCESSORS.get(architecture(device), 108)
+
+
 def row_block(device: torch.device) -> int:
     """Rows that tensors of the tile kernels are padded to, and that one flag of occupied tiles covers."""
     return TABLE[architecture(device)]["similarity"].block_m
@@ -119,7 +149,7 @@ def configuration(kernel: str, device: torch.device, split: bool) -> Launch:
 
 def run(
     kernel: str,
-    operand: Planes,
+    operand: "Planes",
     problem: tuple[object, ...],
     start: Callable[[Launch, dict[str, object]], None],
 ) -> Launch:
@@ -148,7 +178,7 @@ def run(
 
 
 def launcher(
-    operand: Planes, start: Callable[[Launch, dict[str, object]], None]
+    operand: "Planes", start: Callable[[Launch, dict[str, object]], None]
 ) -> Callable[[Launch], None]:
     """`start` in a given configuration, with the options that every tile kernel takes."""
     upcast = interpreted() and operand.high.dtype == torch.bfloat16
@@ -170,7 +200,9 @@ def alternatives(kernel: str, shipped: Launch) -> list[Launch]:
         for stages in (2, 3, 4)
         for block_k in (32, 64, 128)
     ]
-    if kernel != "mask_sum":
+    if kernel == "mask_sum":
+        found += [replace(each, accumulators=4 - each.accumulators) for each in found if each.warps == 8]
+    else:
         found += [replace(each, block_n=COLUMN_BLOCK) for each in found if each.warps == 8]
     return [each for each in found if each != shipped]
 

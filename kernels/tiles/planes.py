@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..common import power_of_two_above, product
-
-# Widths are padded to this many channels, patches to this many columns (the widest tile).
-WIDTH_BLOCK = 64
-COLUMN_BLOCK = 256
-_SPLIT_SCALE = 2.0**15
+from ..common import add_product, power_of_two_above, product
+from . import rows as row_kernels
+from .rows import SPLIT_SCALE
+from .sizes import WIDTH_BLOCK, padded
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Planes:
     Attributes:
         high: (rows, width) 16-bit, both padded.
         low: like `high`, or None where one plane serves.
-        unit: factor of all values: a float, or a scalar tensor on the device.
+        unit: factor of all values, a power of two: a float, or a scalar tensor on the device.
         rows: number of rows without padding.
         width: number of channels without padding.
     """
@@ -33,6 +31,23 @@ class Planes:
     unit: torch.Tensor | float
     rows: int
     width: int
+
+    @classmethod
+    def empty(
+        cls,
+        rows: int,
+        width: int,
+        precision: str,
+        multiple: int,
+        device: torch.device,
+        unit: torch.Tensor | float = 1.0,
+    ) -> "Planes":
+        """Unwritten planes of values that are divided by `unit`, on `device`; rows padded to `multiple`."""
+        shape = (padded(rows, multiple), padded(width, WIDTH_BLOCK))
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+        split = precision == "fp32"
+        high, low = (torch.empty(shape, dtype=dtype, device=device) if wanted else None for wanted in (True, split))
+        return cls(high, low, unit / SPLIT_SCALE.value if split else unit, rows, width)
 
     @property
     def split(self) -> bool:
@@ -44,16 +59,6 @@ class Planes:
         """Whether the values were divided by their largest magnitude; those of unit rows need not be."""
         return isinstance(self.unit, torch.Tensor)
 
-    def gather(self, index: torch.Tensor, multiple: int) -> "Planes":
-        """Planes of some rows, padded to a multiple of rows."""
-        parts = [None if plane is None else _pad(plane[index], multiple) for plane in (self.high, self.low)]
-        return Planes(parts[0], parts[1], self.unit, index.shape[0], self.width)
-
-
-def padded(count: int, multiple: int) -> int:
-    """`count` rounded up to a multiple."""
-    return -(-count // multiple) * multiple
-
 
 def plane_count(precision: str) -> int:
     """Planes per operand: two in ``fp32``."""
@@ -61,7 +66,7 @@ def plane_count(precision: str) -> int:
 
 
 def planes(values: torch.Tensor, precision: str, multiple: int, scaled: bool = False) -> Planes:
-    """Planes of float32 values (rows, width).
+    """Planes of float values (rows, width).
 
     Args:
         values: magnitudes at most 1, or `scaled`.
@@ -69,36 +74,79 @@ def planes(values: torch.Tensor, precision: str, multiple: int, scaled: bool = F
         multiple: rows are padded to a multiple of this.
         scaled: divide by the largest magnitude first where fp16 needs it; `unit` holds it then.
     """
-    unit = 1.0
+    unit = None
     if scaled and precision != "bf16" and values.numel():
-        unit = power_of_two_above(values)
-        values = values / unit
-    rows, width = values.shape
-    if precision != "fp32":
-        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-        return Planes(_pad(values.to(dtype), multiple), None, unit, rows, width)
-    values = values * _SPLIT_SCALE
-    high = values.to(torch.float16)
-    low = values.sub(high).to(torch.float16)
-    return Planes(_pad(high, multiple), _pad(low, multiple), unit / _SPLIT_SCALE, rows, width)
+        unit = power_of_two_above(values.float())
+    return fill(values, precision, multiple, unit=unit)
 
 
-def _pad(plane: torch.Tensor, multiple: int) -> torch.Tensor:
-    rows, width = plane.shape
-    bottom, right = padded(rows, multiple) - rows, padded(width, WIDTH_BLOCK) - width
-    return torch.nn.functional.pad(plane, (0, right, 0, bottom)) if bottom or right else plane.contiguous()
+def fill(
+    values: torch.Tensor,
+    precision: str,
+    multiple: int,
+    *,
+    index: torch.Tensor | None = None,
+    unit: torch.Tensor | None = None,
+    **options: object,
+) -> Planes:
+    """Planes of `values`, or of those of its rows that `index` (rows,) names; see :func:`.rows.run`.
+
+    Args:
+        values: (N, width) floating.
+        precision: ``fp32 | fp16 | bf16``.
+        multiple: rows are padded to a multiple of this.
+        index: int64 rows in range, or None = all.
+        unit: scalar tensor, a power of two that the values are divided by, or None.
+        options: more of what :func:`.rows.run` does on the way.
+    """
+    count = values.shape[0] if index is None else index.shape[0]
+    made = Planes.empty(
+        count, values.shape[1], precision, multiple, values.device, 1.0 if unit is None else unit
+    )
+    row_kernels.run(
+        values,
+        rows=count,
+        padded_rows=made.high.shape[0],
+        padded_width=made.high.shape[1],
+        index=index,
+        unit=unit,
+        high=made.high,
+        low=made.low,
+        **options,
+    )
+    return made
+
+
+def raw_product(
+    left: Planes, right: Planes, transposed: bool = False, target: torch.Tensor | None = None
+) -> torch.Tensor:
+    """left right, or left^T right, without the units, in float32 by the vendor's library.
+
+    Args:
+        left: (rows, width) without padding are used, rows of the product, or its columns if `transposed`.
+        right: its padded width is that of the product.
+        transposed: multiply with the transpose of `left`.
+        target: contiguous, what the product is added to, or None.
+    """
+    for a, b in _parts(left, right, transposed):
+        if target is None:
+            target = product(a, b)
+        else:
+            add_product(target, a, b)
+    return target
 
 
 def planes_product(left: Planes, right: Planes, transposed: bool = False) -> torch.Tensor:
-    """left right, or left^T right, in float32 by the vendor's library; sizes without padding."""
-
-    def part(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        a = a[: left.rows, : left.width]
-        return product(a.T if transposed else a, b[: right.rows])
-
-    out = part(left.high, right.high)
-    if left.split:
-        out += part(left.high, right.low)
-        out += part(left.low, right.high)
+    """left right, or left^T right, in float32; sizes without padding."""
+    out = raw_product(left, right, transposed)
     out *= left.unit * right.unit
     return out[:, : right.width]
+
+
+def _parts(left: Planes, right: Planes, transposed: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Pairs of planes whose products add up to the product; low times low is below fp32's rounding."""
+    pairs = [(left.high, right.high)]
+    if left.split:
+        pairs += [(left.high, right.low), (left.low, right.high)]
+    cut = [(a[: left.rows, : left.width], b[: right.rows]) for a, b in pairs]
+    return [(a.T if transposed else a, b) for a, b in cut]

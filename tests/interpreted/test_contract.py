@@ -8,6 +8,7 @@ import torch
 from ppap.kernels import PropagationConfig, contrastive_loss, ppap_loss, propagate, use_backend
 from ppap.kernels.common import normalise
 from ppap.kernels.ppap_loss import group_mean, triton_impl
+from ppap.kernels.ppap_loss.guarded import Settings
 from tests.helpers import made_case, peak_bytes
 from tests.interpreted.test_loss import BLOCK, budget_of_chunks, on_triton
 from tests.loss_forms import FORMS, fused, loss_and_gradient
@@ -107,8 +108,8 @@ def test_temporaries_stay_within_the_budget(precision, group_size):
     budget = budget_of_chunks(case, rows, precision)
 
     def run():
-        arguments = (case.anchors, case.cfg, 0.3, group, True, precision, budget)
-        return triton_impl.ppap_loss(unit, case.z, *arguments)
+        settings = Settings(case.cfg, 0.3, 0.07, group, True, precision, budget)
+        return triton_impl.guarded_loss(unit, case.z, case.anchors, settings)
 
     # Beyond the budget stands what grows with N alone: the gradient, its part inside a group, two products
     # that are added to it, one being copied (on CPUs only), and operands of features and embeddings.

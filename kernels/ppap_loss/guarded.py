@@ -1,0 +1,101 @@
+"""What surrounds the chunks of ``ppap_loss``: bad numbers, the mean over groups, the factor of the gradient."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from ..common import accumulator, guard, in_range, poison
+from ..propagation import PropagationConfig
+
+
+class Settings(NamedTuple):
+    """Settings of one call, checked.
+
+    Attributes:
+        cfg: of the propagation.
+        temperature: divides the logits.
+        base_temperature: divides the temperature, which the loss is multiplied by.
+        group: consecutive anchors that are averaged first.
+        with_gradient: whether a gradient is wanted.
+        precision: ``fp64 | fp32 | fp16 | bf16``.
+        memory_budget: [bytes].
+    """
+
+    cfg: PropagationConfig
+    temperature: float
+    base_temperature: float
+    group: int
+    with_gradient: bool
+    precision: str
+    memory_budget: int
+
+    def gradient_scale(self, anchors: int) -> float:
+        """What turns the gradient of :mod:`.chunks` into that of the scaled mean."""
+        groups = max(-(-anchors // self.group), 1)
+        return self.temperature / self.base_temperature / (groups * self.group)
+
+
+class Result(NamedTuple):
+    """Of one call.
+
+    Attributes:
+        loss: scalar.
+        dz: (N, E) or (0, E), the gradient up to a factor.
+        dz_scale: scalar, that factor.
+        num_positives: (A,) int64.
+        num_negatives: (A,) int64.
+    """
+
+    loss: torch.Tensor
+    dz: torch.Tensor
+    dz_scale: torch.Tensor
+    num_positives: torch.Tensor
+    num_negatives: torch.Tensor
+
+
+def guarded(
+    ppap_loss: Callable, features: torch.Tensor, z: torch.Tensor, anchors: torch.Tensor, settings: Settings
+) -> Result:
+    """Run a backend's `ppap_loss`, which sees good numbers only; NaN and counts of -1 say that they were bad."""
+    factor = guard({"features": features, "z": z}, anchors, features.shape[0])
+    loss_A, dz, num_positives, num_negatives = ppap_loss(
+        features,
+        z.to(accumulator(settings.precision)),
+        in_range(anchors, z.shape[0]),
+        settings.cfg,
+        settings.temperature,
+        settings.group,
+        settings.with_gradient,
+        settings.precision,
+        settings.memory_budget,
+    )
+    loss = group_mean(loss_A, num_positives > 0, settings.group)
+    loss *= settings.temperature / settings.base_temperature
+    dz_scale = loss.new_full((), settings.gradient_scale(len(anchors)))
+    poison(factor, loss, dz_scale)
+    if factor is not None:
+        num_positives = num_positives.masked_fill(factor.isnan(), -1)
+        num_negatives = num_negatives.masked_fill(factor.isnan(), -1)
+    return Result(loss, dz, dz_scale, num_positives, num_negatives)
+
+
+def group_mean(values_A: torch.Tensor, valid_A: torch.Tensor, group: int) -> torch.Tensor:
+    """Mean over groups of consecutive values of the mean of the valid ones; an empty group counts as 0.
+
+    Args:
+        values_A: (A,) values, 0 where not valid.
+        valid_A: (A,) bool.
+        group: values per group, the last one may have fewer.
+
+    Returns:
+        Scalar; 0 if there are no values at all.
+    """
+    count = values_A.shape[0]
+    if count == 0:
+        return values_A.sum()
+    groups = -(-count // group)
+    padding = groups * group - count
+    sums = torch.nn.functional.pad(values_A, (0, padding)).view(groups, group).sum(dim=1)
+    sizes = torch.nn.functional.pad(valid_A, (0, padding)).view(groups, group).sum(dim=1)
+    return (sums / sizes.clamp(min=1)).mean()

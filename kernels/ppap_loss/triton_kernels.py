@@ -1,0 +1,85 @@
+"""Triton kernels that look at the inputs of ``ppap_loss`` as a whole, so that the host never waits for them."""
+
+import triton
+import triton.language as tl
+
+# Places in the scalars of a call: unit of the embeddings; factor of products of their planes to logits in powers of
+# two; factor of a norm to a bound of the logits; not 0 where all bounds are tight; factor of the gradient; 1 or NaN.
+UNIT, SCALE, BOUND, TIGHT, GRADIENT, POISON = range(6)
+SCALARS = 6
+_NAN = tl.constexpr(float("nan"))
+
+
+@triton.jit
+def claim_kernel(p_anchors, p_claims, p_clamped, anchors, patches, BLOCK: tl.constexpr):
+    """Anchor i writes i into the claims of its patch; of two anchors of one patch one finds the other's there.
+
+    Anchors out of range are clamped; nothing else of the claims is written or read.
+    """
+    o_anchor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m_anchor = o_anchor < anchors
+    b_anchor = tl.load(p_anchors + o_anchor, m_anchor, other=0)
+    b_clamped = tl.minimum(tl.maximum(b_anchor, 0), patches - 1)
+    tl.store(p_clamped + o_anchor, b_clamped, m_anchor)
+    tl.store(p_claims + b_clamped, o_anchor, m_anchor)
+
+
+@triton.jit
+def power_of_two_above(largest):
+    """The power of two not below a magnitude, 1 for 0; by its exponent bits."""
+    bits = largest.to(tl.int32, bitcast=True)
+    exponent = (bits >> 23) + ((bits & 0x7FFFFF) != 0).to(tl.int32)
+    exponent = tl.minimum(tl.maximum(exponent, 1), 254)
+    return tl.where(largest == 0, 1.0, (exponent << 23).to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def scalars_kernel(
+    p_norms,
+    p_anchors,
+    p_claims,
+    p_scalars,
+    patches,
+    anchors,
+    bound_factor,
+    logit_factor,
+    gradient_factor,
+    tight_bound,
+    SCALED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The scalars of a call, in their places; one program.
+
+    `p_norms` (3, patches): norms of features, norms of embeddings, their largest magnitudes. A norm that is NaN, an
+    anchor out of range or one that another has claimed make the poison NaN.
+    """
+    b_bad = tl.zeros((BLOCK,), tl.int32)
+    b_norm = tl.zeros((BLOCK,), tl.float32)
+    b_largest = tl.zeros((BLOCK,), tl.float32)
+    for i in range(0, patches, BLOCK):
+        o_patch = i + tl.arange(0, BLOCK)
+        m_patch = o_patch < patches
+        b_feature = tl.load(p_norms + o_patch, m_patch, other=0.0)
+        b_own = tl.load(p_norms + patches + o_patch, m_patch, other=0.0)
+        b_bad |= ((b_feature != b_feature) | (b_own != b_own)).to(tl.int32)
+        b_norm = tl.maximum(b_norm, b_own)
+        if SCALED:
+            b_largest = tl.maximum(b_largest, tl.load(p_norms + 2 * patches + o_patch, m_patch, other=0.0))
+    for i in range(0, anchors, BLOCK):
+        o_anchor = i + tl.arange(0, BLOCK)
+        m_anchor = o_anchor < anchors
+        b_anchor = tl.load(p_anchors + o_anchor, m_anchor, other=0)
+        m_inside = (b_anchor >= 0) & (b_anchor < patches)
+        b_claim = tl.load(p_claims + tl.where(m_inside, b_anchor, 0), m_anchor & m_inside, other=-1)
+        b_bad |= (m_anchor & (b_claim != o_anchor)).to(tl.int32)
+    unit = 1.0
+    if SCALED:
+        unit = power_of_two_above(tl.max(b_largest, 0))
+    # Bounds of logits are products of two norms.
+    norm = tl.max(b_norm, 0)
+    tl.store(p_scalars + 0, unit)
+    tl.store(p_scalars + 1, logit_factor * unit * unit)
+    tl.store(p_scalars + 2, bound_factor * norm)
+    tl.store(p_scalars + 3, (bound_factor * norm * norm < tight_bound).to(tl.float32))
+    tl.store(p_scalars + 5, tl.where(tl.max(b_bad, 0) == 0, 1.0, _NAN))
+    tl.store(p_scalars + 4, tl.where(tl.max(b_bad, 0) == 0, gradient_factor * unit, _NAN))

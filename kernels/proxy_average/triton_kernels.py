@@ -1,0 +1,152 @@
+"""The Triton kernels of ``proxy_average``; ``triton_impl.py`` launches them."""
+
+import triton
+import triton.language as tl
+
+from ..tiles import device
+from ..tiles.rows import store_planes
+
+
+@triton.jit
+def mask_sum_kernel(
+    p_words,
+    p_key,
+    p_key_low,
+    p_tiles,
+    p_num_tiles,
+    p_sums,
+    padded_rows,
+    groups,
+    num_parts,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILES: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TMA: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """sums[s] = sum of the selected keys over part s of the occupied groups of a row tile.
+
+    A program owns (BLOCK_M rows, TILES x BLOCK_D channels, part s): making an operand out of bits takes as long
+    as one product with it, so that up to three accumulators share it. The list of occupied groups is `p_tiles`
+    (row tiles, groups), its length `p_num_tiles`. Parts are stored apart: bitwise repeatable.
+    """
+    i_m, i_d, i_part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    STEPS: tl.constexpr = 128 // BLOCK_K
+    BITS: tl.constexpr = BLOCK_K // 8
+    num_tiles = tl.load(p_num_tiles + i_m)
+    per_part = tl.cdiv(num_tiles, num_parts)
+    first = i_part * per_part
+    last = tl.minimum(first + per_part, num_tiles)
+    o_row = (i_m * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    i_channel = i_d * BLOCK_D * TILES
+    b_sum = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    if TILES > 1:
+        b_sum_1 = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    if TILES > 2:
+        b_sum_2 = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for i in range(first * STEPS, last * STEPS):
+        i_group = tl.load(p_tiles + i_m * groups + i // STEPS)
+        i_step = i % STEPS
+        o_words = (o_row[:, None] * groups + i_group) * 8 + tl.arange(0, 8)[None, :]
+        b_words = tl.load(p_words + o_words).to(tl.int32) >> (i_step * BITS)
+        bit = 1 << tl.arange(0, BITS)
+        b_bits = tl.reshape(b_words, (BLOCK_M, 1, 8)) & bit[None, :, None]
+        b_mask = tl.reshape(tl.where(b_bits != 0, 1.0, 0.0), (BLOCK_M, BLOCK_K))
+        i_key = i_group * 128 + i_step * BLOCK_K
+        b_sum = _add_keys(
+            b_sum, b_mask, p_key, p_key_low, i_key, i_channel, WIDTH, BLOCK_D, BLOCK_K, SPLIT, TMA, UPCAST
+        )
+        if TILES > 1:
+            i_next = i_channel + BLOCK_D
+            b_sum_1 = _add_keys(
+                b_sum_1, b_mask, p_key, p_key_low, i_key, i_next, WIDTH, BLOCK_D, BLOCK_K, SPLIT, TMA, UPCAST
+            )
+        if TILES > 2:
+            i_last = i_channel + 2 * BLOCK_D
+            b_sum_2 = _add_keys(
+                b_sum_2, b_mask, p_key, p_key_low, i_key, i_last, WIDTH, BLOCK_D, BLOCK_K, SPLIT, TMA, UPCAST
+            )
+    o_channel = i_channel + tl.arange(0, BLOCK_D)
+    p_sum = p_sums + (i_part * padded_rows.to(tl.int64) + o_row)[:, None] * WIDTH + o_channel[None, :]
+    tl.store(p_sum, b_sum)
+    if TILES > 1:
+        tl.store(p_sum + BLOCK_D, b_sum_1)
+    if TILES > 2:
+        tl.store(p_sum + 2 * BLOCK_D, b_sum_2)
+
+
+@triton.jit
+def _add_keys(
+    b_sum,
+    b_mask,
+    p_key,
+    p_key_low,
+    i_key,
+    i_channel,
+    WIDTH: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TMA: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """b_sum + b_mask keys, of a tile (BLOCK_K keys, BLOCK_D channels)."""
+    b_key = device.load_tile(p_key, i_key, i_channel, BLOCK_K, BLOCK_D, WIDTH, TMA)
+    b_mask = b_mask.to(b_key.dtype)
+    b_sum = device.dot(b_mask, b_key, b_sum, UPCAST)
+    if SPLIT:
+        b_key = device.load_tile(p_key_low, i_key, i_channel, BLOCK_K, BLOCK_D, WIDTH, TMA)
+        b_sum = device.dot(b_mask, b_key, b_sum, UPCAST)
+    return b_sum
+
+
+@triton.jit
+def finish_kernel(
+    p_sums,
+    p_query,
+    p_phi,
+    p_psi,
+    p_proxy,
+    p_high,
+    p_low,
+    rows,
+    padded_rows,
+    width,
+    num_parts,
+    sigma_pos,
+    sigma_amb,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPLIT: tl.constexpr,
+    ROUND: tl.constexpr,
+):
+    """proxy = sum / max(|sum|, 1e-12), parts added in their order; a program owns ROWS whole rows.
+
+    With `p_phi`: movement = 1 - query . proxy, phi -= movement / sigma_pos, psi += movement / sigma_amb, in
+    place (Eq. 3, 5). The planes of the next similarity are made on the way. The unit of the keys cancels.
+    """
+    o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    o_channel = tl.arange(0, BLOCK)
+    m_row = o_row < rows
+    m_sum = (o_row < padded_rows)[:, None] & (o_channel < WIDTH)[None, :]
+    b_sum = tl.zeros((ROWS, BLOCK), tl.float32)
+    for i in range(num_parts):
+        o_part = (i * padded_rows.to(tl.int64) + o_row)[:, None] * WIDTH + o_channel[None, :]
+        b_sum += tl.load(p_sums + o_part, m_sum, other=0.0)
+    b_norm = tl.maximum(tl.sqrt_rn(tl.sum(b_sum * b_sum, 1)), 1e-12)
+    b_proxy = tl.div_rn(b_sum, b_norm[:, None])
+    m_out = m_row[:, None] & (o_channel < width)[None, :]
+    o_out = o_row[:, None] * width + o_channel[None, :]
+    tl.store(p_proxy + o_out, b_proxy, m_out)
+    store_planes(p_high, p_low, o_row[:, None] * WIDTH + o_channel[None, :], b_proxy, m_sum, SPLIT, ROUND)
+    if p_phi is not None:
+        b_query = tl.load(p_query + o_out, m_out, other=0.0)
+        b_movement = 1.0 - tl.sum(b_query * b_proxy, 1)
+        b_phi = tl.load(p_phi + o_row, m_row, other=0.0) - tl.div_rn(b_movement, sigma_pos)
+        b_psi = tl.load(p_psi + o_row, m_row, other=0.0) + tl.div_rn(b_movement, sigma_amb)
+        tl.store(p_phi + o_row, b_phi, m_row)
+        tl.store(p_psi + o_row, b_psi, m_row)
