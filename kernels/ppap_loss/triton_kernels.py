@@ -7,7 +7,6 @@ import triton.language as tl
 # two; factor of a norm to a bound of the logits; not 0 where all bounds are tight; factor of the gradient; 1 or NaN.
 UNIT, SCALE, BOUND, TIGHT, GRADIENT, POISON = range(6)
 SCALARS = 6
-_NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit
@@ -81,5 +80,5 @@ def scalars_kernel(
     tl.store(p_scalars + 1, logit_factor * unit * unit)
     tl.store(p_scalars + 2, bound_factor * norm)
     tl.store(p_scalars + 3, (bound_factor * norm * norm < tight_bound).to(tl.float32))
-    tl.store(p_scalars + 5, tl.where(tl.max(b_bad, 0) == 0, 1.0, _NAN))
-    tl.store(p_scalars + 4, tl.where(tl.max(b_bad, 0) == 0, gradient_factor * unit, _NAN))
+    tl.store(p_scalars + 5, tl.where(tl.max(b_bad, 0) == 0, 1.0, float("nan")))
+    tl.store(p_scalars + 4, tl.where(tl.max(b_bad, 0) == 0, gradient_factor * unit, float("nan")))
