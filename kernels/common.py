@@ -87,15 +87,15 @@ def operand(values: torch.Tensor, precision: str) -> torch.Tensor:
     return rounded if values.device.type == "cuda" else rounded.float()
 
 
-def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a @ b of two operands, accumulated in and returned as float32 (float64 for float64)."""
+def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """a @ b of two operands, accumulated in and returned as float32 (float64 for float64), in `out` if given."""
     if a.dtype in (torch.float16, torch.bfloat16):
         if a.device.type == "cuda":
-            return torch.mm(a, b, out_dtype=torch.float32)
+            return torch.mm(a, b, out_dtype=torch.float32, out=out)
         # Triton's interpreter alone brings 16 bits to a CPU; some rows at a time, as they double in size.
         right = b.float()
-        return torch.cat([rows.float() @ right for rows in a.split(64)])
-    return torch.mm(a, b)
+        return torch.cat([rows.float() @ right for rows in a.split(64)], out=out)
+    return torch.mm(a, b, out=out)
 
 
 def add_product(target: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:

@@ -248,8 +248,12 @@ def _propagate(
     memory_budget: int,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    factor = guard({"features": features}, anchors, features.shape[0])
     cfg = PropagationConfig.from_floats(settings)
+    fused = dispatch.load("ppap_loss", backend)
+    if anchors.numel() and hasattr(fused, "guarded_propagate"):
+        with computing_on(features.device):
+            return fused.guarded_propagate(features, anchors, cfg, precision, memory_budget)
+    factor = guard({"features": features}, anchors, features.shape[0])
     unit_ND = normalise(features, accumulator(precision))
     anchors = in_range(anchors, features.shape[0])
     averaging, masking = dispatch.load("proxy_average", backend), dispatch.load("relation_masks", backend)

@@ -45,7 +45,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         help=f"of {', '.join(SECTIONS)} (default: all of these), tiles (launch configurations, 4 minutes)",
     )
     parser.add_argument(
-        "--forms", nargs="+", choices=FORMS, default=list(FORMS), metavar="FORM", help=f"of {', '.join(FORMS)}"
+        "--forms",
+        nargs="+",
+        choices=FORMS,
+        default=list(FORMS),
+        metavar="FORM",
+        help=f"of {', '.join(FORMS)}",
     )
     parser.add_argument("--minutes", type=float, default=8, help="time for everything [minutes] (default 8)")
     parser.add_argument(

@@ -74,9 +74,7 @@ def sanitizer(seconds: float, log: Path) -> str:
     return verdict(command, seconds, log, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 
 
-def verdict(
-    command: list[str], seconds: float, log: Path, variables: dict[str, str] | None = None
-) -> str:
+def verdict(command: list[str], seconds: float, log: Path, variables: dict[str, str] | None = None) -> str:
     """The last line that a command says, with its exit code where it failed."""
     with log.open("w") as output:
         try:

@@ -37,7 +37,9 @@ class Profile:
 
     def table(self, rate: float | None) -> list[str]:
         """Markdown."""
-        title = f"## Profile of {self.form}, {self.shape}: {self.launches:.0f} launches, {self.device_ms:.3f} ms"
+        title = (
+            f"## Profile of {self.form}, {self.shape}: {self.launches:.0f} launches, {self.device_ms:.3f} ms"
+        )
         lines = [title, "", "| kernel | launches | ms | share of the matrix rate |", "|---|---:|---:|---:|"]
         for name, (count, ms) in self.kernels.items():
             dense = name in _TILE_KERNELS and rate is not None and "fp32" not in self.form

@@ -25,7 +25,9 @@ FORMS = ("triton fp16", "triton fp32")
 SHAPE = VITS8
 
 
-def sweep(found: Callable[[str, list[dict[str, object]]], None], share: tuple[int, int] | None = None) -> None:
+def sweep(
+    found: Callable[[str, list[dict[str, object]]], None], share: tuple[int, int] | None = None
+) -> None:
     """Run one step in every form; each kernel's first launch of a kind tries all configurations.
 
     Args:

@@ -16,7 +16,6 @@ from ..common import FP16_WEIGHT_SCALE, power_of_two_above, row_chunks, rows_wit
 from ..tiles import bits as layout
 from ..tiles import launch, occupancy
 from ..tiles.bits import Bits
-from ..tiles.occupancy import Occupancy
 from ..tiles.planes import Planes, fill, plane_count, planes, planes_product
 from ..tiles.sizes import COLUMN_BLOCK, padded
 from .triton_kernels import combine_kernel, log_sum_exp_kernel, weights_kernel
@@ -40,8 +39,9 @@ class Logits:
         bound: (C,) float32, no |x| of a row is larger.
         tight: scalar, not 0 where all bounds are below TIGHT_BOUND.
         positive: positives of the anchors.
-        found: what is known of them.
         kept: kept patches of the anchors.
+        flags: tiles with positives, see :func:`.occupancy.flags`.
+        count_C: (C,) int64, numbers of positives.
     """
 
     left: Planes
@@ -50,8 +50,9 @@ class Logits:
     bound: torch.Tensor
     tight: torch.Tensor
     positive: Bits
-    found: Occupancy
     kept: Bits
+    flags: torch.Tensor
+    count_C: torch.Tensor
 
     def log_sum_exp(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (C,) [nats] and log-sum-exp (C,) [powers of two] over the kept patches."""
@@ -62,7 +63,7 @@ class Logits:
         per_program = launch.rows_per_program()
         combine_kernel[(triton.cdiv(self.positive.rows, per_program),)](
             *parts,
-            self.found.totals,
+            self.count_C,
             loss_C,
             lse_C,
             self.positive.rows,
@@ -78,7 +79,7 @@ class Logits:
         shape = (self.positive.counts.shape[0], self.positive.groups * 128)
         high = torch.empty(shape, dtype=self.right.high.dtype, device=self.scale.device)
         low = torch.empty_like(high) if self.right.split else None
-        self._run(weights_kernel, "weights", (lse_C, self.found.totals, high, low))
+        self._run(weights_kernel, "weights", (lse_C, self.count_C, high, low))
         return Planes(high, low, 1 / FP16_WEIGHT_SCALE, self.positive.rows, self.positive.columns)
 
     def _run(self, kernel: triton.JITFunction, name: str, arguments: tuple) -> launch.Launch:
@@ -94,7 +95,7 @@ class Logits:
                 launch.source(self.right.low, config.block_n, config.block_k, config.tma),
                 bits.words,
                 self.kept.words,
-                self.found.flags,
+                self.flags,
                 self.scale,
                 self.tight,
                 *arguments,
@@ -187,13 +188,11 @@ def _chunks(
             layout.from_public(words[chunk], num_patches, block) for words in (positive_AW, kept_AW)
         )
         bound_C = torch.empty(positive.rows, device=z_NE.device)
-        left = fill(
-            z_AE[chunk], precision, block, unit=units[0], norm=bound_C, norm_scale=norm_scale
-        )
+        left = fill(z_AE[chunk], precision, block, unit=units[0], norm=bound_C, norm_scale=norm_scale)
         scale = torch.as_tensor(left.unit * right.unit * factor, device=z_NE.device)
         tight = (bound_C.amax() < TIGHT_BOUND).to(torch.int32)
-        found = occupancy.occupancy(positive, block)
-        yield chunk, Logits(left, right, scale, bound_C, tight, positive, found, kept)
+        found = occupancy.flags(positive, block), positive.totals()
+        yield chunk, Logits(left, right, scale, bound_C, tight, positive, kept, *found)
 
 
 def bytes_per_anchor(num_patches: int, width: int, precision: str, backward: bool, row_block: int) -> int:

@@ -10,16 +10,22 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-# (anchors (C,), anchors per group or None, gradient to add to (N, E) or None) -> (losses, number of positives,
-# number of negatives), each (C,). With a group the gradient is weighted.
+# (anchors (C,), anchors per group or None, gradient to add to (N, E) or None, whether it holds nothing yet) ->
+# (losses, number of positives, number of negatives), each (C,). With a group the gradient is weighted.
 Work = Callable[
-    [torch.Tensor, int | None, torch.Tensor | None],
+    [torch.Tensor, int | None, torch.Tensor | None, bool],
     tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ]
 
 
 def chunked_loss(
-    work: Work, z_NE: torch.Tensor, anchors_A: torch.Tensor, group: int, with_gradient: bool, rows: int
+    work: Work,
+    z_NE: torch.Tensor,
+    anchors_A: torch.Tensor,
+    group: int,
+    with_gradient: bool,
+    rows: int,
+    zeroed: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Losses (A,), gradient (see above) (N, E) or (0, E), set sizes (A,) int64 twice; none of them scaled.
 
@@ -30,23 +36,26 @@ def chunked_loss(
         group: anchors per group.
         with_gradient: whether a gradient is wanted.
         rows: anchors per chunk at most.
+        zeroed: whether the gradient is 0 before the first chunk; else that chunk must write all of it.
     """
+    make = torch.zeros if zeroed else torch.empty
     count = anchors_A.shape[0]
-    dz_NE = torch.zeros_like(z_NE) if with_gradient else z_NE.new_zeros((0, z_NE.shape[1]))
-    part_NE = torch.zeros_like(z_NE) if with_gradient and rows < group < count else dz_NE
+    of_z = {"dtype": z_NE.dtype, "device": z_NE.device}
+    dz_NE = make(z_NE.shape, **of_z) if with_gradient else z_NE.new_zeros((0, z_NE.shape[1]))
+    apart = with_gradient and rows < group < count
+    part_NE = make(z_NE.shape, **of_z) if apart else dz_NE
     results = []
     for chunk, start_of_group in _plan(count, group, rows):
         inside = start_of_group is not None
-        target_NE = part_NE if inside else dz_NE
-        results.append(
-            work(anchors_A[chunk], None if inside else group, target_NE if with_gradient else None)
-        )
+        target_NE = (part_NE if inside else dz_NE) if with_gradient else None
+        first = chunk.start == (start_of_group if inside else 0)
+        results.append(work(anchors_A[chunk], None if inside else group, target_NE, first))
         if inside and with_gradient and chunk.stop == min(start_of_group + group, count):
             own = -(-(chunk.stop - start_of_group) // rows)
             valid = sum((num_positives_C > 0).sum() for _, num_positives_C, _ in results[-own:])
             part_NE *= group / valid.clamp(min=1).to(part_NE.dtype)
-            if part_NE is not dz_NE:
-                dz_NE += part_NE
+            if apart:
+                dz_NE = dz_NE.add_(part_NE) if zeroed or start_of_group else dz_NE.copy_(part_NE)
                 part_NE.zero_()
     if len(results) == 1:
         loss_A, num_positives_A, num_negatives_A = results[0]

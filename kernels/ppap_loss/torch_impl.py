@@ -51,7 +51,7 @@ class _Work:
         self.z_op, self.z_scale = scaled_operand(self.z_NE, self.precision)
 
     def chunk(
-        self, anchors_C: torch.Tensor, group: int | None, target_NE: torch.Tensor | None
+        self, anchors_C: torch.Tensor, group: int | None, target_NE: torch.Tensor | None, _first: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Losses and counts of some anchors; adds their gradient to `target_NE`.
 

@@ -13,15 +13,18 @@ import triton
 from ..common import FP16_WEIGHT_SCALE, rows_within
 from ..masked_log_softmax import triton_impl as contrast
 from ..masked_log_softmax.triton_kernels import add_rows_kernel, group_kernel
-from ..proxy_average.triton_impl import Proxies, Thresholds, bytes_per_query, move
-from ..relation_masks import triton_impl as relations
-from ..tiles import bits, launch, occupancy
+from ..tiles import launch, occupancy
 from ..tiles import rows as row_kernels
-from ..tiles.planes import Planes, fill, plane_count, raw_product
+from ..tiles.planes import Planes, fill, raw_product
+from ..tiles.rows import SPLIT_SCALE
 from ..tiles.sizes import COLUMN_BLOCK, padded
 from .chunks import chunked_loss
 from .guarded import Result, Settings, guarded
-from .triton_kernels import BOUND, GRADIENT, POISON, SCALE, SCALARS, TIGHT, UNIT, claim_kernel, scalars_kernel
+from .triton_kernels import BOUND, GRADIENT, POISON, SCALE, TIGHT, UNIT
+from .triton_sets import Claims, find_scalars, form_sets, guarded_propagate
+from .triton_sets import bytes_per_anchor as sets_bytes
+
+__all__ = ["bytes_per_anchor", "guarded_loss", "guarded_propagate"]
 
 
 def guarded_loss(
@@ -36,7 +39,7 @@ def guarded_loss(
     # Gradients are added up in padded rows, as products make them.
     like = torch.empty((), device=z_NE.device).expand(z_NE.shape[0], call.patches.high.shape[1])
     loss_A, dz, *counts = chunked_loss(
-        call.chunk, like, call.anchors_A, settings.group, settings.with_gradient, rows
+        call.chunk, like, call.anchors_A, settings.group, settings.with_gradient, rows, zeroed=False
     )
     return call.result(loss_A, dz[:, : z_NE.shape[1]].contiguous(), *counts)
 
@@ -46,10 +49,8 @@ def bytes_per_anchor(
 ) -> int:
     """Bytes of temporaries that one anchor needs: those of its walk, of its masks and of its weights."""
     (num_patches, width), code_width = features_ND.shape, z_NE.shape[1]
-    block, channels = launch.row_block(z_NE.device), padded(width, 64)
-    proxies = 2 * (4 + 2 * plane_count(precision)) * channels
-    walking = bytes_per_query(num_patches, width, precision, block) + proxies
-    masks = 2 * bits.bytes_per_row(num_patches) + proxies
+    block = launch.row_block(z_NE.device)
+    walking, masks = sets_bytes(num_patches, width, precision, block)
     loss = contrast.bytes_per_anchor(num_patches, code_width, precision, with_gradient, block)
     return max(walking, masks + loss)
 
@@ -86,89 +87,61 @@ class _Call:
         cls, features_ND: torch.Tensor, z_NE: torch.Tensor, anchors_A: torch.Tensor, settings: Settings
     ) -> "_Call":
         """Look at all inputs once: norms, units, operands, whether they are good."""
-        device, precision = z_NE.device, settings.precision
-        patches, count = z_NE.shape[0], anchors_A.shape[0]
-        norms = torch.empty((3, patches), device=device)
+        precision, (patches, code_width) = settings.precision, z_NE.shape
+        norms = torch.empty((3, patches), device=z_NE.device)
         keys = fill(features_ND, precision, COLUMN_BLOCK, normalise=True, norm=norms[0])
         row_kernels.run(
             z_NE,
             rows=patches,
             padded_rows=patches,
-            padded_width=padded(z_NE.shape[1], 64),
+            padded_width=padded(code_width, 64),
             norm=norms[1],
             largest=norms[2],
         )
-        claims = torch.empty(patches, dtype=torch.int32, device=device)
-        clamped_A = torch.empty_like(anchors_A, memory_format=torch.contiguous_format)
-        given_A = anchors_A.contiguous()
-        claim_kernel[(triton.cdiv(count, 1024),)](given_A, claims, clamped_A, count, patches, BLOCK=1024)
-        scalars = torch.empty(SCALARS, device=device)
-        plane_unit = 1.0 / (2.0**15 if precision == "fp32" else 1.0)
+        claims, scaled = Claims.of(anchors_A, patches), precision != "bf16"
+        plane_unit = 1.0 / SPLIT_SCALE.value if precision == "fp32" else 1.0
         factor = math.log2(math.e) / settings.temperature
-        gradient = settings.gradient_scale(count) / settings.temperature / _shrink(precision, settings.group)
-        scalars_kernel[(1,)](
+        gradient = settings.gradient_scale(anchors_A.shape[0]) / settings.temperature
+        gradient *= plane_unit / FP16_WEIGHT_SCALE / _shrink(precision, settings.group)
+        scalars = find_scalars(
             norms,
-            given_A,
             claims,
-            scalars,
-            patches,
-            count,
             contrast.SLACK * factor,
             factor * plane_unit**2,
-            gradient * plane_unit / FP16_WEIGHT_SCALE,
+            gradient,
             contrast.TIGHT_BOUND,
-            SCALED=precision != "bf16",
-            BLOCK=1024 if launch.interpreted() else 8192,
-            num_warps=16,
+            embeddings=True,
+            scaled=scaled,
         )
-        unit = None if precision == "bf16" else scalars[UNIT]
-        return cls(
-            features_ND,
-            z_NE,
-            clamped_A,
-            keys,
-            fill(z_NE, precision, COLUMN_BLOCK, unit=unit),
-            scalars,
-            settings,
-        )
+        operands = fill(z_NE, precision, COLUMN_BLOCK, unit=scalars[UNIT] if scaled else None)
+        return cls(features_ND, z_NE, claims.clamped_A, keys, operands, scalars, settings)
 
     def chunk(
-        self, anchors_C: torch.Tensor, group: int | None, target_NE: torch.Tensor | None
+        self, anchors_C: torch.Tensor, group: int | None, target_NE: torch.Tensor | None, first: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Losses and counts of some anchors; adds their gradient, up to its scale, to `target_NE`."""
-        positive, found, kept = self._sets(anchors_C)
+        """Losses and counts of some anchors; their gradient, up to its scale, goes to `target_NE`."""
+        cfg, precision = self.settings.cfg, self.settings.precision
+        sets = form_sets(self.features_ND, self.keys, anchors_C, cfg, precision)
+        flags = occupancy.flags(sets.positive, launch.row_block(anchors_C.device))
+        count_C, kept_C = sets.positive.totals(), sets.kept.totals()
         bound_C = torch.empty(anchors_C.shape[0], device=anchors_C.device)
         own = self._rows(anchors_C, norm=bound_C, norm_scale=self.scalars[BOUND])
-        scale, tight = self.scalars[SCALE], self.scalars[TIGHT]
-        logits = contrast.Logits(own, self.patches, scale, bound_C, tight, positive, found, kept)
+        logits = contrast.Logits(
+            own,
+            self.patches,
+            self.scalars[SCALE],
+            bound_C,
+            self.scalars[TIGHT],
+            sets.positive,
+            sets.kept,
+            flags,
+            count_C,
+        )
         loss_C, lse_C = logits.log_sum_exp()
         if target_NE is not None:
-            weight_C = None if group is None else self._weights(found.totals, group)
-            self._add_gradient(target_NE, anchors_C, logits.weights(lse_C), weight_C)
-        return loss_C, found.totals, kept.totals() - found.totals
-
-    def _sets(self, anchors_C: torch.Tensor) -> tuple[bits.Bits, occupancy.Occupancy, bits.Bits]:
-        """Positives, what is known of them, kept patches (Eq. 1-7)."""
-        cfg, precision = self.settings.cfg, self.settings.precision
-        (width, rows), device = (self.features_ND.shape[1], anchors_C.shape[0]), anchors_C.device
-        block = launch.row_block(device)
-        values = torch.empty((rows, width), device=device)
-        operands = fill(self.features_ND, precision, block, index=anchors_C, normalise=True, out=values)
-        start = proxies = Proxies(values, operands)
-        phi_C, psi_C = (torch.full((rows,), value, device=device) for value in (cfg.phi0, cfg.psi0))
-        thresholds = Thresholds(phi_C, psi_C, cfg.sigma_pos, cfg.sigma_amb)
-        for _ in range(cfg.steps):
-            proxies, _ = move(proxies, self.keys, phi_C, precision, thresholds)
-        if not cfg.ambiguity_excluded:
-            psi_C.fill_(torch.inf)
-        negative = None
-        if not cfg.trustworthy_positives:
-            phi_C.fill_(cfg.phi0)
-            proxies, negative = start, proxies.planes
-        positive, kept = relations.relation_bits(
-            self.keys, proxies.planes, phi_C, psi_C, anchors_C, negative
-        )
-        return positive, occupancy.occupancy(positive, block), kept
+            weight_C = None if group is None else self._weights(count_C, group)
+            self._add_gradient(target_NE, anchors_C, logits.weights(lse_C), weight_C, first)
+        return loss_C, count_C, kept_C.sub_(count_C)
 
     def _rows(self, anchors_C: torch.Tensor, **options: object) -> Planes:
         """Operands of the anchors' embeddings."""
@@ -189,11 +162,16 @@ class _Call:
         anchors_C: torch.Tensor,
         weights: Planes,
         weight_C: torch.Tensor | None,
+        first: bool,
     ) -> None:
-        """Logits are z_i.z_j / tau: every weight reaches row i by z_j and row j by z_i."""
+        """Logits are z_i.z_j / tau: every weight reaches row i by z_j and row j by z_i.
+
+        The first product into the target overwrites it.
+        """
         rows, width = anchors_C.shape[0], target_NE.shape[1]
         shrink = _shrink(self.settings.precision, self.settings.group)
         other = self._rows(anchors_C, factor=weight_C, scale=shrink)
+        raw_product(weights, other, transposed=True, target=target_NE, overwrite=first)
         own_CE = raw_product(weights, self.patches)
         per_program = launch.rows_per_program()
         add_rows_kernel[(triton.cdiv(rows, per_program),)](
@@ -208,7 +186,6 @@ class _Call:
             BLOCK=triton.next_power_of_2(width),
             **launch.ROW_OPTIONS,
         )
-        raw_product(weights, other, transposed=True, target=target_NE)
 
     def result(self, loss_A, dz_NE, num_positives_A, num_negatives_A) -> Result:
         """Mean of the losses, scales and counts, poisoned where the inputs were bad."""

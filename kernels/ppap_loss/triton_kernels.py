@@ -44,13 +44,14 @@ def scalars_kernel(
     logit_factor,
     gradient_factor,
     tight_bound,
+    EMBEDDINGS: tl.constexpr,
     SCALED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The scalars of a call, in their places; one program.
 
-    `p_norms` (3, patches): norms of features, norms of embeddings, their largest magnitudes. A norm that is NaN, an
-    anchor out of range or one that another has claimed make the poison NaN.
+    `p_norms` (3, patches): norms of features, and with EMBEDDINGS their norms and largest magnitudes. A norm that is
+    NaN, an anchor out of range or one that another has claimed make the poison NaN.
     """
     b_bad = tl.zeros((BLOCK,), tl.int32)
     b_norm = tl.zeros((BLOCK,), tl.float32)
@@ -59,9 +60,11 @@ def scalars_kernel(
         o_patch = i + tl.arange(0, BLOCK)
         m_patch = o_patch < patches
         b_feature = tl.load(p_norms + o_patch, m_patch, other=0.0)
-        b_own = tl.load(p_norms + patches + o_patch, m_patch, other=0.0)
-        b_bad |= ((b_feature != b_feature) | (b_own != b_own)).to(tl.int32)
-        b_norm = tl.maximum(b_norm, b_own)
+        b_bad |= (b_feature != b_feature).to(tl.int32)
+        if EMBEDDINGS:
+            b_own = tl.load(p_norms + patches + o_patch, m_patch, other=0.0)
+            b_bad |= (b_own != b_own).to(tl.int32)
+            b_norm = tl.maximum(b_norm, b_own)
         if SCALED:
             b_largest = tl.maximum(b_largest, tl.load(p_norms + 2 * patches + o_patch, m_patch, other=0.0))
     for i in range(0, anchors, BLOCK):

@@ -112,8 +112,8 @@ def mask_sum(positive: Bits, found: Occupancy, keys: Planes) -> torch.Tensor:
 
 def move(
     queries: Proxies, keys: Planes, phi_C: torch.Tensor, precision: str, thresholds: Thresholds | None = None
-) -> tuple[Proxies, torch.Tensor]:
-    """Means of the keys above `phi_C`, normalised (Eq. 2, 4), and their numbers (C,); one query and key at least.
+) -> tuple[Proxies, Bits]:
+    """Means of the keys above `phi_C`, normalised (Eq. 2, 4), and these as bits; one query and key at least.
 
     With `thresholds` these are moved too (Eq. 3, 5).
     """
@@ -127,12 +127,10 @@ def move(
         torch.empty((rows, width), device=device), Planes.empty(rows, width, precision, block, device)
     )
     finish(sums, queries.values, moved, thresholds)
-    return moved, found.totals
+    return moved, positive
 
 
-def finish(
-    sums: torch.Tensor, query_CD: torch.Tensor, moved: Proxies, thresholds: Thresholds | None
-) -> None:
+def finish(sums: torch.Tensor, query_CD: torch.Tensor, moved: Proxies, thresholds: Thresholds | None) -> None:
     """Fill `moved` with the normalised sums, see :func:`finish_kernel`."""
     num_parts, padded_rows, padded_width = sums.shape
     rows, width = query_CD.shape
@@ -186,7 +184,7 @@ def proxy_average(
     rows = rows_within(memory_budget, bytes_per_query(num_keys, width, precision, block), block)
     for chunk in row_chunks(num_queries, rows):
         queries = Proxies(queries_AD[chunk], planes(queries_AD[chunk], precision, block, keys.scaled))
-        moved, count_A[chunk] = move(queries, keys, threshold_A[chunk], precision)
-        proxy_AD[chunk] = moved.values
-        del queries, moved
+        moved, positive = move(queries, keys, threshold_A[chunk], precision)
+        proxy_AD[chunk], count_A[chunk] = moved.values, positive.totals()
+        del queries, moved, positive
     return proxy_AD, count_A

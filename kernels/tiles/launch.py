@@ -49,7 +49,9 @@ class Launch:
 KERNELS = ("similarity", "relations", "mask_sum", "log_sum_exp", "weights")
 
 
-def _table(one: Launch, two: Launch, mask_sum: Launch, mask_sum_split: Launch, **own: Launch) -> dict[str, Launch]:
+def _table(
+    one: Launch, two: Launch, mask_sum: Launch, mask_sum_split: Launch, **own: Launch
+) -> dict[str, Launch]:
     """Kernel -> configuration: `one` and `two` planes, unless a kernel has its `own`."""
     products = ("similarity", "relations", "log_sum_exp", "weights")
     table = {name: one for name in products} | {f"{name}/split": two for name in products}
@@ -96,7 +98,9 @@ TABLE: dict[str, dict[str, Launch]] = {
         Launch(warps=8, stages=2),  # 120, 32
         Launch(warps=8, stages=2),  # 144, 48
     ),
-    "interpret": _table(*[Launch(block_m=64, block_n=256)] * 2, *[Launch(block_m=64, block_k=128, accumulators=3)] * 2),
+    "interpret": _table(
+        *[Launch(block_m=64, block_n=256)] * 2, *[Launch(block_m=64, block_k=128, accumulators=3)] * 2
+    ),
 }
 # Multiprocessors that are taken for granted where kernels are compiled or interpreted without a GPU.
 _MULTIPROCESSORS = {"sm_90": 132, "sm_100": 148, "gfx942": 304, "interpret": 4}

@@ -46,7 +46,9 @@ class Planes:
         shape = (padded(rows, multiple), padded(width, WIDTH_BLOCK))
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
         split = precision == "fp32"
-        high, low = (torch.empty(shape, dtype=dtype, device=device) if wanted else None for wanted in (True, split))
+        high, low = (
+            torch.empty(shape, dtype=dtype, device=device) if wanted else None for wanted in (True, split)
+        )
         return cls(high, low, unit / SPLIT_SCALE.value if split else unit, rows, width)
 
     @property
@@ -118,7 +120,11 @@ def fill(
 
 
 def raw_product(
-    left: Planes, right: Planes, transposed: bool = False, target: torch.Tensor | None = None
+    left: Planes,
+    right: Planes,
+    transposed: bool = False,
+    target: torch.Tensor | None = None,
+    overwrite: bool = False,
 ) -> torch.Tensor:
     """left right, or left^T right, without the units, in float32 by the vendor's library.
 
@@ -127,10 +133,11 @@ def raw_product(
         right: its padded width is that of the product.
         transposed: multiply with the transpose of `left`.
         target: contiguous, what the product is added to, or None.
+        overwrite: the target holds nothing yet.
     """
     for a, b in _parts(left, right, transposed):
-        if target is None:
-            target = product(a, b)
+        if target is None or overwrite:
+            target, overwrite = product(a, b, target), False
         else:
             add_product(target, a, b)
     return target
