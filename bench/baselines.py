@@ -64,7 +64,7 @@ def compiled_chunks(temperature: float, cfg: PropagationConfig, precision: str, 
             result = chunked_loss(compiled(work), z.float(), anchors, count, True, rows)
         loss_A, dz, num_positives, _ = result
         scale = temperature / BASE_TEMPERATURE
-        return loss_A.sum() / (num_positives > 0).sum().clamp(min=1) * scale, dz * scale
+        return loss_A.sum() / (num_positives > 0).sum().clamp(min=1) * scale, dz * (scale / count)
 
     def compiled(work: torch_impl._Work) -> Callable:
         return torch.compile(work.chunk, dynamic=False)

@@ -46,10 +46,14 @@ def clustered(rows: int, width: int, seed: int, clusters: int = 40) -> torch.Ten
     return F.normalize(centres[labels] + noise, dim=1)
 
 
+def anchors_of(shape: Shape, seed: int = 0) -> torch.Tensor:
+    """(A,) int64 anchors drawn evenly over the patches, in their order."""
+    g = torch.Generator().manual_seed(seed + 1)
+    return torch.randperm(shape.patches, generator=g)[: shape.anchors].sort().values
+
+
 def loss_inputs(shape: Shape, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """features (N, D), z (N, E), both unit rows, and anchors (A,) int64 drawn evenly over the patches."""
-    g = torch.Generator().manual_seed(seed + 1)
     features = clustered(shape.patches, shape.width, seed)
     z = clustered(shape.patches, shape.code_width, seed + 2)
-    anchors = torch.randperm(shape.patches, generator=g)[: shape.anchors].sort().values
-    return features, z, anchors
+    return features, z, anchors_of(shape, seed)

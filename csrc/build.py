@@ -105,8 +105,8 @@ def build_cuda(out: Path, architectures: Sequence[int] = CUDA_ARCHITECTURES) -> 
         raise BuildError("nvcc is not on the PATH: install the CUDA toolkit")
     codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
     codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
-    flags = ["-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "--threads=0"]
-    return _run([nvcc, *flags, *codes, *_cuda_sources(), "-o", str(out)])
+    flags = ["-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
+    return _run([nvcc, "--threads=0", *flags, *codes, *_cuda_sources(), "-o", str(out)])
 
 
 def _cuda_sources() -> list[str]:

@@ -88,7 +88,7 @@ def operand(values: torch.Tensor, precision: str) -> torch.Tensor:
 
 
 def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """a @ b of two operands, accumulated in and returned as float32 (float64 for float64), in `out` if given."""
+    """a @ b of operands, accumulated in and returned as float32 (float64 for float64), in `out` if any."""
     if a.dtype in (torch.float16, torch.bfloat16):
         if a.device.type == "cuda":
             return torch.mm(a, b, out_dtype=torch.float32, out=out)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench import baselines
-from bench.gpu import dense_flops, wrong
+from bench.gpu.cells import Inputs, dense_flops, wrong
 from bench.shapes import Shape, loss_inputs
 from ppap.kernels import PropagationConfig
 from ppap.kernels.ppap_loss import reference
@@ -41,9 +41,12 @@ def test_dense_flops_are_those_of_the_floors():
     assert [round(dense_flops(whole, steps) / 1e12, 1) for steps in (1, 2, 3)] == [13.5, 17.4, 21.3]
 
 
-def test_a_wrong_form_is_found(data, monkeypatch):
-    features, z, anchors = data
-    assert not wrong("eager chunks fp16", features, z, anchors)
-    true = baselines.published
-    monkeypatch.setattr(baselines, "published", lambda f, z, a, cfg, tau: true(f, z, a, cfg, 2 * tau))
-    assert wrong("eager chunks fp16", features, z, anchors)
+@pytest.mark.parametrize("form", ["torch fp16", "compiled fp32"])
+def test_a_wrong_form_is_found(form):
+    inputs = Inputs.of(Shape("little", 260, 70, 48, 32), torch.device("cpu"))
+    assert wrong(form, inputs) is None
+    inputs.loss *= 1.03
+    assert wrong(form, inputs).startswith("WRONG, not timed: loss off by 2.9e-02")
+    inputs.loss /= 1.03
+    inputs.dz *= torch.nan
+    assert "gradient by nan" in wrong(form, inputs)

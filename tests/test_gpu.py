@@ -152,6 +152,32 @@ def test_a_second_stream(impl):
     assert torch.equal(got[0], wanted[0]) and torch.equal(got[1], wanted[1])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_is_captured_as_a_graph(precision):
+    """Nothing waits for the device: what a graph replays on other values is what a call computes of them."""
+    case = on_gpu(made_case(600, 64, 130, CFG, 0.5)).to(torch.float32)
+
+    def step() -> tuple[torch.Tensor, torch.Tensor]:
+        options = {"temperature": 0.5, "impl": "triton", "precision": precision}
+        loss = ppap_loss(features, z, case.anchors, CFG, **options)
+        return loss.detach(), torch.autograd.grad(loss, z)[0]
+
+    features, z = case.features.clone(), case.z.clone().requires_grad_()
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        captured = step()
+    for other in (case.features.flip(0), case.features):
+        with torch.no_grad():
+            features.copy_(other)
+        graph.replay()
+        for value, wanted in zip(captured, step(), strict=True):
+            assert torch.equal(value, wanted)
+
+
 @backends
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
 def test_tensors_on_a_gpu_that_is_not_the_current_one(impl):

@@ -305,9 +305,8 @@ def test_opcheck():
         "torch",
     )
     torch.library.opcheck(torch.ops.ppap.ppap_loss.default, arguments)
-    torch.library.opcheck(
-        torch.ops.ppap.ppap_loss_backward.default, (torch.ones(()), case.z.detach(), z.detach())
-    )
+    arguments = (torch.ones(()), case.z.detach(), torch.ones(()), z.detach())
+    torch.library.opcheck(torch.ops.ppap.ppap_loss_backward.default, arguments)
 
 
 @pytest.mark.parametrize("trustworthy", [True, False])

@@ -1,5 +1,6 @@
 """The cells of the table of the loss: shapes, forms, parts, and how one of them is checked and timed."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from bench import baselines
 from bench.gpu.clock import Timing, time_calls
-from bench.shapes import VITB8, VITS8, VITS8_CHUNK, Shape, loss_inputs
+from bench.shapes import VITB8, VITS8, VITS8_CHUNK, Shape, anchors_of, clustered
 from ppap.kernels import PropagationConfig, available_backends, ppap_loss, propagate
 
 CFG = PropagationConfig()
@@ -24,18 +25,21 @@ SHAPES = (
 )
 TINY = (Shape("tiny", 260, 70, 64, 64), Shape("tiny, wider", 260, 70, 128, 64))
 PROPAGATE, FORWARD, STEP = PARTS = ("propagate", "loss forward", "forward + backward")
-# Ours first: what takes longest, and what may fail, comes when the rest is on disk.
-FORMS = (
-    "triton fp16",
-    "triton bf16",
-    "triton fp32",
-    "cuda fp16",
-    "cuda fp32",
-    "torch fp16",
-    "torch fp32",
-    "compiled fp16",
-    "published fp32",
-)
+# Form -> how many of the shapes it is timed on. Ours first: what takes longest, and what may fail, comes when the
+# rest is on disk.
+FORMS = {
+    "triton fp16": 5,
+    "triton fp32": 5,
+    "graph fp16": 5,
+    "triton bf16": 3,
+    "graph fp32": 3,
+    "cuda fp16": 3,
+    "torch fp16": 3,
+    "compiled fp16": 3,
+    "cuda fp32": 3,
+    "torch fp32": 3,
+    "published fp32": 2,
+}
 BACKENDS = ("triton", "cuda", "torch")
 # Rounding to 16 bits and flips at thresholds explain less than this (relative, of loss and gradient).
 LOSS_MAX, GRADIENT_MAX = 0.02, 0.05
@@ -81,12 +85,12 @@ class Cell:
         return f"{self.ms:,.2f} ms ({self.host_ms:,.2f}){peak}"
 
 
-def all_keys(shapes: tuple[Shape, ...], forms: tuple[str, ...] = FORMS) -> list[Key]:
+def all_keys(shapes: tuple[Shape, ...], forms: tuple[str, ...] = tuple(FORMS)) -> list[Key]:
     """Every cell there is, in the order in which they are measured: form by form, small shapes first."""
     return [
         Key(shape.name, form, part)
         for form in forms
-        for shape in shapes
+        for shape in shapes[: FORMS[form]]
         for part in PARTS
         if part == STEP or form.split()[0] in BACKENDS
     ]
@@ -95,6 +99,17 @@ def all_keys(shapes: tuple[Shape, ...], forms: tuple[str, ...] = FORMS) -> list[
 def dense_flops(shape: Shape, steps: int) -> float:
     """2 T + 5 products of (A, D) and (D, N): T + 1 similarities, T sums, logits twice, gradient twice."""
     return (2 * steps + 5) * 2.0 * shape.anchors * shape.patches * shape.width
+
+
+@functools.cache
+def _rows(patches: int, width: int, seed: int) -> Tensor:
+    return clustered(patches, width, seed)
+
+
+def _inputs(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`bench.shapes.loss_inputs`; shapes with the same patches share them."""
+    features, z = (_rows(shape.patches, shape.width, 0), _rows(shape.patches, shape.code_width, 2))
+    return features, z, anchors_of(shape)
 
 
 @dataclass
@@ -117,7 +132,7 @@ class Inputs:
     @classmethod
     def of(cls, shape: Shape, device: torch.device) -> "Inputs":
         """Inputs of a shape."""
-        features, z, anchors = (tensor.to(device) for tensor in loss_inputs(shape))
+        features, z, anchors = (tensor.to(device) for tensor in _inputs(shape))
         z.requires_grad_()
         some = anchors[:: max(len(anchors) // 64, 1)]
         loss = baselines.published(features, z, some, CFG, TAU)
@@ -135,10 +150,31 @@ def runner(form: str, part: str, inputs: Inputs, anchors: Tensor) -> Callable[[]
         if part == FORWARD:
             return lambda: ppap_loss(features, z.detach(), anchors, CFG, temperature=TAU, **options)
         return lambda: _step(ppap_loss(features, z, anchors, CFG, temperature=TAU, **options), z)
+    if name == "graph":
+        return _captured(runner(f"triton {precision}", part, inputs, anchors))
     if name == "published":
         return lambda: _step(baselines.published(features, z, anchors, CFG, TAU), z)
     run = baselines.compiled_chunks(TAU, CFG, precision, BUDGET)
     return lambda: run(features, z.detach(), anchors)
+
+
+def _captured(run: Callable[[], object]) -> Callable[[], object]:
+    """`run` as a CUDA graph: its launches are replayed without the host."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+
+    def replay() -> object:
+        graph.replay()
+        return result
+
+    return replay
 
 
 def _step(loss: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,6 +199,9 @@ def wrong(form: str, inputs: Inputs) -> str | None:
 def missing(form: str) -> str | None:
     """Why a form cannot run here, or None."""
     name = form.split()[0]
+    if name == "graph" and not torch.cuda.is_available():
+        return "no GPU"
+    name = "triton" if name == "graph" else name
     return available_backends()[name] if name in BACKENDS else None
 
 

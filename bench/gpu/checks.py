@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from bench.gpu.cells import CFG, TAU
+from bench.gpu.cells import CFG, FORMS, PARTS, TAU, Inputs, runner
 from bench.gpu.clock import synchronise
-from bench.shapes import Shape, loss_inputs
+from bench.shapes import VITS8_CHUNK, Shape, loss_inputs
 from ppap.kernels import (
     PropagationConfig,
     contrastive_loss,
@@ -31,9 +31,32 @@ WORKERS = 8
 
 
 def build(device: torch.device) -> str:
-    """Build what is missing of the two libraries, the CUDA one for this device alone; what came of it."""
+    """Build what is missing of the two libraries, the CUDA one for this device alone, and Triton's kernels."""
     with ThreadPoolExecutor() as pool:
-        return "; ".join(pool.map(lambda part: part(device), (_build_cuda, _build_cpu)))
+        return "; ".join(pool.map(lambda part: part(device), (_build_cuda, _build_cpu, _build_triton)))
+
+
+def _build_triton(device: torch.device) -> str:
+    """Compile what the table launches, in as many processes as there are forms and widths."""
+    if device.type != "cuda":
+        return "triton: no GPU"
+    forms = [(form, width) for form in FORMS if form.startswith("triton") for width in ("384", "768")]
+    command = [sys.executable, "-m", "bench.gpu", "--warm"]
+    running = [
+        subprocess.Popen([*command, *one], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for one in forms
+    ]
+    failed = sum(process.wait() != 0 for process in running)
+    return f"triton FAILED for {failed} of {len(forms)} forms" if failed else "triton compiled"
+
+
+def warm(form: str, width: int) -> None:
+    """Run every part of a form once."""
+    shape = Shape("warm", VITS8_CHUNK.patches, VITS8_CHUNK.anchors, width, width)
+    inputs = Inputs.of(shape, torch.device("cuda"))
+    for part in PARTS:
+        runner(form, part, inputs, inputs.anchors)()
+    synchronise()
 
 
 def _build_cuda(device: torch.device) -> str:

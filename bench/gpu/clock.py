@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 # A measurement ends after this long, whatever the rounds [s].
-LONGEST_S = 4.0
+LONGEST_S = 2.0
 
 
 class Timing(NamedTuple):
@@ -36,9 +36,11 @@ def time_calls(run: Callable[[], object], rounds: int) -> Timing:
     On a GPU the device's time is that between events around each call. Where the host is slower than the
     device, that is the host's time.
     """
-    for _ in range(2):
-        run()
+    start = time.perf_counter()
+    run()
     synchronise()
+    if time.perf_counter() - start < LONGEST_S:
+        run()
     peak = _peak_mib(run)
     marks, host, start = [_mark()], [], time.perf_counter()
     for _ in range(rounds):

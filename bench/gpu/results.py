@@ -11,12 +11,12 @@ import torch
 import triton
 
 from bench.gpu import crf
-from bench.gpu.crf import Comparison
 from bench.gpu.cells import BUDGET, CFG, FORMS, PARTS, STEP, TAU, Cell, Key, dense_flops
+from bench.gpu.crf import Comparison
 from bench.gpu.profile import Profile
 from bench.shapes import Shape
 
-SECTIONS = ("build", "loss", "profile", "crf", "tests", "sanitize")
+SECTIONS = ("build", "loss", "tests", "profile", "crf", "sanitize")
 """In their order."""
 
 
@@ -79,8 +79,8 @@ class Results:
             "",
             *[f"- {name}: {words}" for name, words in self.said.items()],
             f"- own bf16 matrix rate: {rate}",
-            f"- T = {CFG.steps}, temperature {TAU}, memory budget {BUDGET >> 20} MiB. A cell: time of a call, calls",
-            "  back to back (in brackets: until the call returns on the host), peak memory above the inputs.",
+            f"- T = {CFG.steps}, temperature {TAU}, memory budget {BUDGET >> 20} MiB. A cell: time of a",
+            "  call, calls back to back (in brackets: until it returns on the host), peak memory above the inputs.",
             "  Share: dense FLOPs ((2 T + 5) 2 A N D) of forward + backward over time and matrix rate.",
         ]
         for shape in self.shapes:

@@ -12,12 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from triton.errors import TritonError
 
 from bench.gpu.cells import STEP, Inputs, runner
 from bench.gpu.clock import synchronise, time_calls
 from bench.shapes import VITS8, Shape
 from ppap.kernels.tiles import launch
-from triton.errors import TritonError
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = 12

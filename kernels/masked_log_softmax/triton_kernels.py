@@ -198,7 +198,7 @@ def weights_kernel(
 
 @triton.jit
 def group_kernel(p_count, p_loss, p_row, p_mean, rows, group, BLOCK: tl.constexpr):
-    """Of a group of consecutive anchors, n of which have positives: rows = group / n, mean = sum of losses / n.
+    """Of a group of consecutive anchors, n of which have positives: rows = group / n, mean = loss sum / n.
 
     Either output may be None. A program owns a group; 1 stands for n = 0.
     """

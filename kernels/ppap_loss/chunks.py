@@ -1,17 +1,17 @@
 """The loop over chunks of anchors that every implementation of ``ppap_loss`` runs.
 
-Anchors are averaged in groups, and the gradient is that of the group mean times (groups x anchors per group): then
-the weight of an anchor is (anchors per group) / (those of its group that have positives), near 1, which 16-bit
-operands hold well. A chunk either covers whole groups, whose weights are then known, or lies inside one group, whose
-gradient is summed apart and weighted when the group ends.
+Anchors are averaged in groups, and the gradient is that of the group mean times (groups x anchors per group):
+then the weight of an anchor is (anchors per group) / (those of its group that have positives), near 1, which
+16-bit operands hold well. A chunk either covers whole groups, whose weights are then known, or lies inside
+one group, whose gradient is summed apart and weighted when the group ends.
 """
 
 from collections.abc import Callable, Iterator
 
 import torch
 
-# (anchors (C,), anchors per group or None, gradient to add to (N, E) or None, whether it holds nothing yet) ->
-# (losses, number of positives, number of negatives), each (C,). With a group the gradient is weighted.
+# (anchors (C,), anchors per group or None, gradient to add to (N, E) or None, whether it holds nothing yet)
+# -> (losses, number of positives, number of negatives), each (C,). With a group the gradient is weighted.
 Work = Callable[
     [torch.Tensor, int | None, torch.Tensor | None, bool],
     tuple[torch.Tensor, torch.Tensor, torch.Tensor],

@@ -1,4 +1,4 @@
-"""What surrounds the chunks of ``ppap_loss``: bad numbers, the mean over groups, the factor of the gradient."""
+"""What surrounds the chunks of ``ppap_loss``: bad numbers, mean over groups, factor of the gradient."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -57,7 +57,7 @@ class Result(NamedTuple):
 def guarded(
     ppap_loss: Callable, features: torch.Tensor, z: torch.Tensor, anchors: torch.Tensor, settings: Settings
 ) -> Result:
-    """Run a backend's `ppap_loss`, which sees good numbers only; NaN and counts of -1 say that they were bad."""
+    """Run a backend's `ppap_loss` on anchors in range; NaN and counts of -1 say that numbers were bad."""
     factor = guard({"features": features, "z": z}, anchors, features.shape[0])
     loss_A, dz, num_positives, num_negatives = ppap_loss(
         features,

@@ -1,7 +1,8 @@
 """``ppap_loss`` in Triton: a chunk of anchors is propagated, contrasted and differentiated in one go.
 
-What costs time beside the products is passes over (N, D) and launches: every tensor of that size is read once per
-use, and what is known of a whole call (units, bounds, whether all is finite) stays on the device in ``_Call``.
+What costs time beside the products is passes over (N, D) and launches: every tensor of that size is read once
+per use, and what is known of a whole call (units, bounds, whether all is finite) stays on the device in
+``_Call``.
 """
 
 import math
@@ -15,6 +16,7 @@ from ..masked_log_softmax import triton_impl as contrast
 from ..masked_log_softmax.triton_kernels import add_rows_kernel, group_kernel
 from ..tiles import launch, occupancy
 from ..tiles import rows as row_kernels
+from ..tiles.bits import sizes
 from ..tiles.planes import Planes, fill, raw_product
 from ..tiles.rows import SPLIT_SCALE
 from ..tiles.sizes import COLUMN_BLOCK, padded
@@ -123,7 +125,7 @@ class _Call:
         cfg, precision = self.settings.cfg, self.settings.precision
         sets = form_sets(self.features_ND, self.keys, anchors_C, cfg, precision)
         flags = occupancy.flags(sets.positive, launch.row_block(anchors_C.device))
-        count_C, kept_C = sets.positive.totals(), sets.kept.totals()
+        count_C, negatives_C = sizes(sets.positive, sets.kept)
         bound_C = torch.empty(anchors_C.shape[0], device=anchors_C.device)
         own = self._rows(anchors_C, norm=bound_C, norm_scale=self.scalars[BOUND])
         logits = contrast.Logits(
@@ -141,7 +143,7 @@ class _Call:
         if target_NE is not None:
             weight_C = None if group is None else self._weights(count_C, group)
             self._add_gradient(target_NE, anchors_C, logits.weights(lse_C), weight_C, first)
-        return loss_C, count_C, kept_C.sub_(count_C)
+        return loss_C, count_C, negatives_C
 
     def _rows(self, anchors_C: torch.Tensor, **options: object) -> Planes:
         """Operands of the anchors' embeddings."""

@@ -1,17 +1,19 @@
-"""Triton kernels that look at the inputs of ``ppap_loss`` as a whole, so that the host never waits for them."""
+"""Triton kernels that look at the inputs of ``ppap_loss`` as a whole: the host never waits for them."""
 
 import triton
 import triton.language as tl
 
-# Places in the scalars of a call: unit of the embeddings; factor of products of their planes to logits in powers of
-# two; factor of a norm to a bound of the logits; not 0 where all bounds are tight; factor of the gradient; 1 or NaN.
+# Places in the scalars of a call: unit of the embeddings; factor of products of their planes to logits in
+# powers of two; factor of a norm to a bound of the logits; not 0 where all bounds are tight; factor of the
+# gradient; 1 or NaN.
 UNIT, SCALE, BOUND, TIGHT, GRADIENT, POISON = range(6)
 SCALARS = 6
 
 
 @triton.jit
 def claim_kernel(p_anchors, p_claims, p_clamped, anchors, patches, BLOCK: tl.constexpr):
-    """Anchor i writes i into the claims of its patch; of two anchors of one patch one finds the other's there.
+    """Anchor i writes i into the claims of its patch; of two anchors of one patch one finds the other's
+    there.
 
     Anchors out of range are clamped; nothing else of the claims is written or read.
     """
@@ -50,8 +52,8 @@ def scalars_kernel(
 ):
     """The scalars of a call, in their places; one program.
 
-    `p_norms` (3, patches): norms of features, and with EMBEDDINGS their norms and largest magnitudes. A norm that is
-    NaN, an anchor out of range or one that another has claimed make the poison NaN.
+    `p_norms` (3, patches): norms of features, and with EMBEDDINGS their norms and largest magnitudes. A norm
+    that is NaN, an anchor out of range or one that another has claimed make the poison NaN.
     """
     b_bad = tl.zeros((BLOCK,), tl.int32)
     b_norm = tl.zeros((BLOCK,), tl.float32)

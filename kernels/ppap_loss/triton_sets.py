@@ -1,11 +1,11 @@
-"""The sets of a chunk of anchors in Triton (Eq. 1-7): from features to bits, for the loss and for ``propagate``."""
+"""The sets of a chunk of anchors in Triton (Eq. 1-7), from features to bits, for loss and ``propagate``."""
 
 from dataclasses import dataclass
 
 import torch
 import triton
 
-from ..common import rows_within, row_chunks
+from ..common import row_chunks, rows_within
 from ..propagation import PropagationConfig
 from ..proxy_average.triton_impl import Proxies, Thresholds, bytes_per_query, move
 from ..relation_masks import triton_impl as relations
@@ -42,7 +42,7 @@ def form_sets(
     cfg: PropagationConfig,
     precision: str,
 ) -> Sets:
-    """Walk from the anchors' features, then compare (Eq. 1-7); `keys` are the operands of the unit features."""
+    """Walk from the anchors' features, then compare (Eq. 1-7); `keys` are operands of the unit features."""
     (rows, width), device = (anchors_C.shape[0], features_ND.shape[1]), anchors_C.device
     block, values = launch.row_block(device), torch.empty((rows, width), device=device)
     operands = fill(features_ND, precision, block, index=anchors_C, normalise=True, out=values)
@@ -149,8 +149,7 @@ def guarded_propagate(
     for chunk in row_chunks(count, rows):
         sets = form_sets(features_ND, keys, claims.clamped_A[chunk], cfg, precision)
         proxies_AD[chunk], thresholds[0, chunk], thresholds[1, chunk] = sets.proxies, sets.phi, sets.psi
-        counts[0, chunk] = sets.positive.totals()
-        counts[1, chunk] = sets.kept.totals() - counts[0, chunk]
+        counts[0, chunk], counts[1, chunk] = bits.sizes(sets.positive, sets.kept)
         del sets
     proxies_AD *= poison
     thresholds *= poison

@@ -29,9 +29,9 @@ def mask_sum_kernel(
 ):
     """sums[s] = sum of the selected keys over part s of the occupied groups of a row tile.
 
-    A program owns (BLOCK_M rows, TILES x BLOCK_D channels, part s): making an operand out of bits takes as long
-    as one product with it, so that up to three accumulators share it. The list of occupied groups is `p_tiles`
-    (row tiles, groups), its length `p_num_tiles`. Parts are stored apart: bitwise repeatable.
+    A program owns (BLOCK_M rows, TILES x BLOCK_D channels, part s): making an operand out of bits takes as
+    long as one product with it, so that up to three accumulators share it. The list of occupied groups is
+    `p_tiles` (row tiles, groups), its length `p_num_tiles`. Parts are stored apart: bitwise repeatable.
     """
     i_m, i_d, i_part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     STEPS: tl.constexpr = 128 // BLOCK_K

@@ -68,7 +68,7 @@ def relation_bits(
     own_C: torch.Tensor,
     negative: Planes | None,
 ) -> tuple[Bits, Bits]:
-    """Positive and kept bits of some anchors, rows `own_C` of the keys; `negative` = queries of the negatives."""
+    """Positive and kept bits of some anchors, rows `own_C` of the keys; `negative`: queries of those."""
     block = launch.row_block(phi_C.device)
     positive, kept = (Bits.empty(queries.rows, keys.rows, block, phi_C) for _ in range(2))
     if negative is not None:

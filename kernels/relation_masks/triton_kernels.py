@@ -38,9 +38,9 @@ def similarity_kernel(
     """positive = query . key > phi,  kept = positive or query . key < psi,  without the row's own column.
 
     A program owns a tile (BLOCK_M, BLOCK_N). POSITIVE: positives are formed, else they are read. KEPT: kept
-    bits are formed too, and the own column leaves both; else it stays, as the propagation wants it. Thresholds
-    are brought into the planes' scale, times `per_unit` and by `p_unit`, powers of two. Plain stores: bitwise
-    repeatable.
+    bits are formed too, and the own column leaves both; else it stays, as the propagation wants it.
+    Thresholds are brought into the planes' scale, times `per_unit` and by `p_unit`, powers of two. Plain
+    stores: bitwise repeatable.
     """
     GROUPS: tl.constexpr = BLOCK_N // 128
     i_m, i_n = device.tile_index(rows, groups * 128, BLOCK_M, BLOCK_N, BAND)

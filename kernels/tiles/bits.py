@@ -51,6 +51,36 @@ def bytes_per_row(columns: int) -> int:
 
 
 @triton.jit
+def sizes_kernel(
+    p_positive, p_kept, p_num_positive, p_num_negative, rows, groups, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Sizes of the sets of ROWS anchors from the ones of each group; negatives = kept minus positives."""
+    o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    m_row = o_row < rows
+    b_positive = tl.zeros((ROWS, BLOCK), tl.int32)
+    b_kept = tl.zeros((ROWS, BLOCK), tl.int32)
+    for i in range(0, groups, BLOCK):
+        o_group = i + tl.arange(0, BLOCK)
+        o_count = o_row[:, None] * groups + o_group[None, :]
+        m_count = m_row[:, None] & (o_group < groups)[None, :]
+        b_positive += tl.load(p_positive + o_count, m_count, other=0).to(tl.int32)
+        b_kept += tl.load(p_kept + o_count, m_count, other=0).to(tl.int32)
+    b_total = tl.sum(b_positive, 1)
+    tl.store(p_num_positive + o_row, b_total.to(tl.int64), m_row)
+    tl.store(p_num_negative + o_row, (tl.sum(b_kept, 1) - b_total).to(tl.int64), m_row)
+
+
+def sizes(positive: Bits, kept: Bits) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers of positives and of negatives, kept minus positives, (rows,) int64 each; one row at least."""
+    found = [torch.empty(positive.rows, dtype=torch.int64, device=positive.counts.device) for _ in range(2)]
+    block = rows_per_program()
+    grid = (triton.cdiv(positive.rows, block),)
+    args = (positive.counts, kept.counts, *found, positive.rows, positive.groups)
+    sizes_kernel[grid](*args, ROWS=block, BLOCK=256, **ROW_OPTIONS)
+    return found[0], found[1]
+
+
+@triton.jit
 def to_public_kernel(p_words, p_public, rows, groups, num_words, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """int32 words of bit k = column 32 w + k; a program owns a tile (ROWS, BLOCK) of them.
 

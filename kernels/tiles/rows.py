@@ -1,6 +1,7 @@
 """One pass over the rows of a tensor: norms, unit rows, and the 16-bit planes that tensor cores multiply.
 
-In torch each of these steps is a pass of its own over (N, D), and together they take longer than the products.
+In torch each of these steps is a pass of its own over (N, D), and together they take longer than the
+products.
 """
 
 import torch
@@ -57,10 +58,10 @@ def rows_kernel(
 ):
     """x = row [/ |row|] [/ unit] [* factor of the row] * scale; a program owns ROWS whole rows.
 
-    Row i is row `p_index`[i] of the input. Each output may be None: `p_out` x in fp32, planes of x (zero in rows
-    past `rows` and channels past `width`), `p_norm` |row| [* norm_scale], NaN where an entry is not finite, and
-    `p_largest` the largest magnitude of the row. Rows are divided by a power of two near it: no square over- or
-    underflows.
+    Row i is row `p_index`[i] of the input. Each output may be None: `p_out` x in fp32, planes of x (zero in
+    rows past `rows` and channels past `width`), `p_norm` |row| [* norm_scale], NaN where an entry is not
+    finite, and `p_largest` the largest magnitude of the row. Rows are divided by a power of two near it: no
+    square over- or underflows.
     """
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     o_channel = tl.arange(0, BLOCK)
