@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup test test-gpu test-triton36 lint bench build native valgrind clean
+.PHONY: setup test test-gpu test-oldest test-newest aot lint bench build native valgrind clean
 
 setup: $(VENV)/.done
 
@@ -18,14 +18,34 @@ test: setup
 test-gpu: setup
 	$(BIN)/python -m pytest tests/test_gpu.py
 
-# The oldest Triton that is supported, laid over the environment.
-$(VENV)/triton36/.done: $(VENV)/.done
+OVERLAY = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target
+
+# The oldest and the newest versions that are tested, and each Triton between, laid over the environment.
+$(VENV)/oldest/.done $(VENV)/newest/.done: $(VENV)/.done
 	rm -rf $(@D)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) triton==3.6.0 "numpy<2.4"
+	$(BIN)/python -m bench.versions $(notdir $(@D)) | xargs $(OVERLAY) $(@D)
 	touch $@
 
-test-triton36: $(VENV)/triton36/.done
-	PYTHONPATH=$(VENV)/triton36 $(BIN)/python -m pytest -n auto tests/test_triton.py -k "compiled or test_ops or test_loss"
+$(VENV)/triton-%/.done: $(VENV)/.done
+	rm -rf $(@D)
+	$(OVERLAY) $(@D) triton==$* "numpy<2.4"
+	touch $@
+
+# What a version of torch or Triton can change: the kernels, compiled and interpreted, the ops, what they need of torch.
+OF_VERSIONS = tests/test_triton.py tests/test_dispatch.py tests/test_ppap_loss.py tests/test_relation_masks.py \
+	tests/test_proxy_average.py tests/test_masked_log_softmax.py tests/test_versions.py
+
+test-oldest test-newest: test-%: $(VENV)/%/.done
+	PYTHONPATH=$(CURDIR)/$(VENV)/$* $(BIN)/python -m pytest -n auto $(OF_VERSIONS) \
+		-k "not (interpreter and (contract or training))"
+
+# Registers and spills of every Triton kernel with every tested Triton, all columns anew.
+aot: setup
+	rm -f bench/results/aot.md
+	set -e; for version in $$($(BIN)/python -m bench.versions triton); do \
+		$(MAKE) $(VENV)/triton-$$version/.done; \
+		PYTHONPATH=$(CURDIR)/$(VENV)/triton-$$version $(BIN)/python -m bench.aot --out bench/results/aot.md; \
+	done
 
 # The native CPU library, after a change of csrc/cpu.
 native:

@@ -2,15 +2,19 @@
 
 The ops run with a recorder in the place of Triton's launcher, so that what is compiled is what is launched:
 the same kernels, types, sizes known to the compiler and options. Prints registers, spills and shared memory
-of each as markdown; ``--out`` also writes it. The figures are the compiler's, no time is measured.
+of each as markdown; ``--out`` also puts them into a file, as the column of the Triton at hand beside those of
+other versions (``make aot`` makes all columns anew). The figures are the compiler's, no time is measured.
 """
 
 import argparse
 import contextlib
+import multiprocessing
+import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from bench.aot_table import Figures, Line, Table
 from bench.shapes import clustered
 from ppap.kernels import PropagationConfig
 from ppap.kernels.masked_log_softmax import triton_impl as contrast
@@ -38,7 +43,8 @@ TARGETS = {
 }
 # Shared memory of one program [bytes].
 SHARED_LIMIT = {"sm_80": 166_912, "sm_86": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
-HEADINGS = ("kernel", "configuration", "registers", "spills", "shared [bytes]", "matrix", "serialised")
+# bf16 differs from fp16 in types alone: compiled for one architecture.
+BF16 = {"sm_90": ("bf16",)}
 _TYPES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
@@ -82,17 +88,6 @@ class Call:
         loads = " tma" if values.get("TMA") else ""
         width = f" D={values['WIDTH']}" if "WIDTH" in values else ""
         return f"{'x'.join(map(str, sizes))} w{self.warps} s{self.stages}{loads}{width}"
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one compiled kernel takes."""
-
-    registers: int
-    spills: int  # bytes of spill stores and loads; gfx942: spilled registers
-    shared: int  # bytes per program
-    matrix: bool  # matrix instructions of the architecture are there
-    serialised: bool  # ptxas made warp-group matrix instructions wait for one another
 
 
 def _recorded(kernel: JITFunction, args: tuple, options: dict[str, object]) -> Call:
@@ -153,7 +148,14 @@ def calls_of(
     return list(dict.fromkeys(calls))
 
 
-def resources(call: Call, architecture: str) -> Resources:
+def guarded_calls(architecture: str, width: int = 384) -> list[Call]:
+    """What is launched at D = E = `width`, and the kernel that has narrower tiles at odd multiples of 64."""
+    calls = calls_of(architecture, width, (*BF16.get(architecture, ()), "fp16", "fp32"))
+    narrow = calls_of(architecture, width // 2, ("fp16", "fp32")) if width // 2 % 128 == 64 else []
+    return calls + [call for call in narrow if call.name.startswith("mask_sum")]
+
+
+def resources(call: Call, architecture: str) -> Figures:
     """Compile one call for `architecture` and read what it takes."""
     source = ASTSource(
         fn=call.kernel,
@@ -167,13 +169,13 @@ def resources(call: Call, architecture: str) -> Resources:
         text = compiled.asm["amdgcn"]
         number = lambda key: int(re.search(rf"\.{key}:\s+(\d+)", text)[1])  # noqa: E731
         spills = number("vgpr_spill_count") + number("sgpr_spill_count")
-        return Resources(number("vgpr_count"), spills, compiled.metadata.shared, "v_mfma" in text, False)
+        return Figures(number("vgpr_count"), spills, compiled.metadata.shared, "v_mfma" in text, False)
     ptx = compiled.asm["ptx"]
     log = _ptxas(ptx, architecture)
     spills = sum(int(found) for found in re.findall(r"(\d+) bytes spill (?:stores|loads)", log))
     matrix = "wgmma" in ptx if architecture == "sm_90" else "tcgen05.mma" in ptx or "mma.sync" in ptx
     registers = int(re.search(r"Used (\d+) registers", log)[1])
-    return Resources(registers, spills, compiled.metadata.shared, matrix, "C75" in log)
+    return Figures(registers, spills, compiled.metadata.shared, matrix, "C75" in log)
 
 
 def _ptxas(ptx: str, architecture: str) -> str:
@@ -190,11 +192,15 @@ def _ptxas(ptx: str, architecture: str) -> str:
     return done.stdout + done.stderr
 
 
-def table(architectures: list[str], widths: tuple[int, ...]) -> Iterator[tuple[str, Call, Resources]]:
-    """(architecture, call, resources) of every kernel."""
-    for architecture in architectures:
-        for call in dict.fromkeys(call for width in widths for call in calls_of(architecture, width)):
-            yield architecture, call, resources(call, architecture)
+def figures(architecture: str, widths: tuple[int, ...]) -> dict[Line, Figures]:
+    """Every line of one architecture."""
+    calls = dict.fromkeys(call for width in widths for call in guarded_calls(architecture, width))
+    return {line_of(call, architecture): resources(call, architecture) for call in calls}
+
+
+def line_of(call: Call, architecture: str) -> Line:
+    """The line of the table that a call stands in."""
+    return Line(architecture, call.name, call.configuration)
 
 
 def main() -> None:
@@ -202,22 +208,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.aot", description=__doc__)
     parser.add_argument("--arch", nargs="+", choices=TARGETS, default=list(TARGETS), help="architectures")
     parser.add_argument("--widths", nargs="+", type=int, default=[384, 768], help="channels D = E")
-    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    parser.add_argument("--out", type=Path, help="also make it a column of the table in this file")
     options = parser.parse_args()
-    lines = [
-        f"Compiled by Triton {triton.__version__}; nothing was run.",
-        "",
-        f"| architecture | {' | '.join(HEADINGS)} |",
-        "|---|---|---|---:|---:|---:|---|---|",
-    ]
-    print("\n".join(lines), flush=True)
-    for architecture, call, found in table(options.arch, tuple(options.widths)):
-        cells = [architecture, call.name, call.configuration, found.registers, found.spills, found.shared]
-        cells += ["yes" if found.matrix else "-", "yes" if found.serialised else "-"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-        print(lines[-1], flush=True)
+    found: dict[Line, Figures] = {}
+    # A process per architecture: Triton compiles on one core. Not forked, since torch has threads.
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=fresh) as pool:
+        for part in pool.map(figures, options.arch, [tuple(options.widths)] * len(options.arch)):
+            found |= part
+    print(Table().with_column(triton.__version__, found).text())
     if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
+        before = Table.read(options.out) if options.out.exists() else Table()
+        options.out.write_text(before.with_column(triton.__version__, found).text())
 
 
 if __name__ == "__main__":

@@ -244,3 +244,15 @@ def test_kernels_import_neither_the_rest_of_ppap_nor_timm():
     )
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_kernels_run_where_triton_cannot_be_imported():
+    """Not only where it is absent: the sanitized library's tests keep it out."""
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, ppap.kernels as k\n"
+        "assert 'pip install triton' in k.available_backends()['triton']\n"
+        "assert k.proxy_average(torch.eye(3), torch.eye(3), torch.zeros(3))[1].tolist() == [1, 1, 1]\n"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

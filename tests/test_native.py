@@ -2,7 +2,6 @@
 
 import functools
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench import native_build
 from bench.shapes import clustered
 from ppap.kernels import (
     PropagationConfig,
@@ -339,42 +339,15 @@ def test_without_the_library_the_reason_is_said(monkeypatch, tmp_path):
         native.library.cache_clear()
 
 
-def assembly() -> str:
-    """The library's instructions."""
-    if shutil.which("objdump") is None:
-        pytest.skip("objdump is not installed")
-    command = ["objdump", "-d", "--no-show-raw-insn", str(native._FILE)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
 def test_functions_shared_by_instruction_sets_run_everywhere():
     """The linker keeps one copy of an inline function: that of the unit without special instructions."""
-    for name, body in re.findall(r"^[0-9a-f]+ <(_ZNK?St\w+|_ZSt\w+)[^>]*>:\n((?:.+\n)*)", assembly(), re.M):
+    for name, body in native_build.functions(native_build.disassembly(native._FILE)):
+        shared = re.match(r"_ZNK?St\w|_ZSt\w", name)
         own = re.search("4avx2|6avx512|10avx512bf16", name)  # made of the set's own types, shared with nobody
-        assert own or not re.search(r"\tv[a-z]", body), (
+        assert not shared or own or not re.search(r"\tv[a-z]", body), (
             f"{name} holds vector instructions of one instruction set"
         )
-
-
-def test_register_tiles_stay_in_registers():
-    """No loop of the loss kernels that is mostly products keeps a sum on the stack, whatever follows it."""
-    functions = re.findall(r"^[0-9a-f]+ <.*>:\n(?:.+\n)*", assembly(), re.M)
-    kernels = (text for text in functions if re.match(r".*(PpapSimilarity|PpapContrast)", text))
-    lines = "".join(kernels).splitlines()
-    number_of = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r" +([0-9a-f]+):", line))}
-    tiles = {"fmadd": 0, "dpbf16": 0}
-    for i, line in enumerate(lines):
-        jump = re.match(r" +[0-9a-f]+:\tj\w+ +([0-9a-f]+) ", line)
-        start = number_of.get(jump[1], i) if jump else i
-        body = [text.split("\t", 1)[-1] for text in lines[start : i + 1]]
-        for kind in tiles:
-            products = sum(kind in text for text in body)
-            if products >= 12 and products > 0.2 * len(body):
-                tiles[kind] += 1
-                stack = [text for text in body if re.search(r"%[yz]mm.*\(%r[sb]p|\(%r[sb]p.*%[yz]mm", text)]
-                assert not stack, "\n".join(body)
-    if platform.machine() == "x86_64":
-        assert min(tiles.values()) > 10, tiles
 
 
 def test_an_installation_without_a_compiler(tmp_path):
