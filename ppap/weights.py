@@ -30,6 +30,7 @@ import timm
 import torch
 from torch import Tensor
 
+from ppap.checkpoint import standing
 from ppap.errors import DataError, UsageError
 
 EMBEDDED = Path(__file__).parent / "assets" / "scenes-vit"
@@ -80,7 +81,7 @@ def open_source(weights: str) -> Source:
     if weights == "embedded":
         found = _open_directory(EMBEDDED)
         return found._replace(origin="embedded weights" + found.origin.removeprefix(f"directory {EMBEDDED}"))
-    path = Path(weights).expanduser()
+    path = standing(Path(weights).expanduser())  # a pretraining run replaces its RUN/backbone
     if path.is_dir():
         return _open_directory(path)
     if path.is_file():

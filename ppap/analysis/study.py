@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import ppap
 from ppap.analysis.arguments import make_folder
-from ppap.checkpoint import load_checkpoint
+from ppap.checkpoint import exists, load_checkpoint
 from ppap.config import Config, from_dict, to_dict
 from ppap.data import build_datasets
 from ppap.engine import pick_device
@@ -196,7 +196,7 @@ def _run_cells(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, dict[
 def run_cell(folder: Path, cell: Cell) -> None:
     """Train one cell, from its last checkpoint where there is one, measure it, and write its record."""
     path, began = folder / cell.name, time.perf_counter()
-    started = (path / "checkpoints" / "last").exists()
+    started = exists(path)
     if path.exists() and not started:  # it ended before its first save
         shutil.rmtree(path)
     try:
