@@ -1,6 +1,8 @@
 """Choice of a backend, and the settings that surround a product."""
 
 import contextlib
+import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -153,6 +155,47 @@ def test_triton_without_a_c_compiler(monkeypatch):
     assert "install gcc or clang" in dispatch._probe("triton")
     monkeypatch.setattr(dispatch.importlib.metadata, "version", lambda package: "3.10.1+git")
     assert dispatch._probe("triton") is None
+
+
+def no_metadata(package):
+    raise importlib.metadata.PackageNotFoundError(package)
+
+
+def test_triton_without_metadata_of_that_name(monkeypatch):
+    """ROCm's wheels hold the module under another distribution's name."""
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    monkeypatch.setattr(dispatch.importlib.metadata, "version", no_metadata)
+    monkeypatch.setattr(dispatch.shutil, "which", lambda command: None)
+    fake = SimpleNamespace(__version__="3.10.0+rocm7")
+    monkeypatch.setitem(sys.modules, "triton", fake)
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: SimpleNamespace(origin="here"))
+    assert dispatch._triton_version() == (3, 10) and dispatch._probe("triton") is None
+    for version in ("3.6.0", "of my own", None):
+        fake.__version__ = version
+        assert "install gcc or clang" in dispatch._probe("triton"), "an unknown version may be an old one"
+    monkeypatch.setitem(sys.modules, "triton", None)  # it cannot be imported
+    assert dispatch._triton_version() is None
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: SimpleNamespace(origin=None))
+    assert "not installed" in dispatch._probe("triton"), "a folder of that name is no package"
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        "real = m.version\ndef version(name):\n    if name == 'triton': raise m.PackageNotFoundError(name)\n"
+        "    return real(name)\nm.version = version",
+        "sys.modules['fcntl'] = None",
+    ],
+    ids=["triton's metadata", "fcntl"],
+)
+def test_the_import_survives_a_lack(lacking):
+    code = f"import importlib.metadata as m, sys\n{lacking}\n"
+    code += "import ppap.kernels as k, ppap.analysis.study\nfrom ppap.doctor import report\n"
+    code += "assert k.available_backends()['torch'] is None\nprint(report()['packages']['triton'])\n"
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert importlib.util.find_spec("triton") is None or done.stdout[0].isdigit(), done.stdout
 
 
 def test_tensors_on_two_devices():
