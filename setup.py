@@ -8,6 +8,8 @@ the installation succeeds and leaves it out; `ppap doctor` says so.
 import os
 import runpy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -18,11 +20,17 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "csrc"))
 import build as native  # noqa: E402
 
-# The package cannot be imported yet: it needs torch.
-CACHE = runpy.run_path(str(HERE / "kernels" / "cache.py"))["cache_folder"]()
-
 # Installed too, so that the CUDA library can be built on demand.
 SOURCES = ["ppap.kernels.csrc", "ppap.kernels.csrc.cpu", "ppap.kernels.csrc.cuda"]
+
+
+@contextmanager
+def without(part: str) -> Iterator[None]:
+    """Turn whatever keeps a part from being built into a warning."""
+    try:
+        yield
+    except Exception as error:  # compilers, disks and platforms fail in any way
+        print(f"warning: ppap is installed without its {part}: {error}", file=sys.stderr)
 
 
 class BuildNative(build_ext):
@@ -34,15 +42,13 @@ class BuildNative(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile; an installation never fails for it."""
-        try:
+        with without("native CPU kernels"):
             native.build_cpu(Path(self.get_ext_fullpath(ext.name)))
-        except native.BuildError as error:
-            print(f"warning: ppap is installed without its native CPU kernels: {error}", file=sys.stderr)
         if os.environ.get("PPAP_BUILD_CUDA", "0") == "1":
-            try:
-                print(f"CUDA library: {native.build_cuda_once(CACHE)}", file=sys.stderr)
-            except native.BuildError as error:
-                print(f"warning: ppap is installed without its CUDA kernels: {error}", file=sys.stderr)
+            with without("CUDA kernels"):
+                # The package cannot be imported yet: it needs torch.
+                cache = runpy.run_path(str(HERE / "kernels" / "cache.py"))["cache_folder"]()
+                print(f"CUDA library: {native.build_cuda_once(cache)}", file=sys.stderr)
 
 
 class Wheel(bdist_wheel):

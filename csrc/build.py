@@ -5,7 +5,6 @@ unit of its own with its own flags; which one runs is decided at run time.
 """
 
 import argparse
-import fcntl
 import hashlib
 import os
 import platform
@@ -16,6 +15,12 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 HERE = Path(__file__).resolve().parent
 _AVX2 = ["-mavx2", "-mfma"]
@@ -126,22 +131,34 @@ def build_cuda_once(cache: Path, architectures: Sequence[int] = CUDA_ARCHITECTUR
     The compiler's output is kept beside it, with the ending .log.
 
     Raises:
-        BuildError: no nvcc, or it fails; the message names the log.
+        BuildError: no nvcc, or it fails, and the message names the log; or `cache` cannot be written.
     """
     file = cuda_file(cache)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if file.exists():
-            return file
-        fresh, log = file.with_suffix(".new"), file.with_suffix(".log")
-        try:
-            log.write_text(build_cuda(fresh, architectures))
-        except BuildError as error:
-            log.write_text(str(error))
-            raise BuildError(f"{str(error).splitlines()[0]} (all of it: {log})") from error
-        os.replace(fresh, file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.with_suffix(".lock").open("w") as lock:
+            _wait_for(lock)
+            if not file.exists():
+                _build_into(file, architectures)
+    except OSError as error:
+        raise BuildError(f"{file} cannot be written: {error}") from error
     return file
+
+
+def _wait_for(lock: IO[str]) -> None:
+    """Hold the open file alone; where there is no fcntl, two processes may do the same work at once."""
+    if fcntl is not None:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _build_into(file: Path, architectures: Sequence[int]) -> None:
+    fresh, log = file.with_suffix(f".{os.getpid()}.new"), file.with_suffix(".log")
+    try:
+        log.write_text(build_cuda(fresh, architectures))
+    except BuildError as error:
+        log.write_text(str(error))
+        raise BuildError(f"{str(error).splitlines()[0]} (all of it: {log})") from error
+    os.replace(fresh, file)
 
 
 def build_emulated_cuda(out: Path) -> None:

@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -63,16 +64,37 @@ def _probe(backend: str) -> str | None:
         return native_cuda.reason()
     if backend == "cpp":
         return native.reason()
-    if backend == "triton" and importlib.util.find_spec("triton") is None:
+    if backend == "triton" and not _has_triton():
         return "triton is not installed: pip install triton"
     if backend == "triton" and not INTERPRETED:
         return _missing_compiler()
     return None
 
 
+def _has_triton() -> bool:
+    """Whether there is a package, and not only a folder of that name, such as a checkout's."""
+    spec = importlib.util.find_spec("triton")
+    return spec is not None and spec.origin is not None
+
+
+def _triton_version() -> tuple[int, ...] | None:
+    """Its first two numbers; None = unknown."""
+    try:
+        text = str(importlib.metadata.version("triton"))
+    except importlib.metadata.PackageNotFoundError:
+        # Some wheels bring it under another name, as ROCm's do, or without metadata.
+        try:
+            text = str(importlib.import_module("triton").__version__)
+        except Exception:  # a broken installation fails in any way; using it will say how
+            return None
+    found = re.match(r"(\d+)\.(\d+)", text)
+    return tuple(map(int, found.groups())) if found else None
+
+
 def _missing_compiler() -> str | None:
     """Why Triton cannot build what launches its kernels: before 3.9, and on AMD GPUs, in C."""
-    old = tuple(map(int, importlib.metadata.version("triton").split(".")[:2])) < (3, 9)
+    version = _triton_version()
+    old = version is None or version < (3, 9)
     commands = (os.environ.get("CC"), "gcc", "clang")
     if (old or torch.version.hip) and not any(command and shutil.which(command) for command in commands):
         return "Triton needs a C compiler here: install gcc or clang, or set CC"

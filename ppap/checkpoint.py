@@ -97,8 +97,8 @@ def save_checkpoint(
 def replace_folder(aside: Path, folder: Path) -> None:
     """Put the complete folder `aside` into the place of `folder`, which may exist."""
     # A folder cannot be renamed over another: between the two renames only `.NAME.old` is complete, which
-    # find_checkpoint looks for.
-    old = folder.with_name(f".{folder.name}.old")
+    # standing() finds.
+    old = _older(folder)
     if folder.exists():
         # Only now: after a stop between the renames, `old` is the one checkpoint there is.
         shutil.rmtree(old, ignore_errors=True)
@@ -106,6 +106,24 @@ def replace_folder(aside: Path, folder: Path) -> None:
     os.rename(aside, folder)
     _flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def standing(folder: Path) -> Path:
+    """Where the folder that :func:`replace_folder` puts to `folder` is: there, or where a kill left it."""
+    return _older(folder) if not folder.exists() and _older(folder).exists() else folder
+
+
+def exists(run: Path, name: str = "last") -> bool:
+    """Whether a run directory has a checkpoint of this name, whole or damaged.
+
+    Whoever removes a run that "has not saved yet" asks here: after a kill between the two renames of
+    :func:`replace_folder` there is no folder of that name, and still a complete checkpoint.
+    """
+    return standing(run / "checkpoints" / name).exists()
+
+
+def _older(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def _flush(path: Path) -> None:
@@ -135,7 +153,7 @@ def find_checkpoint(path: str | Path, name: str | None = None) -> tuple[Path, st
     Raises:
         DataError: nothing there looks like a checkpoint.
     """
-    path = Path(path)
+    path = standing(Path(path))
     if not path.exists():
         raise DataError(f"there is no checkpoint or run directory at {path}; check the path")
     if (path / "manifest.json").exists():
@@ -143,7 +161,7 @@ def find_checkpoint(path: str | Path, name: str | None = None) -> tuple[Path, st
     selection = name or _selection(path)
     for candidate in (name,) if name else (selection, {"best": "last", "last": "best"}[selection]):
         folder = path / "checkpoints" / candidate
-        for found in (folder, folder.with_name(f".{candidate}.old")):
+        for found in (folder, _older(folder)):
             if (found / "manifest.json").exists():
                 why = f"asked for: {name}" if name else _REASONS[selection, candidate]
                 return found, why

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import inspect
 import logging
+import os
 import re
 import sys
 import warnings
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import tyro
 
 _ITEM = re.compile(r" |[-*] |\d+\. ")  # what a line begins with that does not go on with the one before
+_OFFLINE = "--offline"
+_VARIABLE = "HF_HUB_OFFLINE"  # the hub's own
 
 COMMANDS = {
     "train": "train on generated scenes, or on a folder of images",
@@ -36,6 +39,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script ``ppap``."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == [_OFFLINE]:  # before the command as well as behind it
+        argv = argv[1:2] + argv[:1] + argv[2:]
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0
@@ -57,7 +62,9 @@ def _overview() -> str:
         "usage: ppap COMMAND [options]\n\n"
         "Unsupervised semantic segmentation by progressive proxy anchor propagation.\n\n"
         f"commands:\n{rows}\n\n"
-        "ppap COMMAND --help lists the options of a command."
+        "ppap COMMAND --help lists the options of a command.\n"
+        "ppap COMMAND --offline downloads nothing, as with HF_HUB_OFFLINE=1: weights of timm come from the\n"
+        "hub's cache, or are refused."
     )
 
 
@@ -68,8 +75,9 @@ def run(command: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = No
     # timm still decorates functions with torch.jit, which torch announces to drop; nothing a user can act on.
     warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
     try:
-        with _lost_workers():
-            command(list(sys.argv[1:] if argv is None else argv))
+        given = list(sys.argv[1:] if argv is None else argv)
+        with _lost_workers(), _offline(_OFFLINE in given):
+            command([argument for argument in given if argument != _OFFLINE])
         return 0
     except PpapError as error:
         print(f"error: {error}" if error.exit_code != 75 else str(error), file=sys.stderr)
@@ -79,6 +87,21 @@ def run(command: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = No
         return 130
     except BrokenPipeError:
         return 0
+
+
+@contextmanager
+def _offline(asked: bool) -> Iterator[None]:
+    """``--offline``: no setting of a run, but a variable, which the processes of a study inherit."""
+    before = os.environ.get(_VARIABLE)
+    if asked:
+        os.environ[_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        if asked and before is None:
+            del os.environ[_VARIABLE]
+        elif asked:
+            os.environ[_VARIABLE] = before
 
 
 @contextmanager

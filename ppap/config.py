@@ -125,7 +125,8 @@ class ModelConfig:
     """timm architecture, such as vit_small_patch16_224; auto = what --model.weights names or holds."""
     weights: str = "vit_small_patch16_224.dino"
     """timm pretrained name, .pth or .safetensors file, directory, or one of the words embedded (a small ViT
-    pretrained on generated scenes, in the package) and random."""
+    pretrained on generated scenes, in the package) and random. A name is downloaded from the hub the first
+    time; with --offline, as with HF_HUB_OFFLINE=1, the hub's cache alone serves."""
     patch_size: int | None = None
     """Patch side [pixels]; None = the architecture's own."""
     width: int | None = None

@@ -1,6 +1,7 @@
 """Show versions, devices and which kernel backends this installation can use, with reasons."""
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -71,7 +72,14 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        # A wheel of another name, such as those of Triton for ROCm.
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            return "not installed"
+        try:
+            return f"{importlib.import_module(package).__version__} (no metadata of that name)"
+        except Exception as error:  # a broken installation fails in any way
+            return f"damaged ({type(error).__name__}: {error})"
 
 
 def _variables() -> dict[str, str | None]:

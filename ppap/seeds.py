@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ppap.checkpoint import exists
 from ppap.config import Config, config_hash, from_dict, to_dict
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.evaluation.comparison import table
@@ -71,7 +72,7 @@ def resume(path: Path, run_one: RunOne) -> None:
             print(f"seed {seed}: finished before")
             continue
         print(f"seed {seed} ({number + 1} of {len(seeds)})", flush=True)
-        started = (folder / "checkpoints" / "last").exists()
+        started = exists(folder)
         if folder.exists() and not started:
             print(f"seed {seed}: it ended before its first save and starts anew")
             shutil.rmtree(folder)

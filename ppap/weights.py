@@ -30,6 +30,8 @@ import timm
 import torch
 from torch import Tensor
 
+from ppap import hub
+from ppap.checkpoint import standing
 from ppap.errors import DataError, UsageError
 
 EMBEDDED = Path(__file__).parent / "assets" / "scenes-vit"
@@ -80,7 +82,7 @@ def open_source(weights: str) -> Source:
     if weights == "embedded":
         found = _open_directory(EMBEDDED)
         return found._replace(origin="embedded weights" + found.origin.removeprefix(f"directory {EMBEDDED}"))
-    path = Path(weights).expanduser()
+    path = standing(Path(weights).expanduser())  # a pretraining run replaces its RUN/backbone
     if path.is_dir():
         return _open_directory(path)
     if path.is_file():
@@ -115,7 +117,9 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 
 def download(name: str, arguments: dict[str, Any]) -> dict[str, Tensor]:
-    """Weights of a timm pretrained model, from the network or timm's cache.
+    """Weights of a timm pretrained model, from the network or the hub's cache.
+
+    Without a network, and with ``--offline``, the cache alone serves.
 
     Args:
         name: timm pretrained name.
@@ -123,9 +127,18 @@ def download(name: str, arguments: dict[str, Any]) -> dict[str, Tensor]:
             to them.
 
     Raises:
-        DataError: the download failed, or the weights cannot take these sizes.
+        DataError: no network, offline, the download failed, or the weights cannot take these sizes.
     """
-    print(f"weights: getting {name} through timm (a network is needed the first time)", flush=True)
+    cached = hub.cached_file(name)
+    reason = "--offline, or HF_HUB_OFFLINE, forbids downloads" if hub.offline() else hub.unreachable(name)
+    if reason is not None and cached is None:
+        raise _not_to_be_had(name, f"{reason}, and the hub's cache {hub.constants.HF_HUB_CACHE} lacks them")
+    if reason is not None:
+        print(f"weights: {name} from the hub's cache: {reason}", flush=True)
+        # The hub's client would ask for a newer version first.
+        arguments = {**arguments, "pretrained_cfg_overlay": {"file": str(cached), "custom_load": False}}
+    else:
+        print(f"weights: getting {name} through timm (a network is needed the first time)", flush=True)
     # The hub reports every retry of every file; one error at the end says enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     logging.getLogger("timm").setLevel(logging.ERROR)
@@ -133,13 +146,17 @@ def download(name: str, arguments: dict[str, Any]) -> dict[str, Tensor]:
         # With its own classifier timm loads strictly; with num_classes=0 it would let missing tensors pass.
         model = timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # network, hub, cache and shape errors share no base class
-        raise DataError(
-            f"cannot get the weights {name} through timm ({one_line(error)}); with no network, copy the file "
-            "here and give its path: --model.weights FILE.pth (or .safetensors, or a directory), or take the "
-            "small ViT of this package: --model.weights embedded. Only to try "
-            "the program: --model.backbone vit_small_patch16_224 --model.weights random"
-        ) from error
+        raise _not_to_be_had(name, one_line(error)) from error
     return backbone_tensors(model.state_dict(), name)
+
+
+def _not_to_be_had(name: str, reason: str) -> DataError:
+    return DataError(
+        f"cannot get the weights {name} through timm ({reason}); with no network, copy the file "
+        "here and give its path: --model.weights FILE.pth (or .safetensors, or a directory), or take the "
+        "small ViT of this package: --model.weights embedded. Only to try "
+        "the program: --model.backbone vit_small_patch16_224 --model.weights random"
+    )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -6,7 +6,10 @@ layouts.
 
 import ctypes
 import math
+import re
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,3 +216,13 @@ def test_nvcc_compiles_every_kernel_without_spills(tmp_path):
     assert {row.architecture for row in found} == {"sm_75", "sm_80", "sm_90"} and len(found) > 60
     assert not any(row.spilled for row in found) and all(0 < row.registers <= 255 for row in found)
     assert "| `CountWords` |" in table(found) or shutil.which("c++filt") is None
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_shared_memory_is_aligned_for_tensor_cores(tmp_path):
+    """wmma loads and stores at multiples of 256 bits alone; tile.cuh checks the offsets, this the start."""
+    source = Path(native_cuda.builder().HERE) / "cuda" / "kernels.cu"
+    command = ["nvcc", "-std=c++17", "-arch=compute_80", "-ptx", str(source), "-o", str(tmp_path / "k.ptx")]
+    subprocess.run(command, check=True, capture_output=True)
+    alignments = re.findall(r"\.shared \.align (\d+)", (tmp_path / "k.ptx").read_text())
+    assert alignments and all(int(alignment) % 32 == 0 for alignment in alignments)

@@ -1,9 +1,14 @@
 """Choice of a backend, and the settings that surround a product."""
 
+import contextlib
+import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +18,7 @@ from bench.shapes import clustered
 from ppap.kernels import (
     PropagationConfig,
     available_backends,
+    common,
     dispatch,
     ppap_loss,
     proxy_average,
@@ -151,6 +157,47 @@ def test_triton_without_a_c_compiler(monkeypatch):
     assert dispatch._probe("triton") is None
 
 
+def no_metadata(package):
+    raise importlib.metadata.PackageNotFoundError(package)
+
+
+def test_triton_without_metadata_of_that_name(monkeypatch):
+    """ROCm's wheels hold the module under another distribution's name."""
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    monkeypatch.setattr(dispatch.importlib.metadata, "version", no_metadata)
+    monkeypatch.setattr(dispatch.shutil, "which", lambda command: None)
+    fake = SimpleNamespace(__version__="3.10.0+rocm7")
+    monkeypatch.setitem(sys.modules, "triton", fake)
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: SimpleNamespace(origin="here"))
+    assert dispatch._triton_version() == (3, 10) and dispatch._probe("triton") is None
+    for version in ("3.6.0", "of my own", None):
+        fake.__version__ = version
+        assert "install gcc or clang" in dispatch._probe("triton"), "an unknown version may be an old one"
+    monkeypatch.setitem(sys.modules, "triton", None)  # it cannot be imported
+    assert dispatch._triton_version() is None
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: SimpleNamespace(origin=None))
+    assert "not installed" in dispatch._probe("triton"), "a folder of that name is no package"
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        "real = m.version\ndef version(name):\n    if name == 'triton': raise m.PackageNotFoundError(name)\n"
+        "    return real(name)\nm.version = version",
+        "sys.modules['fcntl'] = None",
+    ],
+    ids=["triton's metadata", "fcntl"],
+)
+def test_the_import_survives_a_lack(lacking):
+    code = f"import importlib.metadata as m, sys\n{lacking}\n"
+    code += "import ppap.kernels as k, ppap.analysis.study\nfrom ppap.doctor import report\n"
+    code += "assert k.available_backends()['torch'] is None\nprint(report()['packages']['triton'])\n"
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert importlib.util.find_spec("triton") is None or done.stdout[0].isdigit(), done.stdout
+
+
 def test_tensors_on_two_devices():
     with pytest.raises(ValueError, match="meta and cpu; move them to one device"):
         proxy_average(KEYS.to("meta"), KEYS, torch.zeros(12))
@@ -187,6 +234,101 @@ def test_global_matmul_settings_are_kept_out_and_restored():
             assert torch.backends.cuda.matmul.fp32_precision == "ieee"
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
         assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def settings() -> tuple[str, str, bool]:
+    """Torch's settings of products, which belong to the process."""
+    matmul = torch.backends.cuda.matmul
+    return matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision, matmul.allow_fp16_accumulation
+
+
+PLAIN = ("ieee", "ieee", False)
+
+
+@pytest.mark.parametrize("fails", ["", "first", "second"])
+def test_two_threads_in_ops_leave_the_settings_as_they_were(fails):
+    """The first enters, the second enters, the first leaves, the second leaves."""
+    inside, left, seen = threading.Event(), threading.Event(), []
+
+    def first():
+        with computing_on(torch.device("cpu")):
+            seen.append(settings())
+            inside.set()
+            assert overlapping.wait(10)
+            if fails == "first":
+                raise ArithmeticError
+
+    def run_first():
+        with contextlib.suppress(ArithmeticError):
+            first()
+        left.set()
+
+    overlapping = threading.Event()
+    torch.set_float32_matmul_precision("medium")
+    before = settings()
+    assert before[1] == "bf16"
+    try:
+        thread = threading.Thread(target=run_first)
+        thread.start()
+        assert inside.wait(10)
+        with contextlib.suppress(ArithmeticError), computing_on(torch.device("cpu")):
+            overlapping.set()
+            assert left.wait(10)
+            seen.append(settings())  # the first has left: the second's products are still as asked for
+            if fails == "second":
+                raise ArithmeticError
+        thread.join()
+        assert settings() == before and seen == [PLAIN, PLAIN]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_many_threads_in_ops_leave_the_settings_as_they_were():
+    """Each checks within; ops call ops, and some fail."""
+
+    def work(number: int) -> int:
+        good = 0
+        for i in range(100):
+            with contextlib.suppress(ArithmeticError), computing_on(torch.device("cpu")):
+                with computing_on(torch.device("cpu")):
+                    good += settings() == PLAIN
+                good += settings() == PLAIN
+                if (i + number) % 7 == 0:
+                    raise ArithmeticError
+        return good
+
+    torch.set_float32_matmul_precision("medium")
+    before, interval = settings(), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(work, range(8))) == [200] * 8
+        assert settings() == before
+    finally:
+        sys.setswitchinterval(interval)
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_setting_that_torch_refuses_leaves_the_others(monkeypatch):
+    class Stubborn:
+        def __setattr__(self, name, value):
+            if value == "ieee":
+                raise RuntimeError("unknown")
+
+        def __getattr__(self, name):
+            return "bf16"
+
+    torch.set_float32_matmul_precision("medium")
+    before = settings()
+    try:
+        with monkeypatch.context() as patch:
+            knobs = (torch.backends.cuda.matmul, Stubborn())
+            patch.setattr(common._PlainProducts, "_knobs", lambda self: knobs)
+            with pytest.raises(RuntimeError, match="unknown"), computing_on(torch.device("cpu")):
+                raise AssertionError("entered")
+        assert settings() == before
     finally:
         torch.set_float32_matmul_precision("highest")
 

@@ -1,5 +1,6 @@
 """The CRF over a validation set: order, laziness, errors and clean ends."""
 
+import importlib.metadata
 import os
 import signal
 import subprocess
@@ -148,3 +149,19 @@ def test_the_implementation_has_a_name(monkeypatch):
     monkeypatch.setenv("PPAP_CPU_ISA", "portable")
     assert crf_implementation("native").endswith("native library, portable")
     assert crf_implementation("none") == "none"
+
+
+def test_the_package_is_named_by_whichever_distribution_brought_it(monkeypatch):
+    there = {"pydensecrf": "1.0"}
+
+    def version(name):
+        if name not in there:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return there[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert crf_implementation("pydensecrf") == "pydensecrf 1.0"
+    there["pydensecrf2"] = "1.1"
+    assert crf_implementation("pydensecrf") == "pydensecrf2 1.1"
+    there.clear()
+    assert crf_implementation("pydensecrf") == "pydensecrf of unknown version"

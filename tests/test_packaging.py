@@ -113,6 +113,35 @@ def test_source_archive_has_what_a_build_needs(built):
     assert {"csrc/build.py", "csrc/cpu/kernels.h", "csrc/cuda/tile.cuh"} <= names
 
 
+@pytest.mark.parametrize(
+    ("spoil", "warning"),
+    [
+        ("sys.modules['fcntl'] = None", None),
+        ("native.build_cpu = fail", "without its native CPU kernels: no place"),
+        ("os.environ['PPAP_CACHE_DIR'] = '/dev/null/x'", "without its CUDA kernels"),
+    ],
+    ids=["no fcntl", "a disk that refuses", "a cache that cannot be written"],
+)
+def test_an_installation_never_fails_for_the_native_parts(tmp_path, spoil, warning):
+    code = f"""
+import os, runpy, sys
+sys.path.insert(0, 'csrc')
+def fail(out): raise PermissionError('no place')
+os.environ.update(PPAP_BUILD_CUDA='1', PPAP_CACHE_DIR={str(tmp_path / "cache")!r})
+{spoil if "fcntl" in spoil else ""}
+import build as native
+native.build_cpu = lambda out: (out.parent.mkdir(parents=True), out.write_text('library'))
+native.build_cuda = lambda out: out.write_text('library') and 'report'
+{spoil}
+sys.argv = ['setup.py', 'build_ext', '--build-lib', {str(tmp_path)!r}, '--build-temp', {str(tmp_path)!r}]
+runpy.run_path('setup.py', run_name='__main__')
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (warning or "CUDA library: ") in done.stderr, done.stderr
+    assert warning or "ppap is installed without" not in done.stderr
+
+
 def test_import_is_light():
     code = (
         "import sys, ppap; heavy = {'torch', 'timm', 'numpy', 'matplotlib', 'tyro'} & set(sys.modules); "

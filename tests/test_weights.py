@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ppap import hub
 from ppap.backbone import build_backbone
 from ppap.config import ModelConfig
 from ppap.data.scenes import make_scene
@@ -160,6 +161,8 @@ def stub_download(monkeypatch, result):
         return result
 
     monkeypatch.setattr(timm, "create_model", create_model)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(hub, "unreachable", lambda name: None)
     return calls
 
 

@@ -29,6 +29,8 @@ __device__ static inline float power_of_two(float x) { return exp2f(x); }
 #endif
 
 constexpr int THREADS = 256;
+// Of shared memory [bytes]: tensor cores load and store fragments at multiples of 256 bits.
+constexpr int SHARED_ALIGN = 32;
 
 struct Block {
     int64_t x, y;
@@ -46,7 +48,8 @@ struct Block {
 #ifndef PPAP_EMULATED
 template <class Kernel>
 __global__ void __launch_bounds__(THREADS) run_kernel(Kernel kernel) {
-    extern __shared__ __align__(16) unsigned char memory[];
+    static_assert(alignof(typename Kernel::Shared) <= SHARED_ALIGN, "shared memory is aligned to SHARED_ALIGN bytes");
+    extern __shared__ __align__(SHARED_ALIGN) unsigned char memory[];
     kernel(Block{blockIdx.x, blockIdx.y}, *reinterpret_cast<typename Kernel::Shared*>(memory));
 }
 #endif
@@ -56,10 +59,14 @@ template <class Kernel>
 int launch(Stream stream, int64_t grid_x, int64_t grid_y, const Kernel& kernel) {
     if (grid_x == 0 || grid_y == 0) return 0;
 #ifdef PPAP_EMULATED
-    std::vector<unsigned char> memory(sizeof(typename Kernel::Shared));
+    static_assert(alignof(typename Kernel::Shared) <= SHARED_ALIGN, "shared memory is aligned to SHARED_ALIGN bytes");
+    struct alignas(SHARED_ALIGN) Line {
+        unsigned char bytes[SHARED_ALIGN];
+    };
+    std::vector<Line> memory((sizeof(typename Kernel::Shared) + SHARED_ALIGN - 1) / SHARED_ALIGN);
     for (int64_t y = 0; y < grid_y; ++y)
         for (int64_t x = 0; x < grid_x; ++x) {
-            std::memset(memory.data(), 0xff, memory.size());  // NaN where a kernel reads what it has not written
+            std::memset(memory.data(), 0xff, memory.size() * SHARED_ALIGN);  // NaN where a kernel reads what it has not written
             const Block block = backwards ? Block{grid_x - 1 - x, grid_y - 1 - y} : Block{x, y};
             kernel(block, *reinterpret_cast<typename Kernel::Shared*>(memory.data()));
         }

@@ -1,6 +1,8 @@
 // A tile of inner products of rows of two float matrices, left in shared memory: 128 patches by 128 anchors by tensor
 // cores, 64 by 64 in plain fp32.
 #pragma once
+#include <cstddef>
+
 #include "phases.h"
 
 #ifndef PPAP_EMULATED
@@ -44,12 +46,20 @@ struct Tile {
     struct Shared {
         union {
             struct {
-                Value left[PLANES][SIDE * PITCH];
-                Value right[PLANES][SIDE * PITCH];
+                alignas(SHARED_ALIGN) Value left[PLANES][SIDE * PITCH];
+                alignas(SHARED_ALIGN) Value right[PLANES][SIDE * PITCH];
             } in;
-            float out[SIDE * OUT_PITCH];
+            alignas(SHARED_ALIGN) float out[SIDE * OUT_PITCH];
         };
     };
+
+    // Fragments of 16 by 16 start at any multiple of 16 rows and columns of a plane, all at aligned addresses.
+    static constexpr bool aligned(size_t entries, size_t size) { return entries * size % SHARED_ALIGN == 0; }
+    static_assert(aligned(16, sizeof(Value)) && aligned(16 * PITCH, sizeof(Value)), "fragments of operands");
+    static_assert(aligned(SIDE * PITCH, sizeof(Value)), "planes of operands");
+    static_assert(aligned(16, sizeof(float)) && aligned(16 * OUT_PITCH, sizeof(float)), "fragments of the product");
+    static_assert(PITCH * sizeof(Value) % 16 == 0 && OUT_PITCH * sizeof(float) % 16 == 0, "rows of fragments");
+    static_assert(DEPTH % 16 == 0, "whole fragments");
 
     // out[row * OUT_PITCH + column] = left row . right row; rows past the end count as 0.
     PPAP_DEVICE static void product(const Block& block, Shared& shared, const float* left, int64_t left_rows,

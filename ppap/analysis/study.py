@@ -6,7 +6,7 @@ several run at once. The same command given again goes on: finished cells are ke
 from its last checkpoint. Other seeds or values only add cells; other settings are refused.
 """
 
-import fcntl
+import importlib
 import json
 import os
 import shutil
@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from tqdm import tqdm
 
 import ppap
 from ppap.analysis.arguments import make_folder
-from ppap.checkpoint import load_checkpoint
+from ppap.checkpoint import exists, load_checkpoint
 from ppap.config import Config, from_dict, to_dict
 from ppap.data import build_datasets
 from ppap.engine import pick_device
@@ -34,6 +34,11 @@ from ppap.feature_cache import cache_features, cache_root
 from ppap.model import build_net
 from ppap.rundir import RunDir, changed_settings, option_names
 from ppap.train import StopRequest, Trainer
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 Measure = Literal["comparison", "checkpoint"]
 """What a cell's result is: the table of ``--compare.rows``, or what ``ppap eval`` says of the checkpoint that
@@ -172,10 +177,22 @@ def _alone(study: Path) -> Iterator[None]:
     """Refuse a study that another process works on: it would take that one's unsaved runs for broken ones."""
     with (study / "study.lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(lock)
         except OSError:
             raise UsageError(f"another process works on --out {study}; wait, or give another") from None
         yield
+
+
+def _take(lock: IO[str]) -> None:
+    """Hold the open file until it is closed.
+
+    Raises:
+        OSError: another process holds it.
+    """
+    if fcntl is not None:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        importlib.import_module("msvcrt").locking(lock.fileno(), 2, 1)  # 2 = LK_NBLCK: fail at once
 
 
 def _run_cells(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, dict[str, Any]]:
@@ -196,7 +213,7 @@ def _run_cells(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, dict[
 def run_cell(folder: Path, cell: Cell) -> None:
     """Train one cell, from its last checkpoint where there is one, measure it, and write its record."""
     path, began = folder / cell.name, time.perf_counter()
-    started = (path / "checkpoints" / "last").exists()
+    started = exists(path)
     if path.exists() and not started:  # it ended before its first save
         shutil.rmtree(path)
     try:

@@ -6,6 +6,7 @@ that turns out bad later is a DataError with its name. ``ppap prepare NAME --che
 """
 
 import hashlib
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class Part:
 
     files: PairedFiles
     read_ids: Callable[[str], np.ndarray]
-    """Label file -> (H, W) int32 classes, -1 = ignored; must be picklable."""
+    """Label file -> (H, W) int32 classes, -1 = ignored; picklable, with a repr of its settings alone."""
     form: str
     """Where it was found, in a few words."""
     counts: tuple[int, ...] = ()
@@ -120,7 +121,8 @@ class PairedDataset(SegmentationDataset):
 
     def fingerprint(self) -> str:
         """From names, sizes and times of change: reading a hundred thousand images would take too long."""
-        digest = hashlib.sha256(repr((self.geometry, self.class_names, self._read_ids)).encode())
+        reader = _lasting(self._read_ids)
+        digest = hashlib.sha256(repr((self.geometry, self.class_names, reader)).encode())
         for i in range(len(self)):
             for path in [self.files.image_path(i)] + ([self.files.label_path(i)] if self.labelled else []):
                 found = os.stat(path)
@@ -140,6 +142,14 @@ class PairedDataset(SegmentationDataset):
             label, image = (f"{w}x{h}" for w, h in (ids.shape[::-1], picture.size))
             raise DataError(f"{path}: {label} for an image of {image} pixels ({self.files.image_path(i)})")
         return picture, ids
+
+
+def _lasting(reader: Callable[[str], np.ndarray]) -> object:
+    """What stands for a reader in a hash: the same in every process, as an address in memory is not."""
+    named = f"{reader.__module__}.{reader.__qualname__}" if inspect.isfunction(reader) else reader
+    if " at 0x" in repr(named):
+        raise TypeError(f"{named!r} is another one in every process; give its class a __repr__")
+    return named
 
 
 def name_array(names: Sequence[str]) -> np.ndarray:

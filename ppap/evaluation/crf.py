@@ -6,6 +6,7 @@ after the other.
 """
 
 import collections
+import contextlib
 import importlib.metadata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -75,7 +76,14 @@ def crf_implementation(crf: str, device: torch.device | str = "cpu") -> str:
     if crf == "native":
         name = next(name for name, index in native.available_isas().items() if index == native.isa())
         return f"ppap {__version__}, native library, {name}"
-    return "none" if crf == "none" else f"pydensecrf2 {importlib.metadata.version('pydensecrf2')}"
+    return "none" if crf == "none" else _pydensecrf()
+
+
+def _pydensecrf() -> str:
+    for distribution in ("pydensecrf2", "pydensecrf"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{distribution} {importlib.metadata.version(distribution)}"
+    return "pydensecrf of unknown version"
 
 
 def run_crf(tasks: Iterable[CRFTask], crf: str) -> Iterator[CRFResult]:

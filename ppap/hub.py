@@ -1,0 +1,153 @@
+"""Whether weights of timm can be had from here: the hub's cache, offline mode, a quick look at the host.
+
+The hub's client asks a host that is not there for a minute and longer before it gives up. Here a connection
+is tried first, within seconds; what happens on a connection that stands is left to the client, so that a
+hub that answers slowly is not cut off. The hub's own variables hold: ``HF_HUB_OFFLINE``, ``HF_ENDPOINT``,
+``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_ETAG_TIMEOUT`` (here the seconds for the connection), and those of
+proxies.
+"""
+
+import base64
+import os
+import queue
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import huggingface_hub  # timm requires it
+import timm
+from huggingface_hub import constants
+
+SECONDS = 4.0
+"""For a connection to stand, names looked up included."""
+_GRACE = 0.5
+_FILES = ("model.safetensors", "pytorch_model.bin")  # in timm's order
+_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080, "socks4": 1080}
+_TRUE = {"1", "ON", "YES", "TRUE"}
+Result = TypeVar("Result")
+
+
+def offline() -> bool:
+    """Whether nothing may be downloaded: ``--offline``, or the hub's own variable."""
+    # The hub reads its variable when it is imported; --offline may have set it since.
+    return constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE
+
+
+def cached_file(name: str) -> Path | None:
+    """The file of a timm pretrained model in the hub's cache; None if it is not there."""
+    config = timm.get_pretrained_cfg(name)
+    if not config.hf_hub_id:
+        return None
+    repository, _, revision = config.hf_hub_id.partition("@")
+    for file in (config.hf_hub_filename,) if config.hf_hub_filename else _FILES:
+        found = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def unreachable(name: str) -> str | None:
+    """Why the host that has a timm pretrained model cannot be reached; None if it can.
+
+    Returns:
+        What was tried, within which time and what came of it, for people; no passwords.
+    """
+    config = timm.get_pretrained_cfg(name)
+    url = urlsplit(constants.ENDPOINT if config.hf_hub_id else config.url or constants.ENDPOINT)
+    proxy = _proxy(url)
+    host, port = _address(proxy or url)
+    target = f"the proxy {host}:{port}" if proxy else f"{host}:{port}"
+    if "HF_ENDPOINT" in os.environ and not proxy:
+        target += " (HF_ENDPOINT)"
+    limit = float(constants.HF_HUB_ETAG_TIMEOUT) if "HF_HUB_ETAG_TIMEOUT" in os.environ else SECONDS
+    deadline = time.monotonic() + limit
+    try:
+        found = _first([partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)], deadline)
+        then = partial(_tunnel, url, proxy) if proxy else None
+        _first([partial(_connect, address, deadline, then) for address in found], deadline)
+    except TimeoutError:
+        return f"no connection to {target} within {limit:g} s"
+    except OSError as error:
+        return f"no connection to {target}: {error.strerror or error}"
+    return None
+
+
+def _proxy(url: SplitResult) -> SplitResult | None:
+    """The proxy that the environment names for a URL, if any."""
+    if urllib.request.proxy_bypass(url.hostname or ""):
+        return None
+    proxies = urllib.request.getproxies()
+    named = proxies.get(url.scheme) or proxies.get("all")
+    return urlsplit(named if "://" in named else f"http://{named}") if named else None
+
+
+def _address(url: SplitResult) -> tuple[str, int]:
+    return url.hostname or "localhost", url.port or _PORTS.get(url.scheme, 80)
+
+
+def _first(calls: Sequence[Callable[[], Result]], deadline: float) -> Result:
+    """Result of the call that succeeds first; all run at once, for the system may let one wait for minutes.
+
+    Raises:
+        TimeoutError: none did by the deadline.
+        OSError: all failed; this is the last one's reason.
+    """
+    answers: queue.Queue[tuple[Result | None, OSError | None]] = queue.Queue()
+
+    def run(call: Callable[[], Result]) -> None:
+        try:
+            answers.put((call(), None))
+        except (OSError, ValueError) as error:  # a name that is none is a UnicodeError
+            answers.put((None, error if isinstance(error, OSError) else OSError(str(error))))
+
+    for call in calls:
+        threading.Thread(target=run, args=(call,), daemon=True).start()
+    failure: OSError | None = None
+    for _ in calls:
+        try:
+            # A little later: a call that keeps to the deadline itself is heard.
+            result, failure = answers.get(timeout=max(deadline + _GRACE - time.monotonic(), 0))
+        except queue.Empty:
+            raise TimeoutError from None
+        if failure is None:
+            return result
+    raise failure or OSError("no address")
+
+
+def _connect(address: tuple, deadline: float, then: Callable[[socket.socket], None] | None) -> None:
+    """Open a connection to one row of ``getaddrinfo``, let `then` use it, and close it."""
+    family, kind, protocol, _, where = address
+    with socket.socket(family, kind, protocol) as connection:
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        connection.connect(where)
+        if then is not None:
+            then(connection)
+
+
+def _tunnel(url: SplitResult, proxy: SplitResult, connection: socket.socket) -> None:
+    """Ask an HTTP proxy for the way to an https URL.
+
+    Raises:
+        OSError: it says that there is none. One that says nothing in time, or asks who we are, is left to the
+            hub's client.
+    """
+    if (url.scheme, proxy.scheme) != ("https", "http"):
+        return
+    host, port = _address(url)
+    lines = [f"CONNECT {host}:{port} HTTP/1.1", f"Host: {host}:{port}"]
+    if proxy.username:
+        login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}".encode()
+        lines.append(f"Proxy-Authorization: Basic {base64.b64encode(login).decode()}")
+    try:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        status = connection.recv(64).decode("latin-1").split(" ")
+    except TimeoutError:
+        return
+    if len(status) > 1 and status[1][:1] in ("4", "5") and status[1] != "407":
+        raise OSError(f"it answers {status[1]} when asked for {host}:{port}")
