@@ -25,8 +25,8 @@ SHAPES = (
 )
 TINY = (Shape("tiny", 260, 70, 64, 64), Shape("tiny, wider", 260, 70, 128, 64))
 PROPAGATE, FORWARD, STEP = PARTS = ("propagate", "loss forward", "forward + backward")
-# Form -> how many of the shapes it is timed on. Ours first: what takes longest, and what may fail, comes when the
-# rest is on disk.
+# Form -> how many of the shapes it is timed on. Ours first: what takes longest, and what may fail, comes when
+# the rest is on disk.
 FORMS = {
     "triton fp16": 5,
     "triton fp32": 5,

@@ -31,7 +31,7 @@ WORKERS = 8
 
 
 def build(device: torch.device) -> str:
-    """Build what is missing of the two libraries, the CUDA one for this device alone, and Triton's kernels."""
+    """Build what is missing of the libraries, the CUDA one for this device alone, and Triton's kernels."""
     with ThreadPoolExecutor() as pool:
         return "; ".join(pool.map(lambda part: part(device), (_build_cuda, _build_cpu, _build_triton)))
 

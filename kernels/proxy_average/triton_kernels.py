@@ -138,7 +138,7 @@ def finish_kernel(
         o_part = (i * padded_rows.to(tl.int64) + o_row)[:, None] * WIDTH + o_channel[None, :]
         b_sum += tl.load(p_sums + o_part, m_sum, other=0.0)
     b_norm = tl.maximum(tl.sqrt_rn(tl.sum(b_sum * b_sum, 1)), 1e-12)
-    b_proxy = tl.div_rn(b_sum, b_norm[:, None])
+    b_proxy = b_sum * tl.div_rn(1.0, b_norm)[:, None]
     m_out = m_row[:, None] & (o_channel < width)[None, :]
     o_out = o_row[:, None] * width + o_channel[None, :]
     tl.store(p_proxy + o_out, b_proxy, m_out)

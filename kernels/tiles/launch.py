@@ -1,8 +1,8 @@
 """Launch configurations of the Triton kernels per architecture, and the one place that launches them.
 
-Chosen from the compiler's figures, see ``bench/results/aot.md`` for every kernel and line: none spills. None
-has been timed. ``PPAP_AUTOTUNE=1`` times the alternatives on the device at hand instead, see
-:mod:`.autotune`.
+Those of sm_90 were timed, the others are chosen from the compiler's figures, see ``bench/results/aot.md`` for
+every kernel and line: none spills. ``PPAP_AUTOTUNE=1`` times the alternatives on the device at hand instead,
+see :mod:`.autotune`.
 """
 
 import functools
@@ -77,12 +77,6 @@ _HOPPER = _table(
     log_sum_exp=Launch(stages=2, tma=True),
     log_sum_exp_split=Launch(block_k=32, stages=2, tma=True),
     weights_split=Launch(block_k=32, warps=8, tma=True),
-)
-_BLACKWELL = _table(
-    Launch(tma=True),
-    Launch(warps=8, stages=2, tma=True),
-    Launch(warps=8, tma=True),
-    Launch(warps=8, stages=3, tma=True),
 )
 _BLACKWELL = _table(
     Launch(tma=True),

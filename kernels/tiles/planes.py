@@ -21,16 +21,18 @@ class Planes:
     Attributes:
         high: (rows, width) 16-bit, both padded.
         low: like `high`, or None where one plane serves.
-        unit: factor of all values, a power of two: a float, or a scalar tensor on the device.
+        constant: the unit's constant factor, a power of two.
         rows: number of rows without padding.
         width: number of channels without padding.
+        divisor: the unit's other factor, a power of two as a scalar tensor, or None.
     """
 
     high: torch.Tensor
     low: torch.Tensor | None
-    unit: torch.Tensor | float
+    constant: float
     rows: int
     width: int
+    divisor: torch.Tensor | None = None
 
     @classmethod
     def empty(
@@ -40,16 +42,16 @@ class Planes:
         precision: str,
         multiple: int,
         device: torch.device,
-        unit: torch.Tensor | float = 1.0,
+        divisor: torch.Tensor | None = None,
     ) -> "Planes":
-        """Unwritten planes of values that are divided by `unit`, on `device`; rows padded to `multiple`."""
+        """Unwritten planes of values that are divided by `divisor`; rows padded to `multiple`."""
         shape = (padded(rows, multiple), padded(width, WIDTH_BLOCK))
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
         split = precision == "fp32"
         high, low = (
             torch.empty(shape, dtype=dtype, device=device) if wanted else None for wanted in (True, split)
         )
-        return cls(high, low, unit / SPLIT_SCALE.value if split else unit, rows, width)
+        return cls(high, low, 1 / SPLIT_SCALE.value if split else 1.0, rows, width, divisor)
 
     @property
     def split(self) -> bool:
@@ -59,7 +61,12 @@ class Planes:
     @property
     def scaled(self) -> bool:
         """Whether the values were divided by their largest magnitude; those of unit rows need not be."""
-        return isinstance(self.unit, torch.Tensor)
+        return self.divisor is not None
+
+    @property
+    def unit(self) -> torch.Tensor | float:
+        """Factor of all values, a power of two: a float, or a scalar tensor on the device."""
+        return self.constant if self.divisor is None else self.divisor * self.constant
 
 
 def plane_count(precision: str) -> int:
@@ -102,9 +109,7 @@ def fill(
         options: more of what :func:`.rows.run` does on the way.
     """
     count = values.shape[0] if index is None else index.shape[0]
-    made = Planes.empty(
-        count, values.shape[1], precision, multiple, values.device, 1.0 if unit is None else unit
-    )
+    made = Planes.empty(count, values.shape[1], precision, multiple, values.device, unit)
     row_kernels.run(
         values,
         rows=count,

@@ -87,7 +87,7 @@ def rows_kernel(
     if p_largest is not None:
         tl.store(p_largest + o_row, b_largest, m_row)
     if NORMALISE:
-        b_x = tl.div_rn(b_ratio, tl.maximum(b_length, 1e-12)[:, None])
+        b_x = b_ratio * tl.div_rn(1.0, tl.maximum(b_length, 1e-12))[:, None]
     if p_unit is not None:
         b_x = b_x * tl.div_rn(1.0, tl.load(p_unit))
     if p_factor is not None:
