@@ -35,9 +35,13 @@ $(VENV)/triton-%/.done: $(VENV)/.done
 OF_VERSIONS = tests/test_triton.py tests/test_dispatch.py tests/test_ppap_loss.py tests/test_relation_masks.py \
 	tests/test_proxy_average.py tests/test_masked_log_softmax.py tests/test_versions.py
 
+# Of the interpreter's files, which take minutes, `make test` runs all with the environment's own Triton.
+test-oldest: UNINTERPRETED = contract or training
+test-newest: UNINTERPRETED = contract or training or loss
+
 test-oldest test-newest: test-%: $(VENV)/%/.done
 	PYTHONPATH=$(CURDIR)/$(VENV)/$* $(BIN)/python -m pytest -n auto $(OF_VERSIONS) \
-		-k "not (interpreter and (contract or training))"
+		-k "not (interpreter and ($(UNINTERPRETED)))"
 
 # Registers and spills of every Triton kernel with every tested Triton, all columns anew.
 aot: setup

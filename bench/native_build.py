@@ -99,8 +99,8 @@ def main() -> None:
     report = (
         "# Loops of the native CPU kernels\n\n"
         f"From `python -m bench.native_build`, compiled by {compiler(options.library)}. Nothing was run.\n"
-        f"Loops with {PRODUCTS} products or more that are over {SHARE:.0%} of their instructions; the portable\n"
-        "form has no such products.\n\n"
+        f"Loops with {PRODUCTS} products or more that are over {SHARE:.0%} of their instructions;\n"
+        "the portable form has no such products.\n\n"
         f"{table(loops(text))}\n"
     )
     print(report)

@@ -15,9 +15,9 @@ DEFAULT_BUDGET = 512 * 2**20
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 _SIXTEEN_BIT = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
-# Device types with autocast, found on import: torch.compile cannot trace the question before torch 2.12.
-_AUTOCAST = frozenset(
-    name for name in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(name)
+# Asked on import: torch 2.11 cannot trace the question.
+_WITH_AUTOCAST = frozenset(
+    device for device in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(device)
 )
 # Softmax weights are at most 1 and about 1/N in the mean; this power of two centres them in fp16's range.
 FP16_WEIGHT_SCALE = 2.0**14
@@ -54,7 +54,7 @@ def resolve_precision(precision: str, *tensors: torch.Tensor) -> str:
     if precision != "auto":
         return precision
     device = tensors[0].device.type
-    if device in _AUTOCAST and torch.is_autocast_enabled(device):
+    if device in _WITH_AUTOCAST and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     return _NAMES[dtype]
 

@@ -52,6 +52,17 @@ if os.environ.get("TRITON_INTERPRET") == "1" and not INTERPRETED:
     _INTERPRETER_HINT = "Triton was imported before TRITON_INTERPRET=1 was set: set it before Python starts"
 
 _chosen: ContextVar[str | None] = ContextVar("ppap_backend", default=None)
+
+
+class _Latest:
+    """The choice of the last ``use_backend``, of whichever thread: what can be traced before torch 2.14."""
+
+    name: str | None = None
+
+
+_latest = _Latest()
+# Since 2.14 torch.compile follows a ContextVar; before, it refuses to trace one.
+_TRACES_CONTEXT = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
 _logged: set[tuple[str, str]] = set()
 
 
@@ -138,10 +149,12 @@ def use_backend(name: str):
         ValueError: no backend is called `name`.
     """
     token = _chosen.set(_check_name(name, "use_backend"))
+    before, _latest.name = _latest.name, name
     try:
         yield
     finally:
         _chosen.reset(token)
+        _latest.name = before
 
 
 def choose(impl: str | None, *tensors: torch.Tensor) -> str:
@@ -192,7 +205,8 @@ def _unfit(backend: str, device: torch.device) -> str | None:
 def _requested(impl: str | None) -> tuple[str, str]:
     if impl is not None:
         return _check_name(impl, "impl"), "impl argument"
-    context = _chosen.get()
+    traced = torch.compiler.is_compiling() and not _TRACES_CONTEXT
+    context = _latest.name if traced else _chosen.get()
     if context is not None:
         return context, "use_backend"
     return _check_name(os.environ.get("PPAP_BACKEND") or "auto", "PPAP_BACKEND"), "PPAP_BACKEND"

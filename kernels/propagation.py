@@ -146,8 +146,10 @@ class Relations:
     trustworthy_positives: bool = field(default=True, repr=False)
     backend: str = field(default="torch", repr=False)
 
-    def queries(self, rows: slice | torch.Tensor = slice(None)) -> Queries:
-        """The queries and thresholds of some anchors (all by default); `rows` index anchors 0..A-1."""
+    def queries(self, rows: slice | torch.Tensor | None = None) -> Queries:
+        """The queries and thresholds of some anchors (None = all); `rows` index anchors 0..A-1."""
+        if rows is None:
+            rows = slice(None)  # as a default, torch 2.11 could not trace it
         proxies, phi, psi = self.proxies[rows], self.phi[rows], self.psi[rows]
         if self.trustworthy_positives:
             return Queries(proxies, phi, None, psi, proxies)
