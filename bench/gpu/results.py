@@ -79,9 +79,10 @@ class Results:
             "",
             *[f"- {name}: {words}" for name, words in self.said.items()],
             f"- own bf16 matrix rate: {rate}",
-            f"- T = {CFG.steps}, temperature {TAU}, memory budget {BUDGET >> 20} MiB. A cell: time of a",
-            "  call, calls back to back (in brackets: until it returns on the host); peak memory above inputs.",
-            "  Share: dense FLOPs ((2 T + 5) 2 A N D) of forward + backward over time and matrix rate.",
+            f"- T = {CFG.steps}, temperature {TAU}, memory budget {BUDGET >> 20} MiB.",
+            "- A cell: time of a call, calls back to back; in brackets: until it returns on the host;",
+            "  peak memory above the inputs. graph: the Triton form's launches, captured once, replayed.",
+            "- Share: dense FLOPs ((2 T + 5) 2 A N D) of forward + backward over time and matrix rate.",
         ]
         for shape in self.shapes:
             lines += ["", *self._table(shape)]
