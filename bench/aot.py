@@ -56,6 +56,24 @@ _TYPES = {
 }
 
 
+# Kernel -> pointers that may be None, and what a form that has one is called.
+_OPTIONAL = {
+    "rows": {
+        "p_index": "gathered",
+        "p_unit": "divided",
+        "p_factor": "weighted",
+        "p_out": "values",
+        "p_high": "planes",
+        "p_norm": "norms",
+        "p_norm_scale": "scaled",
+    },
+    "similarity": {"p_unit": "unit"},
+    "finish": {"p_phi": "thresholds"},
+    "group": {"p_row": "weights", "p_mean": "means"},
+    "add_rows": {"p_factor": "weighted"},
+}
+
+
 @dataclass(frozen=True)
 class Call:
     """One launch, as the compiler sees it."""
@@ -71,10 +89,13 @@ class Call:
     def name(self) -> str:
         """The kernel and what distinguishes this form of it."""
         values = dict(self.constants)
-        forms = [flag.lower() for flag in ("POSITIVE", "KEPT") if values.get(flag) is True]
+        forms = [flag.lower() for flag in ("POSITIVE", "KEPT", "NORMALISE") if values.get(flag) is True]
+        kernel = self.kernel.__name__.removesuffix("_kernel")
+        given = {name for name, kind in self.signature if kind != "constexpr"}
+        forms += [word for pointer, word in _OPTIONAL.get(kernel, {}).items() if pointer in given]
         kinds = {kind for _, kind in self.signature}
         types = "split" if values.get("SPLIT") else "bf16" if any("bf16" in kind for kind in kinds) else ""
-        return " ".join([self.kernel.__name__.removesuffix("_kernel"), *forms, types]).strip()
+        return " ".join([kernel, *forms, types]).strip()
 
     @property
     def configuration(self) -> str:
@@ -194,13 +215,23 @@ def _ptxas(ptx: str, architecture: str) -> str:
 
 def figures(architecture: str, widths: tuple[int, ...]) -> dict[Line, Figures]:
     """Every line of one architecture."""
-    calls = dict.fromkeys(call for width in widths for call in guarded_calls(architecture, width))
-    return {line_of(call, architecture): resources(call, architecture) for call in calls}
+    calls = [call for width in widths for call in guarded_calls(architecture, width)]
+    return dict(worst(calls, architecture))
 
 
 def line_of(call: Call, architecture: str) -> Line:
     """The line of the table that a call stands in."""
     return Line(architecture, call.name, call.configuration)
+
+
+def worst(calls: list[Call], architecture: str) -> Iterator[tuple[Line, Figures]]:
+    """Lines and figures of calls; of several in one line, as of other sizes, the one that spills most."""
+    lines: dict[Line, list[Call]] = {}
+    for call in dict.fromkeys(calls):
+        lines.setdefault(line_of(call, architecture), []).append(call)
+    for line, own in lines.items():
+        found = [resources(call, architecture) for call in own]
+        yield line, max(found, key=lambda one: (one.spills, one.serialised, one.shared, one.registers))
 
 
 def main() -> None:
