@@ -23,7 +23,7 @@ SHAPES = (
     VITB8,
     Shape("ViT-B/8, every patch an anchor", VITB8.patches, VITB8.patches, 768, 768),
 )
-TINY = (Shape("tiny", 260, 70, 64, 64), Shape("tiny, wider", 260, 70, 128, 64))
+TINY = (Shape("tiny", 260, 70, 64, 64),)
 PROPAGATE, FORWARD, STEP = PARTS = ("propagate", "loss forward", "forward + backward")
 # Form -> how many of the shapes it is timed on. Ours first: what takes longest, and what may fail, comes when
 # the rest is on disk.

@@ -31,7 +31,7 @@ def median(values: list[float]) -> float:
 
 
 def time_calls(run: Callable[[], object], rounds: int) -> Timing:
-    """Time `rounds` calls one after the other, as a training loop makes them; two go before, unmeasured.
+    """Time `rounds` calls one after the other, as a training loop makes them; others go before, unmeasured.
 
     On a GPU the device's time is that between events around each call. Where the host is slower than the
     device, that is the host's time.
@@ -39,7 +39,7 @@ def time_calls(run: Callable[[], object], rounds: int) -> Timing:
     start = time.perf_counter()
     run()
     synchronise()
-    if time.perf_counter() - start < LONGEST_S:
+    if rounds > 1 and time.perf_counter() - start < LONGEST_S:
         run()
     peak = _peak_mib(run)
     marks, host, start = [_mark()], [], time.perf_counter()
