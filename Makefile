@@ -36,8 +36,8 @@ OF_VERSIONS = tests/test_triton.py tests/test_dispatch.py tests/test_ppap_loss.p
 	tests/test_proxy_average.py tests/test_masked_log_softmax.py tests/test_versions.py
 
 # Of the interpreter's files, which take minutes, `make test` runs all with the environment's own Triton.
-test-oldest: UNINTERPRETED = contract or training
-test-newest: UNINTERPRETED = contract or training or loss
+test-oldest: UNINTERPRETED = contract or training or launches
+test-newest: UNINTERPRETED = contract or training or loss or launches or rows
 
 test-oldest test-newest: test-%: $(VENV)/%/.done
 	PYTHONPATH=$(CURDIR)/$(VENV)/$* $(BIN)/python -m pytest -n auto $(OF_VERSIONS) \
