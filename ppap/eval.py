@@ -15,13 +15,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ppap import seeds
-from ppap.checkpoint import Checkpoint, load_checkpoint
 from ppap.cli import first_positional, parse, run
-from ppap.config import Config, DataConfig, EvalConfig, from_dict
 from ppap.data import Datasets, build_datasets
 from ppap.data.base import SPLITS
-from ppap.engine import Engine, for_inference, load_engine, pick_device
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.comparison import table
 from ppap.evaluation.crf import native_crf_missing, require_crf
@@ -29,8 +25,12 @@ from ppap.evaluation.evaluate import evaluate
 from ppap.evaluation.frozen import train_frozen_probes
 from ppap.evaluation.neighbours import NeighbourEvaluation, build_bank, evaluate_neighbours, map_source
 from ppap.evaluation.refit import refit_clusters, refit_table
-from ppap.provenance import provenance
-from ppap.report import RANDOM_WARNING, backbone_facts, evaluation_record, score_table
+from ppap.methods.engine import Engine, for_inference, load_engine, pick_device
+from ppap.reports.markdown import RANDOM_WARNING, backbone_facts, evaluation_record, score_table
+from ppap.reports.provenance import provenance
+from ppap.runs.checkpoint import Checkpoint, load_checkpoint
+from ppap.settings.config import Config, DataConfig, EvalConfig, from_dict
+from ppap.training import seeds
 
 # Beyond this many classes the terminal shows no line per class; the JSON file has them all.
 _LISTED_CLASSES = 100

@@ -15,18 +15,18 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ppap.checkpoint import load_checkpoint
 from ppap.cli import parse, run
-from ppap.config import from_dict
 from ppap.data import class_colours, images
 from ppap.data.images import SUFFIXES, read_image, verify_image
 from ppap.data.transforms import Geometry, normalise, resized_size
-from ppap.engine import Engine, for_inference, load_engine, pick_device
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.metrics import apply_assignment
-from ppap.fields import REQUIRED
-from ppap.pictures import IGNORED_INDEX, IGNORED_INDEX_16, legend, overlay, save_index_png
-from ppap.report import RANDOM_WARNING
+from ppap.methods.engine import Engine, for_inference, load_engine, pick_device
+from ppap.pictures.drawing import IGNORED_INDEX, IGNORED_INDEX_16, legend, overlay, save_index_png
+from ppap.reports.markdown import RANDOM_WARNING
+from ppap.runs.checkpoint import load_checkpoint
+from ppap.settings.config import from_dict
+from ppap.settings.fields import REQUIRED
 
 # A ViT attends between all pairs of tokens: memory grows with their square.
 MAX_TOKENS = 16_384

@@ -16,7 +16,6 @@ from typing import Annotated, Literal
 import tyro
 
 from ppap.cli import parse, run
-from ppap.config import DataConfig
 from ppap.data import build_dataset, build_datasets
 from ppap.data.base import SPLITS
 from ppap.data.cocostuff import TRAIN_LISTS
@@ -26,7 +25,8 @@ from ppap.errors import PpapError, UsageError
 from ppap.preparation.crops import CropSettings, make_crops
 from ppap.preparation.potsdam import cut_tiles, find_tiles, has_raw_tiles
 from ppap.preparation.verify import class_table, decode_all
-from ppap.presets import PRESETS
+from ppap.settings.config import DataConfig
+from ppap.settings.presets import PRESETS
 
 Prepared = Literal["cocostuff27", "cocostuff15", "cocostuff3", "cityscapes27", "potsdam3", "imagenet_s"]
 

@@ -16,20 +16,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ppap.backbone import backbone_from_spec, build_backbone
-from ppap.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ppap.cli import parse, run
-from ppap.config import config_hash, to_dict
 from ppap.data.transforms import normalise
-from ppap.engine import amp_type, check_finite, pick_device
 from ppap.errors import DataError, Stopped, UsageError
-from ppap.pretraining.config import PRESETS, PretrainConfig, PretrainOptimConfig, preset
+from ppap.methods.engine import amp_type, check_finite, pick_device
+from ppap.nets.backbone import backbone_from_spec, build_backbone
 from ppap.pretraining.data import build_draws, draws_loader
 from ppap.pretraining.export import centred, draw_features, export_backbone
 from ppap.pretraining.objective import Distillation
 from ppap.pretraining.start import whiten_patches
-from ppap.provenance import device_name
-from ppap.rundir import RunDir, new_run_path, refuse_changes
+from ppap.reports.provenance import device_name
+from ppap.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ppap.runs.rundir import RunDir, new_run_path, refuse_changes
+from ppap.settings.config import config_hash, to_dict
+from ppap.settings.pretraining import PRESETS, PretrainConfig, PretrainOptimConfig, preset
 from ppap.train import StopRequest
 
 # Settings that a resumed run may change. The schedules span --train.steps: they continue on the new ones.

@@ -1,7 +1,7 @@
 """Training: ``python -m ppap.train [PRESET] [--section.field value ...]``, or ``--resume RUN``.
 
-Read :meth:`Trainer.run` for the loop, ``ppap.engine`` for a step, ``ppap.config`` for the settings,
-``ppap.train_request`` for the command line.
+Read :meth:`Trainer.run` for the loop, ``ppap.methods.engine`` for a step, ``ppap.settings.config`` for the
+settings, ``ppap.training.request`` for the command line.
 """
 
 import signal
@@ -16,23 +16,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ppap import seeds
-from ppap.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ppap.cli import run
-from ppap.config import Config, config_hash, to_dict
 from ppap.data import Datasets, SegmentationDataset, build_datasets
 from ppap.data.loading import stream
-from ppap.engine import Engine, build_engine, check_finite, load_engine, pick_device
 from ppap.errors import DataError, NumberError, Stopped, UsageError
 from ppap.evaluation.comparison import Row, compare
 from ppap.evaluation.crf import require_crf
 from ppap.evaluation.evaluate import Evaluation, evaluate
-from ppap.feature_cache import CachedFeatures, cache_features, cache_root
 from ppap.kernels import dispatch
 from ppap.methods.base import TrainingData
+from ppap.methods.engine import Engine, build_engine, check_finite, load_engine, pick_device
 from ppap.methods.table import METHODS
-from ppap.provenance import device_name
-from ppap.report import (
+from ppap.nets.feature_cache import CachedFeatures, cache_features, cache_root
+from ppap.reports.markdown import (
     FINAL_SCORES,
     RANDOM_WARNING,
     comparison_record,
@@ -40,8 +36,12 @@ from ppap.report import (
     sets_hint,
     write_report,
 )
-from ppap.rundir import RunDir
-from ppap.train_request import parse_arguments
+from ppap.reports.provenance import device_name
+from ppap.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ppap.runs.rundir import RunDir
+from ppap.settings.config import Config, config_hash, to_dict
+from ppap.training import seeds
+from ppap.training.request import parse_arguments
 
 
 class StopRequest:

@@ -25,7 +25,7 @@ from ppap.errors import DataError
 from ppap.evaluation.patches import labels_of
 from ppap.kernels import PropagationConfig
 from ppap.kernels.ppap_loss import reference
-from ppap.presets import PRESETS
+from ppap.settings.presets import PRESETS
 from tests.runs import TINY, make_folder
 
 OPTIONS = [o for o in TINY[1:] if o.startswith(("--data", "--model", "--loss"))]

@@ -23,16 +23,16 @@ from tqdm import tqdm
 
 import ppap
 from ppap.analysis.arguments import make_folder
-from ppap.checkpoint import exists, load_checkpoint
-from ppap.config import Config, from_dict, to_dict
 from ppap.data import build_datasets
-from ppap.engine import pick_device
 from ppap.errors import DataError, NumberError, PpapError, Stopped, UsageError
 from ppap.eval import main as evaluate
 from ppap.evaluation.crf import require_crf
-from ppap.feature_cache import cache_features, cache_root
-from ppap.model import build_net
-from ppap.rundir import RunDir, changed_settings, option_names
+from ppap.methods.engine import pick_device
+from ppap.nets.feature_cache import cache_features, cache_root
+from ppap.nets.model import build_net
+from ppap.runs.checkpoint import exists, load_checkpoint
+from ppap.runs.rundir import RunDir, changed_settings, option_names
+from ppap.settings.config import Config, from_dict, to_dict
 from ppap.train import StopRequest, Trainer
 
 try:

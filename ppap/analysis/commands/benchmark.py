@@ -15,11 +15,11 @@ from ppap.analysis.tables import (
     score_lines,
     spread_text,
 )
-from ppap.config import Config
-from ppap.methods.published import with_method
 from ppap.methods.table import METHODS, TITLES
-from ppap.rundir import RunDir
-from ppap.seeds import shared_provenance, spread_of
+from ppap.runs.rundir import RunDir
+from ppap.settings.config import Config
+from ppap.settings.published import with_method
+from ppap.training.seeds import shared_provenance, spread_of
 
 TEXT = """Train each method with each seed, evaluate it as "ppap eval" does, and set the scores beside the
 paper's.

@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
-from ppap.analysis.positives import draw_positives
-from ppap.checkpoint import Checkpoint
-from ppap.config import Config, config_hash
 from ppap.data import SegmentationDataset, class_colours
-from ppap.engine import Engine
 from ppap.evaluation.comparison import Row, table
 from ppap.evaluation.crf import crf_implementation
 from ppap.evaluation.evaluate import Evaluation, pixel_scores
 from ppap.evaluation.metrics import Scores, apply_assignment
+from ppap.methods.engine import Engine
 from ppap.methods.table import TITLES
-from ppap.pictures import curves, strip
-from ppap.provenance import device_name, provenance, versions
-from ppap.rundir import RunDir
+from ppap.pictures.drawing import curves, strip
+from ppap.reports.positives import draw_positives
+from ppap.reports.provenance import device_name, provenance, versions
+from ppap.runs.checkpoint import Checkpoint
+from ppap.runs.rundir import RunDir
+from ppap.settings.config import Config, config_hash
 
 _POSITIVE_IMAGES = 6  # in the picture of positives
 RANDOM_WARNING = "backbone: random weights; results are meaningless"

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from ppap.checkpoint import exists
-from ppap.config import Config, config_hash, from_dict, to_dict
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.evaluation.comparison import table
 from ppap.methods.table import TITLES
-from ppap.report import FINAL_SCORES, comparison_lines
-from ppap.rundir import RunDir
+from ppap.reports.markdown import FINAL_SCORES, comparison_lines
+from ppap.runs.checkpoint import exists
+from ppap.runs.rundir import RunDir
+from ppap.settings.config import Config, config_hash, from_dict, to_dict
 
 RunOne = Callable[[Config, Path, bool], None]
 """Trains one seed: its settings, its run directory, and whether that is to be continued."""
