@@ -26,8 +26,15 @@ from ppap.evaluation.frozen import train_frozen_probes
 from ppap.evaluation.neighbours import NeighbourEvaluation, build_bank, evaluate_neighbours, map_source
 from ppap.evaluation.refit import refit_clusters, refit_table
 from ppap.methods.engine import Engine, for_inference, load_engine, pick_device
-from ppap.reports.markdown import RANDOM_WARNING, backbone_facts, evaluation_record, score_table
 from ppap.reports.provenance import provenance
+from ppap.reports.records import (
+    RANDOM_WARNING,
+    backbone_facts,
+    evaluation_record,
+    shared_provenance,
+    spread_of,
+)
+from ppap.reports.terminal import score_table
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint
 from ppap.settings.config import Config, DataConfig, EvalConfig, from_dict
 from ppap.training import seeds
@@ -211,7 +218,7 @@ def _measure_probes(
     if arguments.refit_clusters:
         numbers = range(config.train.seed + 1, config.train.seed + 1 + arguments.refit_clusters)
         summaries = refit_clusters(code_of, batch_code, engine, datasets, config, numbers)
-        spread = seeds.spread_of(summaries)
+        spread = spread_of(summaries)
         lines += ["", *refit_table(spread, result.summary(), config.compare)]
         record["refit_clusters"] = {"seeds": list(numbers), **spread}
     return record, lines
@@ -260,8 +267,8 @@ def _neighbour_lines(result: NeighbourEvaluation, names: Sequence[str]) -> list[
 def _of_set(records: Sequence[dict[str, Any]]) -> Measured:
     """One record of several runs: means and standard deviations, and every run's own scores."""
     summaries = [record["summary"] for record in records]
-    spread = seeds.spread_of(summaries)
-    origin = seeds.shared_provenance([record["provenance"] for record in records])
+    spread = spread_of(summaries)
+    origin = shared_provenance([record["provenance"] for record in records])
     numbers = ", ".join(map(str, origin["seed"]))
     lines = ["", f"{len(records)} runs, seeds {numbers}: mean ± standard deviation"]
     if "cluster_miou" in spread:

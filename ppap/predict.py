@@ -23,7 +23,7 @@ from ppap.errors import DataError, UsageError
 from ppap.evaluation.metrics import apply_assignment
 from ppap.methods.engine import Engine, for_inference, load_engine, pick_device
 from ppap.pictures.drawing import IGNORED_INDEX, IGNORED_INDEX_16, legend, overlay, save_index_png
-from ppap.reports.markdown import RANDOM_WARNING
+from ppap.reports.records import RANDOM_WARNING
 from ppap.runs.checkpoint import load_checkpoint
 from ppap.settings.config import from_dict
 from ppap.settings.fields import REQUIRED

@@ -28,15 +28,10 @@ from ppap.methods.base import TrainingData
 from ppap.methods.engine import Engine, build_engine, check_finite, load_engine, pick_device
 from ppap.methods.table import METHODS
 from ppap.nets.feature_cache import CachedFeatures, cache_features, cache_root
-from ppap.reports.markdown import (
-    FINAL_SCORES,
-    RANDOM_WARNING,
-    comparison_record,
-    evaluation_record,
-    sets_hint,
-    write_report,
-)
+from ppap.reports.markdown import write_report
 from ppap.reports.provenance import device_name
+from ppap.reports.records import FINAL_SCORES, RANDOM_WARNING, comparison_record, evaluation_record
+from ppap.reports.terminal import sets_hint
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, config_hash, to_dict

@@ -13,7 +13,7 @@ from ppap.errors import UsageError
 from ppap.eval import main
 from ppap.evaluation.evaluate import evaluate
 from ppap.nets.probes import ClusterProbe, LinearProbe
-from ppap.reports.markdown import sets_hint
+from ppap.reports.terminal import sets_hint
 from ppap.settings.config import EvalConfig
 from ppap.settings.presets import preset
 from ppap.train import main as train

@@ -12,7 +12,7 @@ import ppap
 from ppap.cli import run
 from ppap.errors import DataError, UsageError
 from ppap.predict import find_images, main
-from ppap.reports.markdown import predict_crop
+from ppap.reports.strips import predict_crop
 from tests.runs import TINY, make_folder, tiny_run
 
 

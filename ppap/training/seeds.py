@@ -6,17 +6,15 @@ and ``report.md``. An interrupted set is continued with ``--resume FOLDER``: fin
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.evaluation.comparison import table
 from ppap.methods.table import TITLES
-from ppap.reports.markdown import FINAL_SCORES, comparison_lines
+from ppap.reports.markdown import comparison_lines
+from ppap.reports.records import FINAL_SCORES, shared_provenance, spread_of
 from ppap.runs.checkpoint import exists
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, config_hash, from_dict, to_dict
@@ -128,29 +126,6 @@ def _write(path: Path, config: Config, seeds: Sequence[int]) -> None:
     (path / "report.md").write_text("\n".join(lines) + "\n")
     print("\n".join(compared))
     print(f"report: {path / 'report.md'}")
-
-
-def spread_of(summaries: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Score name -> mean, standard deviation (None for one run), min, max and all values of several runs."""
-    result = {}
-    for key in summaries[0]:
-        values = [summary[key] for summary in summaries]
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        result[key] = {
-            "mean": float(np.mean(values)),
-            "std": std,
-            "min": min(values),
-            "max": max(values),
-            "values": values,
-        }
-    return result
-
-
-def shared_provenance(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One record of several runs that differ in their seed: lists where each has its own."""
-    own = {key: [record[key] for record in records] for key in ("seed", "settings", "weights")}
-    config = {**records[0]["config"], "train": {**records[0]["config"]["train"], "seed": own["seed"]}}
-    return {**records[0], **own, "config": config}
 
 
 def runs_of(path: Path) -> list[Path]:

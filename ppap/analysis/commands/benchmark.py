@@ -16,10 +16,10 @@ from ppap.analysis.tables import (
     spread_text,
 )
 from ppap.methods.table import METHODS, TITLES
+from ppap.reports.records import shared_provenance, spread_of
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config
 from ppap.settings.published import with_method
-from ppap.training.seeds import shared_provenance, spread_of
 
 TEXT = """Train each method with each seed, evaluate it as "ppap eval" does, and set the scores beside the
 paper's.

@@ -17,7 +17,8 @@ from ppap.evaluation.metrics import ConfusionMatrix, apply_assignment
 from ppap.methods.engine import Engine, for_inference, load_engine, pick_device
 from ppap.methods.table import TITLES
 from ppap.pictures.drawing import strip
-from ppap.reports.markdown import RANDOM_WARNING, predict_crop, spread
+from ppap.reports.records import RANDOM_WARNING
+from ppap.reports.strips import predict_crop, spread
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint
 from ppap.settings.config import Config, DataConfig, from_dict
 from ppap.settings.fields import REQUIRED

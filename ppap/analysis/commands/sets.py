@@ -27,8 +27,8 @@ from ppap.evaluation.patches import kmeans
 from ppap.methods.engine import pick_device
 from ppap.methods.loss import PPAPLoss
 from ppap.nets.model import PPAPNet, build_net
-from ppap.reports.markdown import RANDOM_WARNING
 from ppap.reports.provenance import provenance
+from ppap.reports.records import RANDOM_WARNING
 from ppap.settings.config import CompareConfig, Config
 
 TEXT = """Measure positive and negative sets with labels: mean size and share of the anchor's class.

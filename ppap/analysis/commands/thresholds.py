@@ -19,8 +19,8 @@ from ppap.data import build_datasets
 from ppap.methods.engine import pick_device
 from ppap.methods.loss import PPAPLoss
 from ppap.nets.model import build_net
-from ppap.reports.markdown import RANDOM_WARNING
 from ppap.reports.provenance import provenance
+from ppap.reports.records import RANDOM_WARNING
 
 TEXT = """Draw the similarities of patch pairs and the sizes of the sets over a grid of phi0 and psi0, and
 suggest values without labels.
