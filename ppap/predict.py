@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ppap.cli import parse, run
+from ppap.cli import parse, required, run
 from ppap.data import class_colours, images
 from ppap.data.images import SUFFIXES, read_image, verify_image
 from ppap.data.transforms import Geometry, normalise, resized_size
@@ -26,7 +26,6 @@ from ppap.pictures.drawing import IGNORED_INDEX, IGNORED_INDEX_16, legend, overl
 from ppap.reports.records import RANDOM_WARNING
 from ppap.runs.checkpoint import load_checkpoint
 from ppap.settings.config import from_dict
-from ppap.settings.fields import REQUIRED
 
 # A ViT attends between all pairs of tokens: memory grows with their square.
 MAX_TOKENS = 16_384
@@ -164,7 +163,7 @@ class PredictArguments:
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """Run directory or checkpoint folder."""
     images: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]"), REQUIRED
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]"), required()
     ]
     """Image files, or folders of images."""
     out: str

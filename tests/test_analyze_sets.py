@@ -21,8 +21,8 @@ from ppap.analysis.set_quality import (
     clustered as clustered_sets,
 )
 from ppap.analysis.set_report import SetResult
+from ppap.data.patch_labels import labels_of
 from ppap.errors import DataError
-from ppap.evaluation.patches import labels_of
 from ppap.kernels import PropagationConfig
 from ppap.kernels.ppap_loss import reference
 from ppap.settings.presets import PRESETS

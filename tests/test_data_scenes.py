@@ -9,8 +9,9 @@ import torch
 from torch.utils.data import default_collate
 
 from ppap.data import build_dataset, build_datasets
+from ppap.data.patch_labels import patch_labels
 from ppap.data.scenes import CLASS_NAMES, STREAMS, make_scene
-from ppap.evaluation.patches import cluster_scores, colour_features, patch_labels
+from ppap.evaluation.patches import cluster_scores, colour_features
 from ppap.settings.config import DataConfig
 
 CONFIG = DataConfig(

@@ -15,7 +15,7 @@ from ppap.cli import run
 from ppap.data.scenes import make_scene
 from ppap.errors import DataError, NumberError, UsageError
 from ppap.nets.backbone import build_backbone
-from ppap.pretrain import Pretrainer, main, parse_arguments, rate
+from ppap.pretrain import main, parse_arguments
 from ppap.pretraining.data import build_draws
 from ppap.pretraining.export import export_backbone, principal_colours
 from ppap.pretraining.export import main as export_main
@@ -27,6 +27,7 @@ from ppap.pretraining.objective import (
     spread_evenly,
     vicreg_loss,
 )
+from ppap.pretraining.pretrainer import Pretrainer, rate
 from ppap.pretraining.views import (
     make_crops,
 )

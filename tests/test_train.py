@@ -108,7 +108,7 @@ def test_a_stop_during_validation_saves_too(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         return real_evaluate(*args, should_stop=should_stop, **options)
 
-    monkeypatch.setattr("ppap.train.evaluate", interrupted)
+    monkeypatch.setattr("ppap.training.trainer.evaluate", interrupted)
     with pytest.raises(Stopped, match="stopped at step 3 of 6"):
         tiny_run(tmp_path / "run")
     monkeypatch.undo()

@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from ppap.cli import first_positional, parse
+from ppap.cli import first_positional, parse, required
 from ppap.errors import DataError, UsageError
 from ppap.settings.config import Config, DataConfig, LossConfig, ModelConfig
-from ppap.settings.fields import REQUIRED
 from ppap.settings.presets import describe, preset
 from ppap.settings.protocol import with_protocol
 
-Out = Annotated[str, REQUIRED]
+Out = Annotated[str, required()]
 """Type of the option that names the folder for results."""
 
 

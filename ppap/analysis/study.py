@@ -33,7 +33,8 @@ from ppap.nets.model import build_net
 from ppap.runs.checkpoint import exists, load_checkpoint
 from ppap.runs.rundir import RunDir, changed_settings, option_names
 from ppap.settings.config import Config, from_dict, to_dict
-from ppap.train import StopRequest, Trainer
+from ppap.training.stop import StopRequest
+from ppap.training.trainer import Trainer
 
 try:
     import fcntl

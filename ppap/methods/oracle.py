@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppap.evaluation.patches import labels_of
+from ppap.data.patch_labels import labels_of
 from ppap.methods.base import Outcome
 from ppap.methods.ppap import PPAP
 from ppap.nets.backbone import Backbone

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ppap.data import SegmentationDataset
-from ppap.evaluation.patches import labels_of
+from ppap.data.patch_labels import labels_of
 from ppap.kernels import PropagationConfig, propagate
 from ppap.methods.hidden_positives import hidden_positives, pool_radius
 from ppap.nets.model import PPAPNet, patch_rows

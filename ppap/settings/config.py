@@ -18,11 +18,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ppap.errors import UsageError
+from ppap.settings.checks import check_field, check_rate
 from ppap.settings.evaluation import CompareConfig as CompareConfig  # parts of Config, imported from here
 from ppap.settings.evaluation import EvalConfig as EvalConfig
 from ppap.settings.evaluation import NeighboursConfig as NeighboursConfig
-from ppap.settings.fields import Method, check_field, check_rate
 from ppap.settings.methods import HPConfig as HPConfig
+from ppap.settings.methods import Method
 from ppap.settings.methods import StegoConfig as StegoConfig
 
 DataKind = Literal[

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ppap.settings.fields import Method, check_field, check_rate
+from ppap.settings.checks import check_field, check_rate
+from ppap.settings.methods import Method
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ppap.settings.fields import check_field
+from ppap.settings.checks import check_field
+
+Method = Literal["ppap", "frozen", "fixed", "tps", "ans", "random", "oracle", "hp", "stego"]
+"""Names of all methods; ``ppap.methods.table`` has what they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ppap.errors import unknown_name
+from ppap.settings.checks import check_field, check_rate
 from ppap.settings.config import ModelConfig
-from ppap.settings.fields import check_field, check_rate
 
 
 def _positive(config: Any, section: str, *names: str) -> None:

@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from ppap.analysis.arguments import Out, make_folder, new_folder
-from ppap.cli import parse
+from ppap.cli import parse, required
 from ppap.data import SegmentationDataset, build_datasets, class_colours
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.metrics import ConfusionMatrix, apply_assignment
@@ -21,7 +21,6 @@ from ppap.reports.records import RANDOM_WARNING
 from ppap.reports.strips import predict_crop, spread
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint
 from ppap.settings.config import Config, DataConfig, from_dict
-from ppap.settings.fields import REQUIRED
 
 TEXT = """Draw validation images, their truth and the masks of several runs side by side (the paper's Fig.
 3).
@@ -35,7 +34,7 @@ beside the loading of the checkpoints."""
 class CompareArguments:
     """Options of ``ppap analyze compare``; the data defaults to that of the first run."""
 
-    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]"), REQUIRED]
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]"), required()]
     """Run directories or checkpoint folders, of the same data."""
     out: Out = ""
     """New folder for compare.png and compare.json."""
