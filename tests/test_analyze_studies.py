@@ -12,12 +12,12 @@ from ppap.analysis import study
 from ppap.analysis.arguments import run_config
 from ppap.analysis.commands import ablation, benchmark, compare, sweep
 from ppap.analysis.commands.sweep import Grid, around, cell_name, describe, settings
-from ppap.analysis.study import Cell, of_seed, open_study, run_cells
+from ppap.analysis.study import Cell, open_study, run_cells
 from ppap.analysis.tables import mean_and_deviation, score_lines
 from ppap.errors import DataError, PpapError, Stopped, UsageError
 from ppap.evaluation.comparison import variant
 from ppap.pictures.drawing import legend
-from ppap.settings.config import LossConfig, from_dict
+from ppap.settings.config import LossConfig, from_dict, of_seed
 from ppap.settings.presets import demo, preset
 from ppap.settings.published import with_method
 from ppap.training.request import parse_arguments

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppap.analysis.study import Cell, of_seed, run_cells
+from ppap.analysis.study import Cell, run_cells
 from ppap.errors import DataError
 from ppap.nets.backbone import build_backbone
 from ppap.pretraining.export import export_backbone
 from ppap.runs import checkpoint
 from ppap.runs.checkpoint import exists, load_checkpoint, save_checkpoint
-from ppap.settings.config import ModelConfig
+from ppap.settings.config import ModelConfig, of_seed
 from ppap.train import main
 from ppap.training.request import parse_arguments
 from tests.methods import MODEL

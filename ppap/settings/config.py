@@ -301,6 +301,18 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
+def of_seed(config: Config, seed: int) -> Config:
+    """Settings of one of several runs; no folder's name is among them, so that a set of runs may be moved.
+
+    Raises:
+        UsageError: an impossible seed.
+    """
+    try:
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed, out=None))
+    except ValueError as error:
+        raise UsageError(f"--seeds: {error}") from None
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain containers, ready for JSON (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
