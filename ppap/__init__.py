@@ -14,8 +14,8 @@ if not os.path.isdir(os.path.join(os.path.dirname(__file__), "kernels")):
     __path__.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 _LAZY = {
-    "load": "ppap.predict",
-    "Predictor": "ppap.predict",
+    "load": "ppap.evaluation.predictor",
+    "Predictor": "ppap.evaluation.predictor",
     "kernels": None,
     "Config": "ppap.settings.config",
 }
