@@ -12,7 +12,7 @@ from bench.crf_pictures import CLASSES, SIDE, coloured_noise, logits_of
 from ppap.data import build_datasets
 from ppap.kernels import dense_crf, dense_crf_batch
 from ppap.kernels.dense_crf import unavailable_reason
-from ppap.presets import demo
+from ppap.settings.presets import demo
 
 COUNT = 4
 IMPLEMENTATIONS = [name for name in ("cpp", "pydensecrf") if unavailable_reason(name) is None]

@@ -7,10 +7,10 @@ import pytest
 from bench.conftest import DEVICE
 from ppap.data import build_datasets
 from ppap.data.loading import stream
-from ppap.engine import build_engine
-from ppap.feature_cache import cache_features
 from ppap.kernels import available_backends, use_backend
-from ppap.presets import demo
+from ppap.methods.engine import build_engine
+from ppap.nets.feature_cache import cache_features
+from ppap.settings.presets import demo
 
 STEPS = 4  # timed together: one step alone would show the loader's prefetching
 BACKENDS = [name for name, reason in available_backends().items() if reason is None]

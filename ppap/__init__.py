@@ -13,7 +13,12 @@ __version__ = "0.1.0"
 if not os.path.isdir(os.path.join(os.path.dirname(__file__), "kernels")):
     __path__.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-_LAZY = {"load": "ppap.predict", "Predictor": "ppap.predict", "kernels": None, "Config": "ppap.config"}
+_LAZY = {
+    "load": "ppap.evaluation.predictor",
+    "Predictor": "ppap.evaluation.predictor",
+    "kernels": None,
+    "Config": "ppap.settings.config",
+}
 
 
 def __getattr__(name: str):

@@ -188,6 +188,13 @@ def flowing(text: str) -> str:
     return "\n".join(lines)
 
 
+def required() -> Any:
+    """Help shows so what has an empty default only for the command to refuse it with a message of its own."""
+    import tyro
+
+    return tyro.conf.arg(help_behavior_hint="(required)")
+
+
 def first_positional(argv: Sequence[str]) -> str | None:
     """The leading argument if it is no option: commands that take a checkpoint name it first."""
     return argv[0] if argv and not argv[0].startswith("-") else None

@@ -6,81 +6,51 @@ labelled training images. --refit-clusters 5 shows the noise of the cluster prob
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from ppap import seeds
-from ppap.checkpoint import Checkpoint, load_checkpoint
 from ppap.cli import first_positional, parse, run
-from ppap.config import Config, DataConfig, EvalConfig, from_dict
-from ppap.data import Datasets, build_datasets
-from ppap.data.base import SPLITS
-from ppap.engine import Engine, for_inference, load_engine, pick_device
-from ppap.errors import DataError, UsageError
-from ppap.evaluation.comparison import table
-from ppap.evaluation.crf import native_crf_missing, require_crf
-from ppap.evaluation.evaluate import evaluate
-from ppap.evaluation.frozen import train_frozen_probes
-from ppap.evaluation.neighbours import NeighbourEvaluation, build_bank, evaluate_neighbours, map_source
-from ppap.evaluation.refit import refit_clusters, refit_table
-from ppap.provenance import provenance
-from ppap.report import RANDOM_WARNING, backbone_facts, evaluation_record, score_table
-
-# Beyond this many classes the terminal shows no line per class; the JSON file has them all.
-_LISTED_CLASSES = 100
+from ppap.errors import UsageError
+from ppap.evaluation.crf import native_crf_missing
+from ppap.methods.engine import pick_device
+from ppap.reports.measure import MeasureOptions, check_protocol, measure, of_set, settings_of, write_record
+from ppap.runs.checkpoint import load_checkpoint
+from ppap.settings.config import EvalConfig
+from ppap.training import seeds
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalArguments:
+class EvalArguments(MeasureOptions):
     """Options of ``ppap eval``; data and eval settings default to those of the run."""
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """Run directory, checkpoint folder, or folder of a set of seeds."""
     which: Literal["auto", "best", "last"] = "auto"
     """Checkpoint of a run directory: best, last, or auto = what the run's --train.selection says."""
-    frozen: bool = False
-    """Measure the frozen backbone instead: train both probes on its features first (the paper's DINO
-    rows).
-    """
-    frozen_steps: int | None = None
-    """Training steps of the probes with --frozen; None = as many as the checkpoint was trained."""
-    refit_clusters: int = 0
-    """Fit this many fresh cluster probes, each with a seed of its own, to the finished code, and show how far
-    their scores lie apart; 0 = off. They are fitted as those of --compare are."""
-    device: str = "auto"
-    """auto = cuda if there is one, else cpu; or a torch device such as cuda:1."""
     out: str | None = None
     """JSON file for the results, never overwritten; None = a new evaluation*.json in the run."""
-    data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=lambda: _with_crf(EvalConfig(), "auto"))
-
-    def __post_init__(self) -> None:
-        if self.frozen_steps is not None and self.frozen_steps < 1:
-            raise ValueError(f"--frozen-steps is {self.frozen_steps}; give at least 1")
-        if self.refit_clusters < 0:
-            raise ValueError(f"--refit-clusters is {self.refit_clusters}; give 0 or more")
 
 
 def main(argv: Sequence[str]) -> None:
     """Command ``eval``."""
     arguments, runs = _parse(argv)
-    _check_protocol(arguments, len(runs))
+    check_protocol(arguments, len(runs))
     out = _out_file(arguments)
     records, lines = [], []
     for path in runs:
-        record, found = _measure(load_checkpoint(path, _name(arguments)), arguments)
+        record, found = measure(load_checkpoint(path, _name(arguments)), arguments)
         records.append(record)
         lines += found
     if seeds.is_set(Path(arguments.checkpoint)):
-        record, found = _of_set(records)
+        record, found = of_set(records)
         lines += found
-    _write(out, record)  # before the tables: a reader who closes the pipe loses no result
+    write_record(out, record)  # before the tables: a reader who closes the pipe loses no result
     print("\n".join([*lines, f"written: {out}"]))
 
 
@@ -91,7 +61,7 @@ def _parse(argv: Sequence[str]) -> tuple[EvalArguments, list[Path]]:
         first = parse(EvalArguments, argv, command="eval", description=__doc__)
         path, name, device = first.checkpoint, _name(first), first.device
     runs = seeds.runs_of(Path(path)) if seeds.is_set(Path(path)) else [Path(path)]
-    config = _settings(load_checkpoint(runs[0], name))
+    config = settings_of(load_checkpoint(runs[0], name))
     defaults = EvalArguments(checkpoint=path, data=config.data, eval=_with_crf(config.eval, device))
     return parse(EvalArguments, argv, command="eval", description=__doc__, default=defaults), runs
 
@@ -105,176 +75,6 @@ def _with_crf(config: EvalConfig, device: str) -> EvalConfig:
 
 def _name(arguments: EvalArguments) -> str | None:
     return None if arguments.which == "auto" else arguments.which
-
-
-def _settings(checkpoint: Checkpoint) -> Config:
-    """A checkpoint's settings, with the classes its labels were found to hold in training.
-
-    So a smaller set is read by the same rule.
-    """
-    config, info = from_dict(checkpoint.info["config"]), checkpoint.info
-    known = {"classes": info["classes"], "class_names": tuple(info["class_names"])}
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **known))
-
-
-def _by_neighbours(arguments: EvalArguments) -> bool:
-    chosen = arguments.eval.protocol
-    return chosen == "neighbours" or (chosen == "auto" and arguments.data.kind == "imagenet_s")
-
-
-def _check_protocol(arguments: EvalArguments, runs: int) -> None:
-    """Refuse what cannot be combined, before any work."""
-    if not _by_neighbours(arguments):
-        return
-    if arguments.refit_clusters:
-        raise UsageError("--refit-clusters measures a probe; add --eval.protocol probes")
-    masks = arguments.eval.neighbours.masks
-    if masks is not None and runs > 1:
-        raise UsageError(f"--eval.neighbours.masks {masks} is one folder for {runs} runs; name one run")
-    if masks is not None and Path(masks).exists():
-        raise UsageError(f"--eval.neighbours.masks {masks} exists already; give a new folder")
-
-
-Measured = tuple[dict[str, Any], list[str]]
-"""A record of results, and its lines for the terminal."""
-
-
-def _measure(checkpoint: Checkpoint, arguments: EvalArguments) -> Measured:
-    """Measure one checkpoint."""
-    config = dataclasses.replace(_settings(checkpoint), data=arguments.data, eval=arguments.eval)
-    device = pick_device(arguments.device)
-    neighbours = _by_neighbours(arguments)
-    if not neighbours:
-        require_crf(config.eval.crf, device)
-    datasets = _datasets(config, neighbours, arguments)
-    _check_classes(checkpoint, datasets.val.classes)
-    engine = load_engine(checkpoint, device, for_inference(config, device))
-    print(f"checkpoint: {checkpoint.path} (step {checkpoint.info['step']}: {checkpoint.selection})")
-    print(f"backbone: {engine.net.backbone.origin}")
-    print(f"data: {datasets.description}")
-    reason = "chosen for imagenet_s" if arguments.eval.protocol == "auto" else "--eval.protocol"
-    print(f"protocol: neighbours ({reason})" if neighbours else "protocol: probes", flush=True)
-    if neighbours:
-        record, lines = _measure_neighbours(engine, checkpoint, config, datasets, arguments.frozen)
-    else:
-        record, lines = _measure_probes(engine, checkpoint, config, datasets, arguments)
-    if engine.net.backbone.is_random:
-        lines.append(RANDOM_WARNING)
-    return {**record, "frozen": arguments.frozen, "classes": list(datasets.val.class_names)}, lines
-
-
-def _datasets(config: Config, neighbours: bool, arguments: EvalArguments) -> Datasets:
-    """Validation images and, where something is fitted, training images."""
-    data = config.data
-    if neighbours and data.kind == "imagenet_s":
-        data = dataclasses.replace(data, imagenet_s_train="train-semi")
-    fitted = neighbours or arguments.frozen or arguments.refit_clusters
-    datasets = build_datasets(data, SPLITS if fitted else ("val",))
-    if datasets.val is None or not datasets.val.labelled:
-        raise DataError(
-            "there are no validation labels, so nothing can be measured; give images/val and labels/val. "
-            f"What was found: {datasets.description}"
-        )
-    if neighbours and not datasets.train.labelled:
-        raise DataError(
-            "there are no training labels, so there are no neighbours to compare with; give labels/train, "
-            f"or --eval.protocol probes. What was found: {datasets.description}"
-        )
-    return datasets
-
-
-def _measure_probes(
-    engine: Engine, checkpoint: Checkpoint, config: Config, datasets: Datasets, arguments: EvalArguments
-) -> Measured:
-    dataset, code_of, batch_code = datasets.val, engine.code, engine.code_of
-    if arguments.frozen:
-        if not datasets.train.labelled:
-            print("the training images have no labels: the linear probe stays as drawn", flush=True)
-        train_frozen_probes(engine, datasets.train, arguments.frozen_steps or checkpoint.info["step"])
-        code_of, batch_code = engine.frozen_code, engine.frozen_code_of
-    result = evaluate(
-        code_of,
-        engine.probes,
-        dataset,
-        config.eval,
-        patch_size=engine.net.backbone.patch_size,
-        device=engine.device,
-        workers=config.data.workers,
-    )
-    if not result.crf and (missing := native_crf_missing(engine.device)):
-        result.notes.append(missing)
-    names = dataset.class_names if dataset.classes <= _LISTED_CLASSES else ()
-    record = evaluation_record(config, engine, checkpoint, result)
-    lines = [score_table(result, names), *result.notes]
-    if result.crf:
-        lines.insert(1, f"CRF by {record['provenance']['crf']}")
-    if arguments.refit_clusters:
-        numbers = range(config.train.seed + 1, config.train.seed + 1 + arguments.refit_clusters)
-        summaries = refit_clusters(code_of, batch_code, engine, datasets, config, numbers)
-        spread = seeds.spread_of(summaries)
-        lines += ["", *refit_table(spread, result.summary(), config.compare)]
-        record["refit_clusters"] = {"seeds": list(numbers), **spread}
-    return record, lines
-
-
-def _measure_neighbours(
-    engine: Engine, checkpoint: Checkpoint, config: Config, datasets: Datasets, frozen: bool
-) -> Measured:
-    settings = config.eval.neighbours
-    if frozen:
-        settings = dataclasses.replace(settings, tensor="guidance")
-        config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, neighbours=settings))
-    source = map_source(engine, settings.tensor)
-    common = {
-        "patch_size": engine.net.backbone.patch_size,
-        "device": engine.device,
-        "workers": config.data.workers,
-    }
-    bank = build_bank(source, datasets.train, settings, **common)
-    masks = None if settings.masks is None else Path(settings.masks)
-    result = evaluate_neighbours(source, bank, datasets.val, settings, masks=masks, **common)
-    lines = _neighbour_lines(result, datasets.val.class_names)
-    if masks is not None:
-        lines.append(f"masks: {masks}")
-    record = {
-        **backbone_facts(engine),
-        "provenance": provenance(config, engine.device, checkpoint),
-        "summary": result.summary(),
-        "scores": asdict(result),
-    }
-    return record, lines
-
-
-def _neighbour_lines(result: NeighbourEvaluation, names: Sequence[str]) -> list[str]:
-    width = max(map(len, names))
-    lines = [f"{result.embeddings} embeddings; mean over all {len(names)} ids, absent ones counted as 0"]
-    scores = {"": result.scores} | ({", re-matched": result.rematched} if result.rematched else {})
-    for title, score in scores.items():
-        lines.append(f"mIoU{title} {score.miou:.2f} %, pixel accuracy{title} {score.accuracy:.2f} %")
-    if len(names) <= _LISTED_CLASSES:
-        iou = result.scores.iou
-        lines += [f"{name:<{width}}  {value:6.2f}" for name, value in zip(names, iou, strict=True)]
-    return [*lines, *result.notes]
-
-
-def _of_set(records: Sequence[dict[str, Any]]) -> Measured:
-    """One record of several runs: means and standard deviations, and every run's own scores."""
-    summaries = [record["summary"] for record in records]
-    spread = seeds.spread_of(summaries)
-    origin = seeds.shared_provenance([record["provenance"] for record in records])
-    numbers = ", ".join(map(str, origin["seed"]))
-    lines = ["", f"{len(records)} runs, seeds {numbers}: mean ± standard deviation"]
-    if "cluster_miou" in spread:
-        rows = [{origin["method"]: summary} for summary in summaries]
-        lines += table(rows)
-        lines += table(rows, crf=True) if "crf/cluster_miou" in spread else []
-    else:
-        for name, values in spread.items():
-            deviation = "" if values["std"] is None else f" ± {values['std']:.2f}"
-            lines.append(f"{name:<22} {values['mean']:.2f}{deviation}")
-    shared = {key: records[0][key] for key in ("backbone", "warning", "frozen", "classes")}
-    runs = [{key: record[key] for key in record if key not in shared} for record in records]
-    return {**shared, "provenance": origin, "summary": spread, "runs": runs}, lines
 
 
 def _out_file(arguments: EvalArguments) -> Path:
@@ -294,22 +94,6 @@ def _out_file(arguments: EvalArguments) -> Path:
 
 def _numbered(stem: str, number: int) -> str:
     return f"{stem}.json" if number == 1 else f"{stem}-{number}.json"
-
-
-def _check_classes(checkpoint: Checkpoint, classes: int) -> None:
-    if checkpoint.info["classes"] != classes:
-        raise DataError(
-            f"the data has {classes} classes, {checkpoint.path} {checkpoint.info['classes']}; "
-            "give the data it was trained for, or --data.classes"
-        )
-
-
-def _write(out: Path, record: dict[str, Any]) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=2) + "\n")
-    except OSError as error:
-        raise DataError(f"cannot write {out} ({error.strerror or error}); give another --out") from None
 
 
 if __name__ == "__main__":

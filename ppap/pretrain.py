@@ -1,36 +1,20 @@
 """Pretraining: ``python -m ppap.pretrain [PRESET] [--section.field value ...]``, or ``--resume RUN``.
 
 Trains a ViT without labels, on a folder of images or on generated scenes, and writes ``RUN/backbone``, which
-``python -m ppap.train --model.weights RUN/backbone`` takes. Read :meth:`Pretrainer.run` for the loop,
-``ppap/pretraining/objective.py`` for what is learned.
+``python -m ppap.train --model.weights RUN/backbone`` takes. Read
+``ppap.pretraining.pretrainer`` for the loop, ``ppap.pretraining.objective`` for what is learned.
 """
 
 import argparse
-import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
-
-from ppap.backbone import backbone_from_spec, build_backbone
-from ppap.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ppap.cli import parse, run
-from ppap.config import config_hash, to_dict
-from ppap.data.transforms import normalise
-from ppap.engine import amp_type, check_finite, pick_device
-from ppap.errors import DataError, Stopped, UsageError
-from ppap.pretraining.config import PRESETS, PretrainConfig, PretrainOptimConfig, preset
-from ppap.pretraining.data import build_draws, draws_loader
-from ppap.pretraining.export import centred, draw_features, export_backbone
-from ppap.pretraining.objective import Distillation
-from ppap.pretraining.start import whiten_patches
-from ppap.provenance import device_name
-from ppap.rundir import RunDir, new_run_path, refuse_changes
-from ppap.train import StopRequest
+from ppap.pretraining.pretrainer import Pretrainer
+from ppap.runs.checkpoint import Checkpoint, load_checkpoint
+from ppap.runs.rundir import RunDir, new_run_path, refuse_changes
+from ppap.settings.pretraining import PRESETS, PretrainConfig, preset
 
 # Settings that a resumed run may change. The schedules span --train.steps: they continue on the new ones.
 RESUMABLE = (
@@ -42,223 +26,6 @@ RESUMABLE = (
     "data.root",
     "data.workers",
 )
-_PICTURED = 8  # images in the picture of the features
-_CENTRED = 32  # images that the exported features are centred on
-
-
-class Pretrainer:
-    """One run, from its images to its backbone."""
-
-    def __init__(self, config: PretrainConfig, path: Path, checkpoint: Checkpoint | None = None) -> None:
-        """Find the images and build the network; nothing is written yet.
-
-        Args:
-            config: all settings.
-            path: run directory, new unless `checkpoint` is given.
-            checkpoint: where to continue; None = a new run.
-
-        Raises:
-            UsageError, DataError, NumberError: see the parts.
-        """
-        self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
-        self.device = pick_device(config.train.device)
-        self.amp = amp_type(config.optim.amp, self.device)
-        self.draws = build_draws(config)
-        self.step = 0
-        torch.manual_seed(config.train.seed)
-        if checkpoint is None:
-            backbone = build_backbone(config.model)
-        else:
-            backbone = backbone_from_spec(checkpoint.info["backbone"], checkpoint.info["origin"])
-        self.start = "random weights" if backbone.is_random else backbone.origin
-        _check_crops(config, backbone.patch_size)
-        if checkpoint is None and config.train.whiten:
-            whiten_patches(backbone, self.draws, config)
-        self.model = Distillation(backbone, config).to(self.device)
-        self.optimiser = _optimiser(self.model.student, config.optim)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
-        if checkpoint is not None:
-            self._restore(checkpoint)
-        self.health = torch.zeros((), device=self.device)
-
-    def run(self) -> RunDir:
-        """Train to the end, saving and drawing on the way.
-
-        Raises:
-            Stopped: interrupted; the state is saved.
-            NumberError: loss or gradient is not finite.
-        """
-        train = self.config.train
-        self._begin()
-        loader = draws_loader(self.draws, self.config, self.step, self.device.type == "cuda")
-        with (
-            StopRequest() as stop,
-            tqdm(
-                total=train.steps, initial=self.step, unit="step", disable=None, desc="pretrain", leave=True
-            ) as bar,
-        ):
-            since, images = time.perf_counter(), 0
-            for batch in loader:
-                values = self._train_step(batch)
-                self.step += 1
-                images += len(batch)
-                self.health += values["loss"]
-                bar.update()
-                if self.step % train.log_every == 0 or self.step in (1, train.steps):
-                    bar.set_postfix_str(self._log(values, images / (time.perf_counter() - since)))
-                    since, images = time.perf_counter(), 0
-                if stop.asked:
-                    self._stop()
-                paused = time.perf_counter()
-                if self._due(train.picture_every):
-                    self._draw()
-                if self._due(train.save_every):
-                    self._save()
-                since += time.perf_counter() - paused
-        self._draw()
-        self._save()
-        folder = self.run_dir.path / "backbone"
-        print(f"backbone: {folder}; use it with: python -m ppap.train PRESET --model.weights {folder}")
-        return self.run_dir
-
-    def _due(self, every: int) -> bool:
-        return every > 0 and self.step % every == 0 and self.step < self.config.train.steps
-
-    def _begin(self) -> None:
-        if self.resumed:
-            self.run_dir.reopen(self.config, self.step)
-        else:
-            self.run_dir.create(self.config)
-        config, spec = self.config, self.model.teacher.backbone.spec
-        print(f"data: {self.draws.description}")
-        weights = sum(p.numel() for p in self.model.teacher.backbone.parameters()) / 1e6
-        print(
-            f"network: patch {spec['patch_size']}, width {spec['width']}, depth {spec['depth']}, "
-            f"{weights:.2f} million weights, started from {self.start}"
-        )
-        views = config.views
-        print(
-            f"step: {config.train.batch_size} images, 2 crops of {views.global_size} and {views.locals} of "
-            f"{views.local_size} pixels each; {device_name(self.device)}, autocast {self.amp or 'off'}"
-        )
-        start = f"continued at step {self.step}" if self.resumed else "new run"
-        settings = f"settings {config_hash(config)}"
-        print(f"run: {self.run_dir.path} ({start}, {config.train.steps} steps, {settings})", flush=True)
-
-    def _train_step(self, batch: Tensor) -> dict[str, Tensor]:
-        """One step on (B, 3, S, S) uint8 images; crops depend on the seed and the step alone."""
-        optim, step = self.config.optim, self.step
-        for group in self.optimiser.param_groups:
-            group["lr"] = optim.lr * rate(step, self.config.train.steps, optim.warmup)
-        pixels = batch.to(self.device, non_blocking=True).float() / 255
-        generator = torch.Generator(self.device).manual_seed(_mixed(self.config.train.seed, step))
-        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
-            values = self.model.losses(pixels, generator)
-        self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(values["loss"]).backward()
-        self.scaler.unscale_(self.optimiser)
-        values["grad_norm"] = nn.utils.clip_grad_norm_(self.model.student.parameters(), optim.clip_norm)
-        values = {name: value.detach() for name, value in values.items()}
-        if self.device.type == "cpu":
-            check_finite(values, step)
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
-        self.model.move_teacher(step)
-        return values
-
-    def _log(self, values: dict[str, Tensor], speed: float) -> str:
-        """Write a line of metrics, and print one where there is no progress bar."""
-        check_finite({**values, "sum of losses": self.health}, self.step, self.scaler.is_enabled())
-        row = {"step": self.step, **{name: value.item() for name, value in values.items()}}
-        self.run_dir.append({**row, "lr": self.optimiser.param_groups[0]["lr"], "images_per_s": speed})
-        parts = [f"{k.removesuffix('_loss')} {v:.3f}" for k, v in row.items() if k.endswith("_loss")]
-        text = f"loss {row['loss']:.3f} {' '.join(parts)} {speed:.1f} images/s"
-        if not sys.stderr.isatty():
-            print(f"step {self.step}/{self.config.train.steps} {text}", flush=True)
-        return text
-
-    def _draw(self) -> None:
-        path = self.run_dir.pictures / f"features_{self.step:06d}.png"
-        draw_features(self.model.teacher.backbone, self._images(_PICTURED), path, f"step {self.step}")
-
-    def _images(self, count: int) -> Tensor:
-        """The first images, whole and unchanged: (count, 3, S, S) normalised, on the device."""
-        images = [normalise(self.draws[n].permute(1, 2, 0).numpy()) for n in range(count)]
-        return torch.stack(images).to(self.device)
-
-    def _save(self) -> None:
-        check_finite({"sum of losses": self.health}, self.step)
-        backbone, count = self.model.teacher.backbone, self.step * self.config.train.batch_size
-        origin = f"pretrained by ppap.pretrain on {self.draws.origin}, {count} images read"
-        if not backbone.is_random:
-            origin += f", starting from {self.start}"
-        info = {
-            "config": to_dict(self.config),
-            "backbone": backbone.spec,
-            "origin": backbone.origin,
-            "step": self.step,
-        }
-        state = {
-            "step": self.step,
-            "optimiser": self.optimiser.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-        save_checkpoint(self.run_dir.checkpoints / "last", self.model.state_dict(), info, state)
-        export_backbone(centred(backbone, self._images(_CENTRED)), self.run_dir.path / "backbone", origin)
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        wrong = [
-            name
-            for name, value in self.model.state_dict().items()
-            if getattr(checkpoint.tensors.get(name), "shape", None) != value.shape
-        ]
-        if wrong or len(checkpoint.tensors) != len(self.model.state_dict()):
-            raise DataError(f"{checkpoint.path} does not fit its own settings; is it a pretraining run?")
-        self.model.load_state_dict(checkpoint.tensors)
-        state = checkpoint.state()
-        self.step = state["step"]
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.scaler.load_state_dict(state["scaler"])
-
-    def _stop(self) -> None:
-        self._save()
-        raise Stopped(
-            f"stopped at step {self.step} of {self.config.train.steps}; "
-            f"continue with: python -m ppap.pretrain --resume {self.run_dir.path}"
-        )
-
-
-def rate(step: int, steps: int, warmup: float) -> float:
-    """Learning rate at a step as a fraction of its largest: linear warm-up, cosine decay to 0.01."""
-    rise = round(warmup * steps)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1))) / 2
-
-
-def _mixed(seed: int, step: int) -> int:
-    """One seed from two numbers; neighbouring ones give unrelated streams."""
-    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) % 2**63
-
-
-def _optimiser(student: nn.Module, optim: PretrainOptimConfig) -> torch.optim.AdamW:
-    decayed, plain = [], []
-    for name, value in student.named_parameters():
-        small = value.ndim < 2 or name.endswith(("pos_embed", "_token"))
-        (plain if small else decayed).append(value)
-    groups = [
-        {"params": decayed, "weight_decay": optim.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=optim.lr)
-
-
-def _check_crops(config: PretrainConfig, patch_size: int) -> None:
-    sizes = [("global-size", config.views.global_size)]
-    sizes += [("local-size", config.views.local_size)] if config.views.locals else []
-    for name, size in sizes:
-        if size % patch_size:
-            raise UsageError(f"--views.{name} {size} is no multiple of the patch of {patch_size} pixels")
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, Path, Checkpoint | None]:

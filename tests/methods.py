@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import torch
 
-from ppap.config import DataConfig, ModelConfig, TrainConfig
 from ppap.data import build_datasets
-from ppap.engine import Engine, build_engine
-from ppap.presets import demo
+from ppap.methods.engine import Engine, build_engine
+from ppap.settings.config import DataConfig, ModelConfig, TrainConfig
+from ppap.settings.presets import demo
 
 MODEL = ModelConfig(
     backbone="vit_tiny_patch16_224", weights="random", patch_size=8, width=24, depth=2, heads=2, image_size=32

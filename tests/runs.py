@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ppap import checkpoint
+from ppap.runs import checkpoint
 from ppap.train import main as train
 
 # A backbone of two blocks on scenes of 32 pixels: a step takes milliseconds.

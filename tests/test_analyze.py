@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from bench.shapes import clustered
-from ppap.analysis.positives import Example, examples
 from ppap.analysis.thresholds import NEGATIVE_SHARE, POSITIVE_CLUSTERS, GridPoint, analyse, suggest
 from ppap.analyze import main
 from ppap.errors import UsageError
 from ppap.kernels import PropagationConfig
 from ppap.kernels.ppap_loss import reference
+from ppap.reports.positives import Example, examples
 from tests.runs import TINY
 
 

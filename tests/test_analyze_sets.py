@@ -21,11 +21,11 @@ from ppap.analysis.set_quality import (
     clustered as clustered_sets,
 )
 from ppap.analysis.set_report import SetResult
+from ppap.data.patch_labels import labels_of
 from ppap.errors import DataError
-from ppap.evaluation.patches import labels_of
 from ppap.kernels import PropagationConfig
 from ppap.kernels.ppap_loss import reference
-from ppap.presets import PRESETS
+from ppap.settings.presets import PRESETS
 from tests.runs import TINY, make_folder
 
 OPTIONS = [o for o in TINY[1:] if o.startswith(("--data", "--model", "--loss"))]

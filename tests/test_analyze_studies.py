@@ -12,15 +12,15 @@ from ppap.analysis import study
 from ppap.analysis.arguments import run_config
 from ppap.analysis.commands import ablation, benchmark, compare, sweep
 from ppap.analysis.commands.sweep import Grid, around, cell_name, describe, settings
-from ppap.analysis.study import Cell, of_seed, open_study, run_cells
+from ppap.analysis.study import Cell, open_study, run_cells
 from ppap.analysis.tables import mean_and_deviation, score_lines
-from ppap.config import LossConfig, from_dict
 from ppap.errors import DataError, PpapError, Stopped, UsageError
 from ppap.evaluation.comparison import variant
-from ppap.methods.published import with_method
-from ppap.pictures import legend
-from ppap.presets import demo, preset
-from ppap.train_request import parse_arguments
+from ppap.pictures.drawing import legend
+from ppap.settings.config import LossConfig, from_dict, of_seed
+from ppap.settings.presets import demo, preset
+from ppap.settings.published import with_method
+from ppap.training.request import parse_arguments
 from tests.runs import TINY, make_folder
 
 # Two steps of a tiny network; the probes barely move.

@@ -11,8 +11,8 @@ import timm
 import torch
 from torch import nn
 
-from ppap.backbone import backbone_from_spec, build_backbone, resize_position
-from ppap.config import ModelConfig
+from ppap.nets.backbone import backbone_from_spec, build_backbone, resize_position
+from ppap.settings.config import ModelConfig
 
 SMALL = {"backbone": "vit_small_patch16_224", "width": 48, "depth": 3, "heads": 3, "image_size": 64}
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppap import checkpoint as module
-from ppap.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from ppap.errors import DataError, NumberError
+from ppap.runs import checkpoint as module
+from ppap.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
 STATE = {"step": 3, "rng": torch.get_rng_state(), "nested": {"list": [1, 2.5, None]}}
@@ -138,7 +138,7 @@ def test_a_kill_at_any_moment_leaves_a_complete_one(tmp_path):
     """Kill a process that saves without pause, several times, and load what is there."""
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
-        "import torch; from pathlib import Path; from ppap.checkpoint import save_checkpoint\n"
+        "import torch; from pathlib import Path; from ppap.runs.checkpoint import save_checkpoint\n"
         "step = 0\n"
         "while True:\n"
         "    step += 1\n"

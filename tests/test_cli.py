@@ -15,6 +15,7 @@ from ppap.analyze import ANALYSES
 from ppap.data.loading import whole_loader
 from ppap.errors import DataError, NumberError, Stopped, UsageError
 from ppap.kernels import dispatch
+from ppap.reports.installation import PACKAGES
 
 ROOT = Path(__file__).parent.parent
 
@@ -148,7 +149,7 @@ def test_a_bug_is_not_dressed_up():
 
 def test_doctor_lists_what_the_package_depends_on():
     listed = (ROOT / "pyproject.toml").read_text().partition("\ndependencies = [")[2].partition("]")[0]
-    assert set(doctor.PACKAGES) == set(re.findall(r'"([a-z]+)', listed))
+    assert set(PACKAGES) == set(re.findall(r'"([a-z]+)', listed))
 
 
 def test_doctor_says_what_is_used_and_why_not(capsys, monkeypatch):

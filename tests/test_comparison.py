@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from ppap.config import CompareConfig
 from ppap.data.transforms import MEAN, STD
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.evaluation import comparison
@@ -20,10 +19,11 @@ from ppap.evaluation.comparison import (
     variant,
 )
 from ppap.kernels import native
-from ppap.loss import PPAPLoss
+from ppap.methods.loss import PPAPLoss
 from ppap.methods.ppap import SWITCHES
-from ppap.presets import demo
-from ppap.probes import ClusterProbe
+from ppap.nets.probes import ClusterProbe
+from ppap.settings.config import CompareConfig
+from ppap.settings.presets import demo
 from ppap.train import Trainer, main, parse_arguments
 from tests.runs import TINY, make_folder, tiny_run
 

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from ppap.config import (
+from ppap.errors import UsageError
+from ppap.settings.config import (
     CompareConfig,
     Config,
     DataConfig,
@@ -15,9 +16,8 @@ from ppap.config import (
     from_dict,
     to_dict,
 )
-from ppap.errors import UsageError
-from ppap.presets import PRESETS, preset
-from ppap.pretraining.config import PretrainOptimConfig
+from ppap.settings.presets import PRESETS, preset
+from ppap.settings.pretraining import PretrainOptimConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)

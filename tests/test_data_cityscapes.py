@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppap.config import DataConfig
 from ppap.data import build_dataset, build_datasets, class_colours
 from ppap.data.cityscapes import FRAMES
 from ppap.errors import DataError
-from ppap.palette import palette
+from ppap.pictures.palette import palette
+from ppap.settings.config import DataConfig
 from tests.trees import cityscapes_tree, five_crop_tree, label, save
 
 # Label id -> class of the 27, by name.

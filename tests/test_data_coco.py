@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppap.config import DataConfig
 from ppap.data import build_dataset, build_datasets
 from ppap.data.coco_lists import as_text, packaged
 from ppap.data.cocostuff import NAMES
 from ppap.errors import DataError, UsageError
+from ppap.settings.config import DataConfig
 from tests.trees import COCO_7, COCO_FULL, coco_tree, five_crop_tree, picture, save
 
 # Fine ids of each of the 27 classes (COCO-Stuff id - 1), as the classes are published.

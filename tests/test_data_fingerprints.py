@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppap.config import DataConfig
 from ppap.data import KINDS, build_dataset
 from ppap.data.pairs import PairedDataset, PairedFiles, Part, name_array
 from ppap.data.transforms import Geometry
+from ppap.settings.config import DataConfig
 from tests.runs import make_folder
 from tests.trees import (
     cityscapes_tree,
@@ -31,9 +31,9 @@ ROOT = Path(__file__).parent.parent
 CODE = """
 import json, sys
 from types import SimpleNamespace
-from ppap.config import DataConfig, from_dict
+from ppap.settings.config import DataConfig, from_dict
 from ppap.data import build_dataset
-from ppap.feature_cache import _describe
+from ppap.nets.feature_cache import _describe
 from ppap.methods.neighbours import _hash
 from tests.methods import tiny_engine
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ppap.config import DataConfig
 from ppap.data import build_dataset, build_datasets
 from ppap.data.folder import find_layout
 from ppap.errors import DataError, UsageError
+from ppap.settings.config import DataConfig
 
 
 def add_image(path, size=(24, 20), seed=0):

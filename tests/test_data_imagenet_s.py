@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ppap.config import DataConfig
 from ppap.data import build_dataset, build_datasets
 from ppap.errors import DataError, UsageError
+from ppap.settings.config import DataConfig
 from tests.trees import imagenet_s_mask, imagenet_s_tree, label, save
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ppap.config import DataConfig
 from ppap.data import EpochSampler, SegmentationDataset, build_dataset, train_loader, val_loader
 from ppap.data.loading import stream
 from ppap.data.transforms import Geometry
 from ppap.errors import DataError
+from ppap.settings.config import DataConfig
 
 
 class Plain(SegmentationDataset):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.io
 
-from ppap.config import DataConfig
 from ppap.data import build_dataset, build_datasets
 from ppap.errors import DataError
+from ppap.settings.config import DataConfig
 from tests.trees import label, potsdam_mat_tree, potsdam_mmseg_tree, potsdam_raw_tree, save
 
 COARSE = {0: 0, 4: 0, 1: 1, 5: 1, 2: 2, 3: 2}

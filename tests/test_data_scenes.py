@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from ppap.config import DataConfig
 from ppap.data import build_dataset, build_datasets
+from ppap.data.patch_labels import patch_labels
 from ppap.data.scenes import CLASS_NAMES, STREAMS, make_scene
-from ppap.evaluation.patches import cluster_scores, colour_features, patch_labels
+from ppap.evaluation.patches import cluster_scores, colour_features
+from ppap.settings.config import DataConfig
 
 CONFIG = DataConfig(
     kind="scenes", scenes_train=6, scenes_val=3, scenes_size=48, resolution=32, eval_resolution=64

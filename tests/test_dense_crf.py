@@ -11,7 +11,7 @@ from ppap.data import build_datasets
 from ppap.kernels import dense_crf, dense_crf_batch, native
 from ppap.kernels.dense_crf import native_impl, reference
 from ppap.kernels.dense_crf.limits import check_lattice, spans
-from ppap.presets import demo
+from ppap.settings.presets import demo
 from tests.crf_cases import CONTESTED, TOLERANCE, example
 
 try:

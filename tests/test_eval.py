@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from ppap.cli import run
-from ppap.config import EvalConfig
 from ppap.data import build_datasets
 from ppap.errors import DataError, UsageError
 from ppap.eval import main
 from ppap.evaluation.evaluate import PROBES, evaluate, pixel_scores
 from ppap.kernels import native
-from ppap.presets import preset
-from ppap.probes import ClusterProbe, LinearProbe
+from ppap.nets.probes import ClusterProbe, LinearProbe
+from ppap.settings.config import EvalConfig
+from ppap.settings.presets import preset
 from ppap.train import main as train
 from tests.runs import edit_info, make_folder, tiny_run
 
@@ -199,7 +199,7 @@ def test_another_labelled_set(finished, tmp_path):
 
 def ignored(root):
     """Pixels with the ignored id in the validation crops."""
-    from ppap.config import DataConfig
+    from ppap.settings.config import DataConfig
 
     data = DataConfig(root=str(root), ignore_ids=(9,), classes=8, eval_resolution=32, resolution=32)
     return sum(int((sample["label"] < 0).sum()) for sample in iterate(build_datasets(data, ("val",)).val))

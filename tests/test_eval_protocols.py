@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
-from ppap.config import EvalConfig
 from ppap.data import build_datasets
 from ppap.errors import UsageError
 from ppap.eval import main
 from ppap.evaluation.evaluate import evaluate
-from ppap.presets import preset
-from ppap.probes import ClusterProbe, LinearProbe
-from ppap.report import sets_hint
+from ppap.nets.probes import ClusterProbe, LinearProbe
+from ppap.reports.terminal import sets_hint
+from ppap.settings.config import EvalConfig
+from ppap.settings.presets import preset
 from ppap.train import main as train
 from tests.runs import TINY, tiny_run
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ppap.config import DataConfig, ModelConfig
 from ppap.data import build_datasets
-from ppap.engine import build_engine
 from ppap.errors import DataError, NumberError
-from ppap.feature_cache import cache_features, frozen_of
-from ppap.presets import preset
+from ppap.methods.engine import build_engine
+from ppap.nets.feature_cache import cache_features, frozen_of
+from ppap.settings.config import DataConfig, ModelConfig
+from ppap.settings.presets import preset
 from tests.runs import make_folder, tiny_run
 
 CPU = torch.device("cpu")
@@ -120,6 +120,6 @@ def test_values_that_do_not_fit_are_refused(net, images, tmp_path):
 
 def test_a_small_disk_is_told_beforehand(net, images, tmp_path, monkeypatch):
     usage = __import__("collections").namedtuple("usage", "total used free")
-    monkeypatch.setattr("ppap.feature_cache.shutil.disk_usage", lambda path: usage(1, 1, 100))
+    monkeypatch.setattr("ppap.nets.feature_cache.shutil.disk_usage", lambda path: usage(1, 1, 100))
     with pytest.raises(DataError, match="the features need .* give another --data.cache-dir"):
         made(net, images(), tmp_path)

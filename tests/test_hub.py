@@ -16,10 +16,11 @@ import pytest
 import safetensors.torch
 import timm
 
-from ppap import cli, hub
-from ppap.backbone import build_backbone
-from ppap.config import ModelConfig
+from ppap import cli
 from ppap.errors import DataError
+from ppap.nets import hub
+from ppap.nets.backbone import build_backbone
+from ppap.settings.config import ModelConfig
 
 ROOT = Path(__file__).parent.parent
 NAME = "vit_small_patch16_224.dino"
@@ -187,7 +188,8 @@ def test_a_slow_hub_is_waited_for_and_fills_the_cache(tmp_path):
     """Each answer takes longer than the look at the host may; afterwards the hub is not needed."""
     file = small_weights(tmp_path / "model.safetensors")
     code = (
-        "import json, sys\nfrom ppap import hub\nfrom ppap.cli import run\nfrom tests.test_hub import build\n"
+        "import json, sys\nfrom ppap.nets import hub\nfrom ppap.cli import run\n"
+        "from tests.test_hub import build\n"
         "hub.SECONDS = 0.5\n"
         "sys.exit(run(lambda argv: print(json.dumps(build().origin)), sys.argv[1:]))\n"
     )

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppap import checkpoint
-from ppap.analysis.study import Cell, of_seed, run_cells
-from ppap.backbone import build_backbone
-from ppap.checkpoint import exists, load_checkpoint, save_checkpoint
-from ppap.config import ModelConfig
+from ppap.analysis.study import Cell, run_cells
 from ppap.errors import DataError
+from ppap.nets.backbone import build_backbone
 from ppap.pretraining.export import export_backbone
+from ppap.runs import checkpoint
+from ppap.runs.checkpoint import exists, load_checkpoint, save_checkpoint
+from ppap.settings.config import ModelConfig, of_seed
 from ppap.train import main
-from ppap.train_request import parse_arguments
+from ppap.training.request import parse_arguments
 from tests.methods import MODEL
 from tests.runs import TINY
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 STEPS = ["--train.steps=4", "--train.val-every=0", "--train.save-every=1", "--eval.pictures=0"]
 KILLED = """
 import os, signal, sys
-from ppap import checkpoint
+from ppap.runs import checkpoint
 from ppap.train import main
 from tests.test_kills import at_third_save
 

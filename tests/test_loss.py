@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from bench.shapes import clustered
-from ppap.config import LossConfig
 from ppap.kernels.ppap_loss import reference
-from ppap.loss import PPAPLoss, draw_anchors
+from ppap.methods.loss import PPAPLoss, draw_anchors
+from ppap.settings.config import LossConfig
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,16 @@ from safetensors.torch import load_file
 
 import ppap
 from ppap.cli import run
-from ppap.config import HPConfig, LossConfig, StegoConfig
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.eval import main as evaluate
 from ppap.evaluation.neighbours import map_source
 from ppap.kernels import PropagationConfig
 from ppap.kernels.ppap_loss import reference
-from ppap.methods.published import published_hp, published_stego, with_method
 from ppap.methods.table import METHODS, TITLES
 from ppap.predict import main as predict
-from ppap.presets import demo, preset
+from ppap.settings.config import HPConfig, LossConfig, StegoConfig
+from ppap.settings.presets import demo, preset
+from ppap.settings.published import published_hp, published_stego, with_method
 from ppap.train import Trainer, main, parse_arguments
 from tests.methods import tiny_engine
 from tests.runs import TINY, edit_info, tiny_run

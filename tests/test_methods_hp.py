@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from bench.shapes import clustered
-from ppap.config import HPConfig
 from ppap.data.transforms import MEAN, STD
 from ppap.errors import UsageError
 from ppap.methods import hp_loss as module
@@ -18,6 +17,7 @@ from ppap.methods.hp import HP
 from ppap.methods.hp_loss import HPSettings, Positives, hp_loss
 from ppap.methods.local_mixing import attention_logits, has_plain_attention, mix, mixing_weights, neighbours
 from ppap.methods.recolour import recolour
+from ppap.settings.config import HPConfig
 from tests.helpers import peak_bytes
 from tests.methods import tiny_engine, tiny_images
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ppap.cli import run
-from ppap.config import LossConfig
+from ppap.settings.config import LossConfig
 from ppap.train import main
 from tests.methods import tiny_engine
 from tests.runs import make_folder

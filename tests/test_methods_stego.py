@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ppap.config import DataConfig, StegoConfig
 from ppap.data import build_datasets
 from ppap.errors import UsageError
-from ppap.feature_cache import cache_features
 from ppap.methods import neighbours
 from ppap.methods.neighbours import NeighbourSampler, nearest_images, neighbour_table
 from ppap.methods.stego_loss import correlation_loss, other_images, sample_points
+from ppap.nets.feature_cache import cache_features
+from ppap.settings.config import DataConfig, StegoConfig
 from tests.methods import DATA, tiny_engine
 
 

@@ -5,9 +5,9 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from ppap.backbone import backbone_from_spec, build_backbone
-from ppap.config import ModelConfig
-from ppap.model import FrozenTokens, Network, PPAPNet, Streams, build_net, patch_rows
+from ppap.nets.backbone import backbone_from_spec, build_backbone
+from ppap.nets.model import FrozenTokens, Network, PPAPNet, Streams, build_net, patch_rows
+from ppap.settings.config import ModelConfig
 
 SMALL = {"backbone": "vit_small_patch16_224", "width": 48, "depth": 3, "heads": 3, "image_size": 64}
 

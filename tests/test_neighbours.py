@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ppap.config import NeighboursConfig
 from ppap.data import SegmentationDataset
 from ppap.data.transforms import Geometry, normalise
 from ppap.errors import DataError
 from ppap.evaluation import neighbours
 from ppap.evaluation.neighbours import Bank, build_bank, classify, evaluate_neighbours
+from ppap.settings.config import NeighboursConfig
 
 CPU = torch.device("cpu")
 PATCH = 8

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ppap.evaluation.patches import cluster_scores, colour_features, kmeans, linear_scores, patch_labels
+from ppap.data.patch_labels import patch_labels
+from ppap.evaluation.patches import cluster_scores, colour_features, kmeans, linear_scores
 
 
 def blobs(generator, spread=0.1):

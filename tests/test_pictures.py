@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ppap import palette, pictures
+from ppap.pictures import drawing as pictures
+from ppap.pictures import palette
 
 
 def labelled(height: int = 20, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -168,7 +169,7 @@ def test_curves_have_whole_steps_on_their_axis(steps, tmp_path, monkeypatch):
 
 
 def test_matplotlib_is_loaded_only_for_curves():
-    code = "import sys, ppap.pictures as p; p.legend(['a']); assert 'matplotlib' not in sys.modules"
+    code = "import sys, ppap.pictures.drawing as p; p.legend(['a']); assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -203,7 +204,7 @@ def test_refuses_wrong_arguments(act, message):
 
 
 def test_what_was_measured_once_is_drawn_as_bars(tmp_path, monkeypatch):
-    from ppap import pictures
+    from ppap.pictures import drawing as pictures
 
     drawn = []
     monkeypatch.setattr(pictures, "_bars", lambda axis, label, lines, colours: drawn.append((label, lines)))

@@ -11,8 +11,9 @@ from PIL import Image
 import ppap
 from ppap.cli import run
 from ppap.errors import DataError, UsageError
-from ppap.predict import find_images, main
-from ppap.report import predict_crop
+from ppap.predict import main
+from ppap.reports.masks import find_images
+from ppap.reports.strips import predict_crop
 from tests.runs import TINY, make_folder, tiny_run
 
 

@@ -17,13 +17,13 @@ from PIL import Image
 from torchvision.transforms.functional import five_crop
 
 from ppap import cli
-from ppap.config import DataConfig
 from ppap.data import build_dataset, build_datasets
 from ppap.data.cityscapes import FRAMES
 from ppap.errors import DataError, UsageError
 from ppap.preparation import potsdam
 from ppap.preparation.crops import five_boxes
 from ppap.prepare import main
+from ppap.settings.config import DataConfig
 from tests.trees import (
     POTSDAM_COLOURS,
     cityscapes_tree,

@@ -6,12 +6,12 @@ import json
 import pytest
 
 from ppap import cli
-from ppap.config import LossConfig, TrainConfig, config_hash
 from ppap.errors import UsageError
-from ppap.methods.published import with_method
-from ppap.presets import PRESETS, describe, preset
-from ppap.protocol import with_protocol
-from ppap.train_request import parse_arguments
+from ppap.settings.config import LossConfig, TrainConfig, config_hash
+from ppap.settings.presets import PRESETS, describe, preset
+from ppap.settings.protocol import with_protocol
+from ppap.settings.published import with_method
+from ppap.training.request import parse_arguments
 from tests import trees
 
 # The published code's configuration files, one column per preset:
@@ -122,7 +122,7 @@ def test_the_factor_of_the_loss():
     import torch
 
     from bench.shapes import clustered
-    from ppap.loss import PPAPLoss
+    from ppap.methods.loss import PPAPLoss
 
     features, z = clustered(60, 8, seed=0, clusters=3), torch.nn.functional.normalize(torch.randn(60, 5))
     scaled, plain = (

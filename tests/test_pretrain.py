@@ -11,13 +11,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ppap.backbone import build_backbone
-from ppap.checkpoint import load_checkpoint
 from ppap.cli import run
-from ppap.config import ModelConfig
 from ppap.data.scenes import make_scene
 from ppap.errors import DataError, NumberError, UsageError
-from ppap.pretrain import Pretrainer, main, parse_arguments, rate
+from ppap.nets.backbone import build_backbone
+from ppap.pretrain import main, parse_arguments
 from ppap.pretraining.data import build_draws
 from ppap.pretraining.export import export_backbone, principal_colours
 from ppap.pretraining.export import main as export_main
@@ -29,9 +27,12 @@ from ppap.pretraining.objective import (
     spread_evenly,
     vicreg_loss,
 )
+from ppap.pretraining.pretrainer import Pretrainer, rate
 from ppap.pretraining.views import (
     make_crops,
 )
+from ppap.runs.checkpoint import load_checkpoint
+from ppap.settings.config import ModelConfig
 
 SIZES = ["--model.width", "16", "--model.depth", "2", "--model.heads", "2", "--model.image-size", "16"]
 SMALL = [

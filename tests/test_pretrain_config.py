@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppap.pretraining.config import ObjectiveConfig, SourceConfig, ViewsConfig, preset
+from ppap.settings.pretraining import ObjectiveConfig, SourceConfig, ViewsConfig, preset
 
 
 @pytest.mark.parametrize(

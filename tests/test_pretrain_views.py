@@ -5,7 +5,6 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from ppap.pretraining.config import ViewsConfig
 from ppap.pretraining.views import (
     change_colours,
     draw_masks,
@@ -14,6 +13,7 @@ from ppap.pretraining.views import (
     make_crops,
     match_patches,
 )
+from ppap.settings.pretraining import ViewsConfig
 
 STILL = ViewsConfig(jitter=0, hue=0, grey=0)
 

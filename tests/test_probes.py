@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ppap.probes import ClusterProbe, LinearProbe, upsample
+from ppap.nets.probes import ClusterProbe, LinearProbe, upsample
 
 
 def resize(features, size):

@@ -5,10 +5,10 @@ import json
 
 import torch
 
-from ppap.checkpoint import load_checkpoint, save_checkpoint
-from ppap.config import config_hash, to_dict
-from ppap.presets import preset
-from ppap.provenance import provenance, weights_sha256
+from ppap.reports.provenance import provenance, weights_sha256
+from ppap.runs.checkpoint import load_checkpoint, save_checkpoint
+from ppap.settings.config import config_hash, to_dict
+from ppap.settings.presets import preset
 
 KEYS = {"preset", "protocol", "seed", "settings", "config", "versions", "device", "backend", "precision"}
 KEYS |= {"method", "crf", "weights"}

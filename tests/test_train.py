@@ -108,7 +108,7 @@ def test_a_stop_during_validation_saves_too(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         return real_evaluate(*args, should_stop=should_stop, **options)
 
-    monkeypatch.setattr("ppap.train.evaluate", interrupted)
+    monkeypatch.setattr("ppap.training.trainer.evaluate", interrupted)
     with pytest.raises(Stopped, match="stopped at step 3 of 6"):
         tiny_run(tmp_path / "run")
     monkeypatch.undo()
@@ -175,8 +175,8 @@ def test_a_finished_run_may_be_resumed_and_keeps_its_records(tmp_path, capsys):
 
 
 def test_the_state_of_a_gpu_run_resumes_on_a_cpu_and_back(finished):
-    from ppap.checkpoint import load_checkpoint
-    from ppap.engine import load_engine
+    from ppap.methods.engine import load_engine
+    from ppap.runs.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(finished, "last")
     engine = load_engine(checkpoint, torch.device("cpu"))
@@ -377,7 +377,7 @@ def test_a_budget_too_small_for_one_anchor_is_a_usage_error(tmp_path, monkeypatc
     def with_little(*args, **options):
         return ppap_loss(*args, **{**options, "memory_budget": 100})
 
-    monkeypatch.setattr("ppap.loss.ppap_loss", with_little)
+    monkeypatch.setattr("ppap.methods.loss.ppap_loss", with_little)
     with pytest.raises(UsageError, match="one anchor needs .* raise --loss.memory-budget-mib"):
         main([*TINY, f"--train.out={tmp_path / 'run'}"])
 

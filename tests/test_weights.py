@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ppap import hub
-from ppap.backbone import build_backbone
-from ppap.config import ModelConfig
 from ppap.data.scenes import make_scene
 from ppap.data.transforms import normalise
 from ppap.errors import DataError, NumberError, UsageError
-from ppap.presets import preset
-from ppap.weights import EMBEDDED
+from ppap.nets import hub
+from ppap.nets.backbone import build_backbone
+from ppap.nets.weights import EMBEDDED
+from ppap.settings.config import ModelConfig
+from ppap.settings.presets import preset
 
 SMALL = {"backbone": "vit_small_patch16_224", "width": 48, "depth": 3, "heads": 3, "image_size": 64}
 

@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from ppap.cli import first_positional, parse
-from ppap.config import Config, DataConfig, LossConfig, ModelConfig
+from ppap.cli import first_positional, parse, required
 from ppap.errors import DataError, UsageError
-from ppap.fields import REQUIRED
-from ppap.presets import describe, preset
-from ppap.protocol import with_protocol
+from ppap.settings.config import Config, DataConfig, LossConfig, ModelConfig
+from ppap.settings.presets import describe, preset
+from ppap.settings.protocol import with_protocol
 
-Out = Annotated[str, REQUIRED]
+Out = Annotated[str, required()]
 """Type of the option that names the folder for results."""
 
 
@@ -76,8 +75,8 @@ def parse_with_preset(
 
     Args:
         argv: arguments after the analysis's name.
-        kind: dataclass of the options; its fields that :class:`~ppap.config.Config` has too take the preset's
-            values.
+        kind: dataclass of the options; its fields that :class:`~ppap.settings.config.Config` has too take
+            the preset's values.
         name: of the analysis, for the usage line.
         text: for ``--help``.
         adjust: applied to the preset's config before its values become defaults.

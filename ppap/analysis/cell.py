@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ppap.analysis.study import Cell, run_cell
 from ppap.cli import run
-from ppap.config import from_dict
+from ppap.settings.config import from_dict
 
 
 def main(argv: Sequence[str]) -> None:

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from ppap.data import SegmentationDataset, train_loader
 from ppap.data.loading import stream
-from ppap.evaluation.patches import LabelRule, labels_of
+from ppap.data.patch_labels import LabelRule, labels_of
 from ppap.methods.hidden_positives import draw_pool
-from ppap.model import PPAPNet, patch_rows
+from ppap.nets.model import PPAPNet, patch_rows
 
 _BATCH = 16  # images per forward pass
 

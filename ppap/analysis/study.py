@@ -23,17 +23,18 @@ from tqdm import tqdm
 
 import ppap
 from ppap.analysis.arguments import make_folder
-from ppap.checkpoint import exists, load_checkpoint
-from ppap.config import Config, from_dict, to_dict
 from ppap.data import build_datasets
-from ppap.engine import pick_device
 from ppap.errors import DataError, NumberError, PpapError, Stopped, UsageError
-from ppap.eval import main as evaluate
 from ppap.evaluation.crf import require_crf
-from ppap.feature_cache import cache_features, cache_root
-from ppap.model import build_net
-from ppap.rundir import RunDir, changed_settings, option_names
-from ppap.train import StopRequest, Trainer
+from ppap.methods.engine import pick_device
+from ppap.nets.feature_cache import cache_features, cache_root
+from ppap.nets.model import build_net
+from ppap.reports.measure import MeasureOptions, check_protocol, measure, settings_of, write_record
+from ppap.runs.checkpoint import exists, load_checkpoint
+from ppap.runs.rundir import RunDir, changed_settings, option_names
+from ppap.settings.config import Config, from_dict, to_dict
+from ppap.training.stop import StopRequest
+from ppap.training.trainer import Trainer
 
 try:
     import fcntl
@@ -70,11 +71,6 @@ class Cell:
     measure: Measure = "comparison"
     keep_checkpoints: bool = True
     """Off = they are removed once the run is finished and measured."""
-
-
-def of_seed(config: Config, seed: int) -> Config:
-    """The settings of one run; no folder's name is among them, so that a study may be moved."""
-    return replace(config, train=replace(config.train, seed=seed, out=None))
 
 
 def open_study(out: str, kind: str, config: Config) -> Path:
@@ -236,8 +232,14 @@ def _checkpoint(path: Path, config: Config) -> dict[str, Any]:
     """What ``ppap eval`` says of the run."""
     out = path / "evaluation.json"
     out.unlink(missing_ok=True)  # of a start that was stopped before the cell's record
-    options = (f"--out={out}", f"--device={config.train.device}", f"--eval.crf={config.eval.crf}")
-    evaluate([str(path), *options])
+    checkpoint = load_checkpoint(path)
+    settings = settings_of(checkpoint)
+    scored = replace(settings.eval, crf=config.eval.crf)
+    options = MeasureOptions(device=config.train.device, data=settings.data, eval=scored)
+    check_protocol(options, 1)
+    record, lines = measure(checkpoint, options)
+    write_record(out, record)
+    print("\n".join([*lines, f"written: {out}"]))
     return json.loads(out.read_text())
 
 

@@ -158,7 +158,7 @@ def write(
         folder: where.
         title: heading, such as the backbone's origin.
         used: (phi0, psi0) of the settings.
-        provenance: for the JSON, see :func:`ppap.provenance.provenance`.
+        provenance: for the JSON, see :func:`ppap.reports.provenance.provenance`.
     """
     values = {"provenance": provenance, **asdict(result)}
     (folder / "thresholds.json").write_text(json.dumps(values, indent=1) + "\n")

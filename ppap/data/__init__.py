@@ -8,11 +8,11 @@ import importlib
 
 import numpy as np
 
-from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets, SegmentationDataset
 from ppap.data.loading import EpochSampler, train_loader, val_loader
 from ppap.errors import DataError, UsageError
-from ppap.palette import palette
+from ppap.pictures.palette import palette
+from ppap.settings.config import DataConfig
 
 __all__ = [
     "KINDS",

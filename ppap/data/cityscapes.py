@@ -9,11 +9,11 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets
 from ppap.data.crops import CROPS, crop_places, crop_table, find_crops
 from ppap.data.pairs import IdTable, PairedFiles, Part, assemble, check_classes, data_root, name_array
 from ppap.errors import DataError
+from ppap.settings.config import DataConfig
 
 CLASSES = {
     "road": (128, 64, 128),

@@ -9,12 +9,12 @@ are crops (``ppap/data/crops.py``) unless --data.crop none. ``ppap/data/coco_lis
 import os
 from pathlib import Path
 
-from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets
 from ppap.data.coco_lists import find_list
 from ppap.data.crops import CROPS, crop_places, crop_table, find_crops
 from ppap.data.pairs import IdTable, PairedFiles, Part, assemble, check_classes, data_root, name_array
 from ppap.errors import DataError
+from ppap.settings.config import DataConfig
 
 NAMES = (
     "electronic",

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ppap.config import DataConfig
 from ppap.data.pairs import IdTable, PairedFiles
 from ppap.errors import DataError
+from ppap.settings.config import DataConfig
 
 CROPS = 5
 MANIFEST = "crops.json"

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets, SegmentationDataset
 from ppap.data.checks import SHOWN, Problems, in_threads
 from ppap.data.images import SUFFIXES, find_images, read_image, read_label, verify_image
 from ppap.data.transforms import Geometry
 from ppap.errors import DataError, UsageError
+from ppap.settings.config import DataConfig
 
 PAIRS = (("images", "labels"), ("imgs", "labels"), ("img_dir", "ann_dir"))
 UNLABELLED_CLASSES = 27

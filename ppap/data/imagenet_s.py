@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets
 from ppap.data.checks import read_list
 from ppap.data.images import naming
 from ppap.data.pairs import PairedFiles, Part, assemble, check_classes, data_root, name_array
 from ppap.errors import DataError, UsageError
+from ppap.settings.config import DataConfig
 
 COUNTS = {
     919: {"train": 1_183_322, "train-semi": 9_190, "validation": 12_419},

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ppap.config import DataConfig
 from ppap.data.base import Datasets, SegmentationDataset
 from ppap.data.checks import Problems, find_incomplete, in_threads
 from ppap.data.images import read_image, read_label
 from ppap.data.transforms import Geometry
 from ppap.errors import DataError, UsageError
+from ppap.settings.config import DataConfig
 
 DECODED = 48  # pairs per split that are decoded before a run
 WORDS = {"train": "training", "val": "validation"}

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets
 from ppap.data.checks import read_list
 from ppap.data.images import find_images
 from ppap.data.pairs import IdTable, PairedFiles, Part, assemble, check_classes, data_root, name_array
 from ppap.errors import DataError
+from ppap.settings.config import DataConfig
 
 CLASSES = {
     "roads and cars": (255, 255, 255),

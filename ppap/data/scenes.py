@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from ppap.config import DataConfig
 from ppap.data.base import SPLITS, Datasets, SegmentationDataset
 from ppap.data.scene_canvas import LOOKS, Canvas, develop
 from ppap.data.scene_painters import (
@@ -37,6 +36,7 @@ from ppap.data.scene_painters import (
 )
 from ppap.data.transforms import Geometry
 from ppap.errors import UsageError
+from ppap.settings.config import DataConfig
 
 STREAMS = (*SPLITS, "pretrain")
 """Scenes of different streams differ whatever their seeds; backbones are pretrained on the last one alone."""

@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from ppap.config import CompareConfig, Config
 from ppap.data import Datasets, EpochSampler, val_loader
 from ppap.data.loading import stream
-from ppap.engine import Engine, build_engine, check_finite
 from ppap.evaluation.evaluate import CodeOf, Evaluation, evaluate
+from ppap.methods.engine import Engine, build_engine, check_finite
 from ppap.methods.table import TITLES
-from ppap.probes import ClusterProbe, LinearProbe
-from ppap.randomness import own_randomness
+from ppap.nets.probes import ClusterProbe, LinearProbe
+from ppap.runs.randomness import own_randomness
+from ppap.settings.config import CompareConfig, Config
 
 BatchCode = Callable[[dict[str, Tensor]], Tensor]
 """Batch of images or of cached tokens -> code (B, D, h, w)."""

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ppap.config import EvalConfig
 from ppap.data import SegmentationDataset, val_loader
 from ppap.data.transforms import denormalise, to_uint8
 from ppap.errors import DataError, NumberError
 from ppap.evaluation.crf import CRFTask, crf_device, require_crf, run_crf
 from ppap.evaluation.metrics import ConfusionMatrix, Scores
-from ppap.probes import ClusterProbe, LinearProbe, upsample
+from ppap.nets.probes import ClusterProbe, LinearProbe, upsample
+from ppap.settings.config import EvalConfig
 
 # The cluster probe's cosines become class scores for the CRF as log-softmax(2 cos).
 CLUSTER_SHARPNESS = 2.0

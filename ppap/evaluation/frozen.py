@@ -5,7 +5,7 @@ from tqdm import tqdm
 
 from ppap.data import SegmentationDataset, train_loader
 from ppap.data.loading import stream
-from ppap.engine import Engine, check_finite
+from ppap.methods.engine import Engine, check_finite
 
 
 def train_frozen_probes(engine: Engine, dataset: SegmentationDataset, steps: int) -> None:

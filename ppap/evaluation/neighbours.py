@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ppap.config import NeighboursConfig
 from ppap.data import SegmentationDataset
 from ppap.data.loading import whole_loader
 from ppap.data.transforms import Geometry, normalise, resized_size
-from ppap.engine import Engine
 from ppap.errors import DataError, NumberError, UsageError
 from ppap.evaluation.metrics import ConfusionMatrix
+from ppap.methods.engine import Engine
+from ppap.settings.config import NeighboursConfig
 
 MapOf = Callable[[Tensor], Tensor]
 """Image (1, 3, H, W) on the device -> feature map (1, D, h, w)."""

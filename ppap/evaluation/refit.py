@@ -6,12 +6,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ppap.config import CompareConfig, Config
 from ppap.data import Datasets
-from ppap.engine import Engine
 from ppap.evaluation.comparison import BatchCode, codes_of, fit_probes
 from ppap.evaluation.evaluate import CodeOf, evaluate
-from ppap.randomness import own_randomness
+from ppap.methods.engine import Engine
+from ppap.runs.randomness import own_randomness
+from ppap.settings.config import CompareConfig, Config
 
 _COLUMNS = {"cluster_accuracy": "cluster accuracy", "cluster_miou": "cluster mIoU"}
 

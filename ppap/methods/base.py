@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ppap.backbone import Backbone
-from ppap.config import Config, OptimConfig
 from ppap.data import train_loader
 from ppap.data.loading import stream
-from ppap.feature_cache import frozen_of
 from ppap.kernels import PropagationConfig
-from ppap.model import FrozenTokens, Network
+from ppap.nets.backbone import Backbone
+from ppap.nets.feature_cache import frozen_of
+from ppap.nets.model import FrozenTokens, Network
+from ppap.settings.config import Config, OptimConfig
 
 # Orders of the training images that are not those of any epoch start here.
 _FAR = 2**62

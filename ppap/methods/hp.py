@@ -16,8 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ppap.backbone import Backbone
-from ppap.config import Config, HPConfig, OptimConfig
 from ppap.errors import UsageError
 from ppap.methods.base import Method, Outcome, net_optimiser
 from ppap.methods.head import Head
@@ -25,8 +23,10 @@ from ppap.methods.hidden_positives import draw_patches, hidden_positives, pool_r
 from ppap.methods.hp_loss import HPSettings, Positives, hp_loss
 from ppap.methods.local_mixing import attention_logits, has_plain_attention, mix, mixing_weights
 from ppap.methods.recolour import recolour
-from ppap.model import FrozenTokens, Network, patch_rows
-from ppap.randomness import random_state, set_random_state
+from ppap.nets.backbone import Backbone
+from ppap.nets.model import FrozenTokens, Network, patch_rows
+from ppap.runs.randomness import random_state, set_random_state
+from ppap.settings.config import Config, HPConfig, OptimConfig
 
 CHUNK = 784
 """Anchors per chunk of the loss: the patches of one image at 224 pixels and patch 8."""

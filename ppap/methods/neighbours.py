@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from ppap.data import EpochSampler, val_loader
 from ppap.errors import DataError
-from ppap.feature_cache import CachedFeatures, cache_root, weights_hash
 from ppap.methods.base import Method, TrainingData
+from ppap.nets.feature_cache import CachedFeatures, cache_root, weights_hash
 
 KEPT = 30
 """Images of a row of the table, the image itself included, as published."""

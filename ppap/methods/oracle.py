@@ -5,11 +5,11 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppap.backbone import Backbone
-from ppap.config import Config
-from ppap.evaluation.patches import labels_of
+from ppap.data.patch_labels import labels_of
 from ppap.methods.base import Outcome
 from ppap.methods.ppap import PPAP
+from ppap.nets.backbone import Backbone
+from ppap.settings.config import Config
 
 
 class Oracle(PPAP):

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from ppap.backbone import Backbone
-from ppap.config import Config, OptimConfig
-from ppap.loss import PPAPLoss, Switches, chunk_anchors
 from ppap.methods.base import Method, Outcome, net_optimiser
-from ppap.model import PPAPNet, patch_rows
+from ppap.methods.loss import PPAPLoss, Switches, chunk_anchors
+from ppap.nets.backbone import Backbone
+from ppap.nets.model import PPAPNet, patch_rows
+from ppap.settings.config import Config, OptimConfig
 
 SWITCHES = {
     "ppap": Switches(),

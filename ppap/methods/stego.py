@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ppap.backbone import Backbone
-from ppap.config import Config, OptimConfig, StegoConfig
 from ppap.errors import UsageError
 from ppap.methods.base import Method, Outcome, TrainingData, net_optimiser
 from ppap.methods.head import Head
 from ppap.methods.neighbours import neighbour_table, paired_loader
 from ppap.methods.stego_loss import correlation_loss, other_images, sample_points
-from ppap.model import FrozenTokens, Network
+from ppap.nets.backbone import Backbone
+from ppap.nets.model import FrozenTokens, Network
+from ppap.settings.config import Config, OptimConfig, StegoConfig
 
 
 class StegoNet(Network):

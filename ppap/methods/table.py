@@ -1,11 +1,11 @@
 """Every method by the name that ``--method`` takes."""
 
-from ppap.config import Config
 from ppap.methods.base import Method
 from ppap.methods.hp import HP
 from ppap.methods.oracle import Oracle
 from ppap.methods.ppap import PPAP
 from ppap.methods.stego import STEGO
+from ppap.settings.config import Config
 
 METHODS: dict[str, type[Method]] = {
     "ppap": PPAP,

@@ -5,14 +5,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ppap.config import DataConfig
 from ppap.data.folder import Layout, SplitFiles, check, find_layout
 from ppap.data.images import read_image
 from ppap.data.loading import EpochSampler, steps_loader
 from ppap.data.scenes import make_scene
 from ppap.data.transforms import resized_size
 from ppap.errors import UsageError
-from ppap.pretraining.config import PretrainConfig
+from ppap.settings.config import DataConfig
+from ppap.settings.pretraining import PretrainConfig
 
 
 class _Order:

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ppap.backbone import Backbone, build_backbone
-from ppap.checkpoint import replace_folder
 from ppap.cli import run
-from ppap.config import ModelConfig
 from ppap.data.transforms import denormalise, to_uint8
 from ppap.errors import DataError, NumberError
-from ppap.pictures import strip
+from ppap.nets.backbone import Backbone, build_backbone
+from ppap.pictures.drawing import strip
+from ppap.runs.checkpoint import replace_folder
+from ppap.settings.config import ModelConfig
 
 
 def export_backbone(backbone: Backbone, folder: Path, origin: str, *, half: bool = False) -> None:

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppap.backbone import Backbone, build_backbone
 from ppap.cli import run
-from ppap.config import ModelConfig
+from ppap.data.patch_labels import patch_labels
 from ppap.data.scenes import CLASS_NAMES, Difficulty, make_scene
 from ppap.data.transforms import normalise
-from ppap.evaluation.patches import cluster_scores, colour_features, linear_scores, patch_labels
-from ppap.pretraining.config import small_vit
+from ppap.evaluation.patches import cluster_scores, colour_features, linear_scores
+from ppap.nets.backbone import Backbone, build_backbone
+from ppap.settings.config import ModelConfig
+from ppap.settings.pretraining import small_vit
 
 _SEED = 1000
 

@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppap.backbone import Backbone
-from ppap.pretraining.config import ObjectiveConfig, PretrainConfig
+from ppap.nets.backbone import Backbone
 from ppap.pretraining.views import Crops, draw_masks, hide_patches, make_crops, match_patches
+from ppap.settings.pretraining import ObjectiveConfig, PretrainConfig
 
 _CENTRE_MOMENTUM = 0.9
 _SINKHORN_STEPS = 3

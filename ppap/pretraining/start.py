@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from ppap.backbone import Backbone
-from ppap.pretraining.config import PretrainConfig
+from ppap.nets.backbone import Backbone
 from ppap.pretraining.views import make_crops
+from ppap.settings.pretraining import PretrainConfig
 
 _IMAGES = 48
 _NOISE_FLOOR = 0.02  # variance [normalised pixels squared] below which a direction counts as sensor noise

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppap.data.transforms import MEAN, STD
-from ppap.pretraining.config import ViewsConfig
+from ppap.settings.pretraining import ViewsConfig
 
 # RGB to luma and two colour axes (YIQ); a rotation of the latter two turns the hue.
 _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))

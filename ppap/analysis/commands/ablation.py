@@ -6,12 +6,12 @@ from pathlib import Path
 
 from ppap.analysis import paper
 from ppap.analysis.arguments import Out, check_seeds, parse_with_preset, run_config
-from ppap.analysis.study import Cell, check, of_seed, open_study, run_cells
+from ppap.analysis.study import Cell, check, open_study, run_cells
 from ppap.analysis.tables import Summary, has_crf, score_lines
-from ppap.config import Config
 from ppap.errors import UsageError
-from ppap.rundir import RunDir
-from ppap.seeds import shared_provenance, spread_of
+from ppap.reports.records import shared_provenance, spread_of
+from ppap.runs.rundir import RunDir
+from ppap.settings.config import Config, of_seed
 
 ROWS = {"fixed": "none", "tps": "TPS", "ans": "ANS", "ppap": "TPS + ANS"}
 """Row of a comparison -> its name in Table 5."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ppap.analysis import paper
 from ppap.analysis.arguments import Out, check_seeds, parse_with_preset, run_config
-from ppap.analysis.study import Cell, check, of_seed, open_study, run_cells
+from ppap.analysis.study import Cell, check, open_study, run_cells
 from ppap.analysis.tables import (
     SCORES,
     Summary,
@@ -15,11 +15,11 @@ from ppap.analysis.tables import (
     score_lines,
     spread_text,
 )
-from ppap.config import Config
-from ppap.methods.published import with_method
 from ppap.methods.table import METHODS, TITLES
-from ppap.rundir import RunDir
-from ppap.seeds import shared_provenance, spread_of
+from ppap.reports.records import shared_provenance, spread_of
+from ppap.runs.rundir import RunDir
+from ppap.settings.config import Config, of_seed
+from ppap.settings.published import with_method
 
 TEXT = """Train each method with each seed, evaluate it as "ppap eval" does, and set the scores beside the
 paper's.

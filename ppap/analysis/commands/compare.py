@@ -10,17 +10,17 @@ import torch
 import tyro
 
 from ppap.analysis.arguments import Out, make_folder, new_folder
-from ppap.checkpoint import Checkpoint, load_checkpoint
-from ppap.cli import parse
-from ppap.config import Config, DataConfig, from_dict
+from ppap.cli import parse, required
 from ppap.data import SegmentationDataset, build_datasets, class_colours
-from ppap.engine import Engine, for_inference, load_engine, pick_device
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.metrics import ConfusionMatrix, apply_assignment
-from ppap.fields import REQUIRED
+from ppap.methods.engine import Engine, for_inference, load_engine, pick_device
 from ppap.methods.table import TITLES
-from ppap.pictures import strip
-from ppap.report import RANDOM_WARNING, predict_crop, spread
+from ppap.pictures.drawing import strip
+from ppap.reports.records import RANDOM_WARNING
+from ppap.reports.strips import predict_crop, spread
+from ppap.runs.checkpoint import Checkpoint, load_checkpoint
+from ppap.settings.config import Config, DataConfig, from_dict
 
 TEXT = """Draw validation images, their truth and the masks of several runs side by side (the paper's Fig.
 3).
@@ -34,7 +34,7 @@ beside the loading of the checkpoints."""
 class CompareArguments:
     """Options of ``ppap analyze compare``; the data defaults to that of the first run."""
 
-    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]"), REQUIRED]
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]"), required()]
     """Run directories or checkpoint folders, of the same data."""
     out: Out = ""
     """New folder for compare.png and compare.json."""

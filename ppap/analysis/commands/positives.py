@@ -15,13 +15,14 @@ from ppap.analysis.arguments import (
     parse_with_preset,
 )
 from ppap.analysis.features import backbone_weights, reference_pool
-from ppap.analysis.positives import Example, Look, draw_positives
 from ppap.data import build_datasets
-from ppap.engine import pick_device
-from ppap.loss import PPAPLoss
-from ppap.model import build_net
-from ppap.provenance import provenance
-from ppap.report import RANDOM_WARNING, spread
+from ppap.methods.engine import pick_device
+from ppap.methods.loss import PPAPLoss
+from ppap.nets.model import build_net
+from ppap.reports.positives import Example, Look, draw_positives
+from ppap.reports.provenance import provenance
+from ppap.reports.records import RANDOM_WARNING
+from ppap.reports.strips import spread
 
 TEXT = """Draw the positives of a few anchors after every step of the propagation, and HP's beside them (the
 paper's Fig. 5).

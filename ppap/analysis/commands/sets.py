@@ -21,15 +21,15 @@ from ppap.analysis.features import LabelRule, Patches, backbone_weights, referen
 from ppap.analysis.paper import setting_of
 from ppap.analysis.set_quality import IgnoredRule, SetsOf, count_sets, deciles, quality
 from ppap.analysis.set_report import SetResult
-from ppap.config import CompareConfig, Config
 from ppap.data import SegmentationDataset, build_datasets
-from ppap.engine import pick_device
 from ppap.errors import DataError
 from ppap.evaluation.patches import kmeans
-from ppap.loss import PPAPLoss
-from ppap.model import PPAPNet, build_net
-from ppap.provenance import provenance
-from ppap.report import RANDOM_WARNING
+from ppap.methods.engine import pick_device
+from ppap.methods.loss import PPAPLoss
+from ppap.nets.model import PPAPNet, build_net
+from ppap.reports.provenance import provenance
+from ppap.reports.records import RANDOM_WARNING
+from ppap.settings.config import CompareConfig, Config
 
 TEXT = """Measure positive and negative sets with labels: mean size and share of the anchor's class.
 

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from ppap.analysis import sweep_figure
 from ppap.analysis.arguments import Out, check_seeds, parse_with_preset, run_config
-from ppap.analysis.study import Cell, check, of_seed, open_study, run_cells
+from ppap.analysis.study import Cell, check, open_study, run_cells
 from ppap.analysis.tables import Summary, has_crf, score_lines
-from ppap.config import Config, LossConfig
 from ppap.errors import UsageError
-from ppap.rundir import RunDir
-from ppap.seeds import shared_provenance, spread_of
+from ppap.reports.records import shared_provenance, spread_of
+from ppap.runs.rundir import RunDir
+from ppap.settings.config import Config, LossConfig, of_seed
 
 TEXT = """Train with other values of sigma_pos, sigma_amb, phi0 and psi0, and draw the scores over them (the
 paper's Fig. 4).

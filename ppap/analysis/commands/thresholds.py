@@ -16,11 +16,11 @@ from ppap.analysis.arguments import (
 )
 from ppap.analysis.features import backbone_weights, training_patches
 from ppap.data import build_datasets
-from ppap.engine import pick_device
-from ppap.loss import PPAPLoss
-from ppap.model import build_net
-from ppap.provenance import provenance
-from ppap.report import RANDOM_WARNING
+from ppap.methods.engine import pick_device
+from ppap.methods.loss import PPAPLoss
+from ppap.nets.model import build_net
+from ppap.reports.provenance import provenance
+from ppap.reports.records import RANDOM_WARNING
 
 TEXT = """Draw the similarities of patch pairs and the sizes of the sets over a grid of phi0 and psi0, and
 suggest values without labels.

@@ -1,8 +1,8 @@
 """Every setting of a run: nested frozen dataclasses, the only source of defaults.
 
 The command line is generated from these classes (``ppap.cli``), named runs are built from them
-(``ppap.presets``), and a run directory stores them as ``config.json``. Impossible values are refused on
-construction.
+(``ppap.settings.presets``), and a run directory stores them as ``config.json``. Impossible values are refused
+on construction.
 """
 
 import dataclasses
@@ -18,12 +18,13 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ppap.errors import UsageError
-from ppap.evaluation.config import CompareConfig as CompareConfig  # parts of Config, imported from here
-from ppap.evaluation.config import EvalConfig as EvalConfig
-from ppap.evaluation.config import NeighboursConfig as NeighboursConfig
-from ppap.fields import Method, check_field, check_rate
-from ppap.methods.config import HPConfig as HPConfig
-from ppap.methods.config import StegoConfig as StegoConfig
+from ppap.settings.checks import check_field, check_rate
+from ppap.settings.evaluation import CompareConfig as CompareConfig  # parts of Config, imported from here
+from ppap.settings.evaluation import EvalConfig as EvalConfig
+from ppap.settings.evaluation import NeighboursConfig as NeighboursConfig
+from ppap.settings.methods import HPConfig as HPConfig
+from ppap.settings.methods import Method
+from ppap.settings.methods import StegoConfig as StegoConfig
 
 DataKind = Literal[
     "scenes", "folder", "cocostuff27", "cocostuff15", "cocostuff3", "cityscapes27", "potsdam3", "imagenet_s"
@@ -280,7 +281,7 @@ class Config:
     """Name of the preset these settings started from."""
     protocol: Literal["code", "paper"] = "code"
     """Where the paper and its published code differ: code = the preset as it stands, paper = as the paper
-    says it (ppap.protocol has the list). Any other option given beside it wins."""
+    says it (ppap.settings.protocol has the list). Any other option given beside it wins."""
     method: Method = "ppap"
     """What is trained. ppap = Progressive Proxy Anchor Propagation; frozen = nothing but the probes, on the
     backbone's features; fixed, tps, ans = PPAP without propagation, with trustworthy positives alone, with
@@ -298,6 +299,18 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def of_seed(config: Config, seed: int) -> Config:
+    """Settings of one of several runs; no folder's name is among them, so that a set of runs may be moved.
+
+    Raises:
+        UsageError: an impossible seed.
+    """
+    try:
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed, out=None))
+    except ValueError as error:
+        raise UsageError(f"--seeds: {error}") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

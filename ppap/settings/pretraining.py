@@ -1,4 +1,4 @@
-"""Settings of a pretraining run and its presets, in the manner of ``ppap.config``."""
+"""Settings of a pretraining run and its presets, in the manner of ``ppap.settings.config``."""
 
 import math
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ppap.config import ModelConfig
 from ppap.errors import unknown_name
-from ppap.fields import check_field, check_rate
+from ppap.settings.checks import check_field, check_rate
+from ppap.settings.config import ModelConfig
 
 
 def _positive(config: Any, section: str, *names: str) -> None:

@@ -2,7 +2,7 @@
 
 Legend: B images, H W image size in pixels, p patch side, h w patch grid = ceil(H/p) x ceil(W/p), P prefix
 tokens (class, distillation, registers), N = h w patches of one image, D channels. Weights are read by
-``ppap.weights``, which lists the accepted forms; the two streams on top are in ``ppap.model``.
+``ppap.nets.weights``, which lists the accepted forms; the two streams on top are in ``ppap.nets.model``.
 """
 
 import math
@@ -15,9 +15,9 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ppap.config import ModelConfig
 from ppap.errors import DataError, NumberError, UsageError
-from ppap.weights import RANDOM_ORIGIN, SIZES, download, infer_spec, nearest, one_line, open_source
+from ppap.nets.weights import RANDOM_ORIGIN, SIZES, download, infer_spec, nearest, one_line, open_source
+from ppap.settings.config import ModelConfig
 
 # The modules of timm that build plain ViTs (among others, refused by class).
 _VIT_MODULES = ["vision_transformer", "deit"]
@@ -29,7 +29,7 @@ class Backbone(nn.Module):
     Parameters are fp32. Images of any size are taken: rows and columns of zeros are added at the right and at
     the bottom up to a multiple of the patch. Images are normalised, so that zero is the mean colour of the
     training images, and the last row and column of patches are never lost. Drop the added pixels when going
-    back to pixels (``ppap.probes.upsample``).
+    back to pixels (``ppap.nets.probes.upsample``).
     """
 
     def __init__(
@@ -216,10 +216,11 @@ def build_backbone(config: ModelConfig) -> Backbone:
     """The frozen backbone that ``config`` names, with its weights.
 
     Args:
-        config: ``weights`` is the word random or one of the forms that ``ppap.weights`` lists. ``backbone``
-            auto takes the architecture from the timm name, from the directory's config.json, or from the
-            shapes of the tensors (heads = width / 64 unless given). Sizes that are not None are set; where
-            the source states another value, that is an error. ``pos_interp`` is always taken from here.
+        config: ``weights`` is the word random or one of the forms that ``ppap.nets.weights`` lists.
+            ``backbone`` auto takes the architecture from the timm name, from the directory's config.json, or
+            from the shapes of the tensors (heads = width / 64 unless given). Sizes that are not None are
+            set; where the source states another value, that is an error. ``pos_interp`` is always taken
+            from here.
 
     Returns:
         In evaluation mode, on the CPU, fp32. Random weights follow torch's global generator

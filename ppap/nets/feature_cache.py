@@ -1,8 +1,8 @@
 """Frozen tokens of every training image, computed once and kept on disk.
 
 Everything below the trained block sees the same crops every epoch, so it gives the same tokens. The cache
-holds what :class:`ppap.model.FrozenTokens` holds, in half precision, and the labels; training from it skips
-the images and all frozen blocks.
+holds what :class:`ppap.nets.model.FrozenTokens` holds, in half precision, and the labels; training from it
+skips the images and all frozen blocks.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ppap.data import SegmentationDataset, val_loader
 from ppap.errors import DataError, NumberError
 from ppap.kernels.cache import cache_folder
-from ppap.model import FrozenTokens, Network
+from ppap.nets.model import FrozenTokens, Network
 
 CacheType = Literal["fp16", "bf16"]
 # bfloat16 is unknown to NumPy: its bits are kept as integers.

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ppap.backbone import backbone_from_spec, build_backbone
-from ppap.checkpoint import Checkpoint
-from ppap.config import Config, from_dict
 from ppap.errors import DataError, NumberError, UsageError
 from ppap.kernels import MemoryBudgetError, NonFiniteError
 from ppap.methods.base import Method, TrainingData
 from ppap.methods.table import method_of
-from ppap.probes import ClusterProbe, LinearProbe
-from ppap.randomness import random_state, set_random_state
+from ppap.nets.backbone import backbone_from_spec, build_backbone
+from ppap.nets.probes import ClusterProbe, LinearProbe
+from ppap.runs.checkpoint import Checkpoint
+from ppap.runs.randomness import random_state, set_random_state
+from ppap.settings.config import Config, from_dict
 
 # Loss scaling of the published code.
 _INITIAL_SCALE, _GROWTH_INTERVAL = 2048.0, 1000

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppap.config import Config, config_hash, from_dict, to_dict
 from ppap.errors import DataError, UsageError
+from ppap.settings.config import Config, config_hash, from_dict, to_dict
 
 
 class RunDir:

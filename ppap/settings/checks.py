@@ -1,13 +1,6 @@
-"""What the dataclasses of settings share: names of methods, and what is required or refused."""
+"""What the dataclasses of settings refuse."""
 
-from typing import Any, Literal
-
-import tyro
-
-REQUIRED = tyro.conf.arg(help_behavior_hint="(required)")
-"""Help shows so what has an empty default only for the command to refuse it with a message of its own."""
-
-Method = Literal["ppap", "frozen", "fixed", "tps", "ans", "random", "oracle", "hp", "stego"]
+from typing import Any
 
 _LARGEST_RATE = 1e6  # training diverges far below; 1e38 overflows inside torch's optimisers
 

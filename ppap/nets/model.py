@@ -2,8 +2,9 @@
 
 PPAP has frozen guidance features, and a trained copy of the last block with a projection. Legend: B images,
 h w patch grid, P prefix tokens, N = B h w patches, D channels of the backbone, E of the code. Tokens before
-the last block of the frozen ViT feed both streams; both end in the same frozen norm. Read ``ppap.backbone``
-first; ``ppap.probes`` reads the code, ``ppap.methods`` has the networks of other methods.
+the last block of the frozen ViT feed both streams; both end in the same frozen norm. Read
+``ppap.nets.backbone`` first; ``ppap.nets.probes`` reads the code, ``ppap.methods`` has the networks of other
+methods.
 """
 
 import copy
@@ -13,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppap.backbone import Backbone, build_backbone
-from ppap.config import ModelConfig
+from ppap.nets.backbone import Backbone, build_backbone
+from ppap.settings.config import ModelConfig
 
 
 class FrozenTokens(NamedTuple):
@@ -160,6 +161,6 @@ def build_net(config: ModelConfig) -> PPAPNet:
     """The network that ``config`` names, with its backbone's weights; on the CPU, in training mode.
 
     Raises:
-        UsageError, DataError, NumberError: see :func:`ppap.backbone.build_backbone`.
+        UsageError, DataError, NumberError: see :func:`ppap.nets.backbone.build_backbone`.
     """
     return PPAPNet(build_backbone(config), config.guidance_dropout)

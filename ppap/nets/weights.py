@@ -1,6 +1,6 @@
 """Where a backbone's weights come from: files, directories and downloads, all read as flat dicts of tensors.
 
-Nothing here computes features; ``ppap.backbone`` builds the network that the tensors go into. What
+Nothing here computes features; ``ppap.nets.backbone`` builds the network that the tensors go into. What
 ``--model.weights`` may be, besides the word ``random``:
 
 - a ``.pth`` file (or any other file of ``torch.save``): a flat state dict, or a full DINO checkpoint, of
@@ -30,11 +30,11 @@ import timm
 import torch
 from torch import Tensor
 
-from ppap import hub
-from ppap.checkpoint import standing
 from ppap.errors import DataError, UsageError
+from ppap.nets import hub
+from ppap.runs.checkpoint import standing
 
-EMBEDDED = Path(__file__).parent / "assets" / "scenes-vit"
+EMBEDDED = Path(__file__).parent.parent / "assets" / "scenes-vit"
 """Folder of the weights that come with the package."""
 RANDOM_ORIGIN = "random weights; results are meaningless"
 

@@ -1,10 +1,11 @@
-"""Settings of the evaluation and of the comparison table; parts of ``ppap.config.Config``."""
+"""Settings of the evaluation and of the comparison table; parts of ``ppap.settings.config.Config``."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ppap.fields import Method, check_field, check_rate
+from ppap.settings.checks import check_field, check_rate
+from ppap.settings.methods import Method
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ positives.
 
 from dataclasses import replace
 
-from ppap.config import Config
+from ppap.settings.config import Config
 
 OWN_THRESHOLDS = ("demo", "camvid")
 """Presets whose thresholds were found for a backbone of their own."""

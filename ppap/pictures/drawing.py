@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ppap.palette import MAX_COLOURS, palette
+from ppap.pictures.palette import MAX_COLOURS, palette
 
 IGNORED_INDEX = 255
 """Value of ignored pixels in an index PNG of up to 256 classes."""

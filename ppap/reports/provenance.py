@@ -14,10 +14,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ppap import __version__
-from ppap.checkpoint import Checkpoint
-from ppap.config import Config, config_hash, to_dict
-from ppap.engine import amp_type
 from ppap.kernels import dispatch
+from ppap.methods.engine import amp_type
+from ppap.runs.checkpoint import Checkpoint
+from ppap.settings.config import Config, config_hash, to_dict
 
 
 def provenance(

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ppap import seeds
-from ppap.checkpoint import Checkpoint, load_checkpoint
 from ppap.cli import parse
-from ppap.config import Config
 from ppap.errors import UsageError, unknown_name
-from ppap.methods.published import with_method
 from ppap.methods.table import METHODS
-from ppap.presets import describe, preset
-from ppap.protocol import with_protocol
-from ppap.rundir import RunDir, new_run_path, refuse_changes
+from ppap.runs.checkpoint import Checkpoint, load_checkpoint
+from ppap.runs.rundir import RunDir, new_run_path, refuse_changes
+from ppap.settings.config import Config
+from ppap.settings.presets import describe, preset
+from ppap.settings.protocol import with_protocol
+from ppap.settings.published import with_method
+from ppap.training import seeds
 
 # Settings that a resumed run may change without becoming another run.
 _LOOP = ("steps", "epochs", "val_every", "log_every", "save_every", "device")

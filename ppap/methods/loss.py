@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppap.config import LossConfig
 from ppap.kernels import PropagationConfig, ppap_loss
+from ppap.settings.config import LossConfig
 
 
 class Switches(NamedTuple):

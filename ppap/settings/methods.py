@@ -1,10 +1,13 @@
-"""Settings of the methods beside PPAP; parts of ``ppap.config.Config``."""
+"""Settings of the methods beside PPAP; parts of ``ppap.settings.config.Config``."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ppap.fields import check_field
+from ppap.settings.checks import check_field
+
+Method = Literal["ppap", "frozen", "fixed", "tps", "ans", "random", "oracle", "hp", "stego"]
+"""Names of all methods; ``ppap.methods.table`` has what they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class HPConfig:
 @dataclass(frozen=True, kw_only=True)
 class StegoConfig:
     """Method stego: STEGO (ICLR 2022); the defaults are the block its configuration file has for COCO-Stuff
-    and ViT-S. ppap.methods.published has its other blocks."""
+    and ViT-S. ppap.settings.published has its other blocks."""
 
     dim: int = 70
     """Channels E of the code."""

@@ -6,20 +6,17 @@ and ``report.md``. An interrupted set is continued with ``--resume FOLDER``: fin
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ppap.checkpoint import exists
-from ppap.config import Config, config_hash, from_dict, to_dict
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.evaluation.comparison import table
 from ppap.methods.table import TITLES
-from ppap.report import FINAL_SCORES, comparison_lines
-from ppap.rundir import RunDir
+from ppap.reports.markdown import comparison_lines
+from ppap.reports.records import FINAL_SCORES, shared_provenance, spread_of
+from ppap.runs.checkpoint import exists
+from ppap.runs.rundir import RunDir
+from ppap.settings.config import Config, config_hash, from_dict, of_seed, to_dict
 
 RunOne = Callable[[Config, Path, bool], None]
 """Trains one seed: its settings, its run directory, and whether that is to be continued."""
@@ -47,7 +44,7 @@ def start(config: Config, seeds: Sequence[int], path: Path, run_one: RunOne) -> 
     if len(set(seeds)) != len(seeds):
         raise UsageError(f"--seeds {' '.join(map(str, seeds))}: give different numbers")
     for seed in seeds:
-        _of_seed(config, seed)
+        of_seed(config, seed)
     try:
         path.mkdir(parents=True, exist_ok=True)
         RunDir(path).write_json("seeds.json", {"seeds": list(seeds), "config": to_dict(config)})
@@ -67,7 +64,7 @@ def resume(path: Path, run_one: RunOne) -> None:
     """Run the seeds of a folder that are not finished, and write the table; see :func:`start`."""
     config, seeds = _read(path)
     for number, seed in enumerate(seeds):
-        folder, one = path / f"seed-{seed}", _of_seed(config, seed)
+        folder, one = path / f"seed-{seed}", of_seed(config, seed)
         if _finished(folder, one):
             print(f"seed {seed}: finished before")
             continue
@@ -83,14 +80,6 @@ def resume(path: Path, run_one: RunOne) -> None:
                 f"stopped at seed {seed}; continue with: python -m ppap.train --resume {path}"
             ) from None
     _write(path, config, seeds)
-
-
-def _of_seed(config: Config, seed: int) -> Config:
-    """Settings of one run; no folder's name is among them, so that a set may be moved."""
-    try:
-        return replace(config, train=replace(config.train, seed=seed, out=None))
-    except ValueError as error:
-        raise UsageError(f"--seeds: {error}") from None
 
 
 def _finished(folder: Path, config: Config) -> bool:
@@ -128,29 +117,6 @@ def _write(path: Path, config: Config, seeds: Sequence[int]) -> None:
     (path / "report.md").write_text("\n".join(lines) + "\n")
     print("\n".join(compared))
     print(f"report: {path / 'report.md'}")
-
-
-def spread_of(summaries: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Score name -> mean, standard deviation (None for one run), min, max and all values of several runs."""
-    result = {}
-    for key in summaries[0]:
-        values = [summary[key] for summary in summaries]
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        result[key] = {
-            "mean": float(np.mean(values)),
-            "std": std,
-            "min": min(values),
-            "max": max(values),
-            "values": values,
-        }
-    return result
-
-
-def shared_provenance(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One record of several runs that differ in their seed: lists where each has its own."""
-    own = {key: [record[key] for record in records] for key in ("seed", "settings", "weights")}
-    config = {**records[0]["config"], "train": {**records[0]["config"]["train"], "seed": own["seed"]}}
-    return {**records[0], **own, "config": config}
 
 
 def runs_of(path: Path) -> list[Path]:

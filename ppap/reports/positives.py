@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ppap.data import SegmentationDataset
-from ppap.evaluation.patches import labels_of
+from ppap.data.patch_labels import labels_of
 from ppap.kernels import PropagationConfig, propagate
 from ppap.methods.hidden_positives import hidden_positives, pool_radius
-from ppap.model import PPAPNet, patch_rows
-from ppap.pictures import strip
+from ppap.nets.model import PPAPNet, patch_rows
+from ppap.pictures.drawing import strip
 
 _RIGHT, _WRONG, _PLAIN = (40, 200, 90), (235, 70, 60), (250, 200, 40)
 _MARK = (255, 0, 255)

@@ -8,8 +8,8 @@ are sizes, rates or steps per data set.
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ppap.config import Config, HPConfig, OptimConfig, StegoConfig
 from ppap.errors import UsageError
+from ppap.settings.config import Config, HPConfig, OptimConfig, StegoConfig
 
 _HP_OPTIM = OptimConfig(name="adamw", lr=5e-4, weight_decay=0.1, linear_lr=1e-3, cluster_lr=5e-3)
 _HP = {

@@ -6,7 +6,8 @@ Values of the published code carry the table they come from (arXiv 2407.12463 an
 from collections.abc import Callable
 from dataclasses import replace
 
-from ppap.config import (
+from ppap.errors import unknown_name
+from ppap.settings.config import (
     CompareConfig,
     Config,
     DataConfig,
@@ -16,8 +17,7 @@ from ppap.config import (
     OptimConfig,
     TrainConfig,
 )
-from ppap.errors import unknown_name
-from ppap.methods.published import hp_for, stego_for
+from ppap.settings.published import hp_for, stego_for
 
 
 def demo() -> Config:

@@ -1,0 +1,145 @@
+"""A trained network that labels images of any size: ``ppap.load(path).predict(image)``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ppap.data.transforms import Geometry, normalise, resized_size
+from ppap.errors import UsageError
+from ppap.evaluation.metrics import apply_assignment
+from ppap.methods.engine import Engine, for_inference, load_engine, pick_device
+from ppap.runs.checkpoint import load_checkpoint
+from ppap.settings.config import from_dict
+
+# A ViT attends between all pairs of tokens: memory grows with their square.
+MAX_TOKENS = 16_384
+
+
+class Predictor:
+    """A trained network that labels images of any size.
+
+    Attributes:
+        classes: names of the ids that :meth:`predict` returns, in order.
+        origin: where the backbone's weights came from.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        class_names: Sequence[str],
+        assignment: Sequence[int | None] | None,
+        labelled: bool = True,
+    ) -> None:
+        """Args: the network, names of the classes, class of each cluster (None = never matched), and whether
+        the linear probe has seen labels.
+        """
+        self.engine = engine
+        self.labelled = labelled
+        self.assignment = assignment
+        self.origin = engine.net.backbone.origin
+        self.class_names = tuple(class_names)
+
+    def names(self, probe: str = "cluster") -> tuple[str, ...]:
+        """Names of the ids of a probe: class names, or cluster 0, 1, ... where clusters have no class."""
+        if probe == "linear" or self.assignment is not None:
+            return self.class_names
+        return tuple(f"cluster {k}" for k in range(len(self.engine.cluster.clusters)))
+
+    @torch.no_grad()
+    def predict(
+        self,
+        image: Image.Image,
+        *,
+        probe: Literal["cluster", "linear"] = "cluster",
+        resolution: int = 320,
+        max_tokens: int = MAX_TOKENS,
+    ) -> Tensor:
+        """Label map of an image.
+
+        Args:
+            image: PIL image of any size and mode.
+            probe: ``cluster``, trained without labels (ids are classes where the checkpoint knows the
+                matching), or ``linear``.
+            resolution: shorter side that the network sees [pixels].
+            max_tokens: most patches per image.
+
+        Returns:
+            (H, W) int64 ids on the CPU, at the size of the image.
+
+        Raises:
+            UsageError: an unknown probe, or more patches than `max_tokens`.
+        """
+        if probe not in ("cluster", "linear"):
+            raise UsageError(f"probe is {probe!r}; valid: 'cluster', 'linear'")
+        if probe == "linear" and not self.labelled:
+            raise UsageError(
+                "probe is 'linear', which this run could not train without labels; use 'cluster'"
+            )
+        image = image.convert("RGB")
+        width, height = self.seen_size(image.width, image.height, resolution, max_tokens)
+        pixels = Geometry(resolution, self.engine.config.data.interpolation).whole(image)
+        code = self.engine.code(normalise(pixels)[None].to(self.engine.device))
+        labels = self._labels(code, probe, (height, width), (image.height, image.width)).cpu()
+        return apply_assignment(labels, self.assignment) if probe == "cluster" and self.assignment else labels
+
+    def seen_size(self, width: int, height: int, resolution: int, max_tokens: int) -> tuple[int, int]:
+        """(width, height) [pixels] at which the network sees an image.
+
+        Raises:
+            UsageError: more than `max_tokens` patches.
+        """
+        seen = resized_size(width, height, resolution)
+        patch = self.engine.net.backbone.patch_size
+        tokens = -(-seen[0] // patch) * -(-seen[1] // patch)
+        if tokens > max_tokens:
+            raise UsageError(
+                f"an image of {width} x {height} pixels gives {tokens} patches of {patch} pixels at "
+                f"--resolution {resolution}, the limit is {max_tokens} (--max-tokens); lower --resolution"
+            )
+        return seen
+
+    def _labels(self, code: Tensor, probe: str, seen: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Ids with the largest score at each pixel; one class at a time, which bounds the memory."""
+        engine, patch = self.engine, self.engine.net.backbone.patch_size
+        if probe == "linear":
+            scores = engine.linear.logits(code)
+        else:
+            centres = F.normalize(engine.cluster.clusters.float(), dim=1)
+            scores = F.conv2d(code, centres[:, :, None, None])
+        full = (code.shape[2] * patch, code.shape[3] * patch)
+        best = torch.full(size, -torch.inf, device=code.device)
+        labels = torch.zeros(size, dtype=torch.int64, device=code.device)
+        for k in range(scores.shape[1]):
+            at_seen = F.interpolate(scores[:, k : k + 1], size=full, mode="bilinear", align_corners=False)
+            at_seen = at_seen[:, :, : seen[0], : seen[1]]
+            score = F.interpolate(at_seen, size=size, mode="bilinear", align_corners=False)[0, 0]
+            labels[score > best] = k
+            best = torch.maximum(best, score)
+        return labels
+
+
+def load(path: str | Path, device: str = "auto") -> Predictor:
+    """A trained network, ready to predict.
+
+    Args:
+        path: run directory or checkpoint folder.
+        device: ``auto`` or a torch device name.
+
+    Raises:
+        DataError: no such checkpoint, or a damaged one.
+        UsageError: the device is not here.
+
+    Example:
+        >>> labels = ppap.load("runs/mine").predict(Image.open("photo.jpg"))
+    """
+    checkpoint = load_checkpoint(path)
+    chosen = pick_device(device)
+    config = for_inference(from_dict(checkpoint.info["config"]), chosen)
+    engine = load_engine(checkpoint, chosen, config)
+    info = checkpoint.info
+    return Predictor(engine, info["class_names"], info["assignment"], info["labelled"])

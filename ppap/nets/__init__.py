@@ -1,0 +1,1 @@
+"""Networks: the frozen backbone, its weights, the streams on top, the probes, and cached features."""

@@ -1,0 +1,1 @@
+"""Colours, and everything that draws: strips, curves, overlays, legends, index images."""

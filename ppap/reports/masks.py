@@ -1,0 +1,104 @@
+"""The files of ``ppap predict``: images found, masks refused or free to be written, and their legend."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ppap.data import images
+from ppap.data.images import SUFFIXES
+from ppap.errors import DataError, UsageError
+from ppap.evaluation.predictor import Predictor
+from ppap.pictures.drawing import IGNORED_INDEX, IGNORED_INDEX_16, legend
+from ppap.reports.records import RANDOM_WARNING
+
+
+def find_images(paths: Sequence[str]) -> dict[str, Path]:
+    """Stem in the output folder -> file, of image files and folders of images.
+
+    Raises:
+        UsageError: no paths.
+        DataError: a path is missing, a folder has no images, or two files would give the same mask.
+    """
+    files: dict[str, Path] = {}
+    if not paths:
+        raise UsageError("no images are given; name image files or folders after the checkpoint")
+    for given in map(Path, paths):
+        if not given.exists():
+            raise DataError(f"there is no image or folder {given}; check the path")
+        found = _found_in(given)
+        if not found:
+            raise DataError(
+                f"{given} has no images ({', '.join(sorted(SUFFIXES))}); give files or a folder of images"
+            )
+        for stem, path in found:
+            if stem == "legend":
+                raise DataError(f"the mask of {path} would be named like the legend; rename the image")
+            if stem in files and not path.samefile(files[stem]):
+                raise DataError(
+                    f"{files[stem]} and {path} would both become {stem}.png; predict them separately"
+                )
+            files[stem] = path
+    return files
+
+
+def _found_in(given: Path) -> list[tuple[str, Path]]:
+    """(stem in the output folder, file) of one file, or of all images below a folder."""
+    if not given.is_dir():
+        return [(given.stem, given)]
+    return [(name, path) for name, paths in images.find_images(given).items() for path in paths]
+
+
+def check_free(out: Path, files: dict[str, Path], overwrite: bool) -> None:
+    """Refuse to write over an image, or without `overwrite` over any file.
+
+    Raises:
+        UsageError: names the file.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; give a folder")
+    targets = [out / f"{stem}{end}" for stem in files for end in (".png", "_overlay.jpg")]
+    inputs = {path.resolve() for path in files.values()}
+    clash = [path for path in targets if path.resolve() in inputs]
+    if clash:
+        raise UsageError(f"{clash[0]} is one of the images; give another --out")
+    taken = [path for path in targets if path.exists()]
+    if taken and not overwrite:
+        raise UsageError(
+            f"{taken[0]} exists already ({len(taken)} files); give another --out, or --overwrite"
+        )
+
+
+def write_legend(
+    out: Path, names: Sequence[str], colours: np.ndarray, predictor: Predictor, probe: str, overwrite: bool
+) -> None:
+    """Write the legend, unless that would give other names to the masks that are in the folder already.
+
+    Raises:
+        UsageError: it would.
+        DataError: the disk refuses.
+    """
+    record = {
+        "probe": probe,
+        "backbone": predictor.origin,
+        "warning": RANDOM_WARNING if predictor.engine.net.backbone.is_random else None,
+        "ignored_id": IGNORED_INDEX if len(names) <= 256 else IGNORED_INDEX_16,
+        "classes": [
+            {"id": i, "name": name, "rgb": [int(v) for v in colours[i]]} for i, name in enumerate(names)
+        ],
+    }
+    text, path = json.dumps(record, indent=2) + "\n", out / "legend.json"
+    if not overwrite:
+        if path.exists() and path.read_text() != text:
+            raise UsageError(
+                f"{path} names the ids of other masks in that folder; give another --out, or --overwrite"
+            )
+        if (out / "legend.png").exists() and not path.exists():
+            raise UsageError(f"{out / 'legend.png'} exists already; give another --out, or --overwrite")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        legend(names, colours).save(out / "legend.png")
+        path.write_text(text)
+    except OSError as error:
+        raise DataError(f"cannot write to {out} ({error.strerror or error}); give another --out") from None

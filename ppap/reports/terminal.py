@@ -1,0 +1,39 @@
+"""What the terminal shows of an evaluation, and what to do about empty sets."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ppap.evaluation.evaluate import Evaluation
+from ppap.evaluation.metrics import Scores
+
+
+def sets_hint(row: Mapping[str, Any]) -> str | None:
+    """What to do about a logged step of PPAP whose positive or negative sets were all empty."""
+    if row.get("positives") == 0:
+        return (
+            "no anchor has a positive, so that the contrastive loss is 0; lower --loss.phi0 "
+            "(ppap analyze thresholds suggests a value)"
+        )
+    if row.get("negatives") == 0:
+        return (
+            "no anchor has a negative, so that nothing is pushed apart; raise --loss.psi0 "
+            "(ppap analyze thresholds suggests a value)"
+        )
+    return None
+
+
+def score_table(evaluation: Evaluation, names: Sequence[str]) -> str:
+    """Plain-text table of all scores, per class too, for the terminal."""
+    columns: list[tuple[str, Scores]] = [(probe, s) for probe, s in evaluation.plain.items()]
+    columns += [(f"{probe}+CRF", s) for probe, s in evaluation.crf.items()]
+    width = max(len("pixel accuracy"), *(len(name) for name in names))
+    lines = [f"{'[%]':<{width}}  " + "  ".join(f"{title:>11}" for title, _ in columns)]
+
+    def line(title: str, values: list[Any]) -> str:
+        cells = ["-" if value is None else f"{value:.2f}" for value in values]
+        return f"{title:<{width}}  " + "  ".join(f"{cell:>11}" for cell in cells)
+
+    lines.append(line("pixel accuracy", [s.accuracy for _, s in columns]))
+    lines.append(line("mIoU", [s.miou for _, s in columns]))
+    lines += [line(name, [s.iou[i] for _, s in columns]) for i, name in enumerate(names)]
+    return "\n".join(lines)

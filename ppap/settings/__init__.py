@@ -1,0 +1,1 @@
+"""Every setting: the dataclasses, the presets that fill them, and what a protocol changes."""

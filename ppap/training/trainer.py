@@ -1,0 +1,328 @@
+"""The training loop: read :meth:`Trainer.run`; ``ppap.methods.engine`` has a step."""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ppap.data import Datasets, SegmentationDataset, build_datasets
+from ppap.data.loading import stream
+from ppap.errors import DataError, NumberError, Stopped, UsageError
+from ppap.evaluation.comparison import Row, compare
+from ppap.evaluation.crf import require_crf
+from ppap.evaluation.evaluate import Evaluation, evaluate
+from ppap.kernels import dispatch
+from ppap.methods.base import TrainingData
+from ppap.methods.engine import Engine, build_engine, check_finite, load_engine, pick_device
+from ppap.methods.table import METHODS
+from ppap.nets.feature_cache import CachedFeatures, cache_features, cache_root
+from ppap.reports.markdown import write_report
+from ppap.reports.provenance import device_name
+from ppap.reports.records import FINAL_SCORES, RANDOM_WARNING, comparison_record, evaluation_record
+from ppap.reports.terminal import sets_hint
+from ppap.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ppap.runs.rundir import RunDir
+from ppap.settings.config import Config, config_hash, to_dict
+from ppap.training.stop import StopRequest
+
+
+def _backend(device: torch.device) -> str:
+    """Kernel backend of the loss on a device; refuses wrong PPAP_ variables before any work."""
+    try:
+        dispatch.check_environment()
+        return dispatch.choose(None, torch.empty(0, device=device))
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(str(error)) from None
+
+
+def _sets(row: dict[str, Any]) -> str:
+    """Sizes of an anchor's sets, in words, where the method has such sets."""
+    if "positives" not in row:
+        return ""
+    return f"per anchor {row['positives']:.0f} positives {row['negatives']:.0f} negatives, "
+
+
+class Trainer:
+    """One run, from its datasets to its report."""
+
+    def __init__(self, config: Config, path: Path, checkpoint: Checkpoint | None = None) -> None:
+        """Load data and network; nothing is written yet.
+
+        Args:
+            config: all settings.
+            path: run directory, new unless `checkpoint` is given.
+            checkpoint: where to continue; None = a new run.
+
+        Raises:
+            UsageError, DataError, NumberError: see the parts.
+        """
+        self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
+        device = pick_device(config.train.device)
+        self.backend = _backend(device)
+        require_crf(config.eval.crf, device)
+        for name in {config.method, *config.compare.rows} - {"colour"}:
+            METHODS[name].check(replace(config, method=name))
+        self.data: Datasets = build_datasets(config.data)
+        if config.compare.rows and (self.data.val is None or not self.data.val.labelled):
+            raise UsageError("--compare.rows needs validation labels; give labels/val, or leave it out")
+        if config.compare.rows and not self.data.train.labelled:
+            raise UsageError("--compare.rows needs training labels for its linear probe; give labels/train")
+        if METHODS[config.method].needs_labels and not self.data.train.labelled:
+            raise UsageError(f"--method {config.method} needs training labels; give labels/train")
+        classes = self.data.train.classes
+        self.step, self.best, self.validated = 0, float("-inf"), -1
+        self.evaluation: Evaluation | None = None
+        self.hint: str | None = None
+        self.assignment: list[int | None] | None = None
+        if checkpoint is None:
+            self.engine = build_engine(config, classes, device)
+        else:
+            self.engine = load_engine(checkpoint, device, config)
+            if self.engine.classes != classes:
+                raise DataError(
+                    f"the data has {classes} classes, {checkpoint.path} {self.engine.classes}; "
+                    "resume with the data the run was started with"
+                )
+            state = checkpoint.state()
+            self.step, self.best, self.validated = state["step"], state["best"], state["validated"]
+            self.engine.load_training_state(state["engine"])
+            self.assignment = checkpoint.info["assignment"]
+        self.total = TrainingData(self.data.train, config, device).total_steps
+        if self.step > self.total:
+            raise UsageError(
+                f"--train.steps or --train.epochs ask for {self.total} steps, {path} has done {self.step}; "
+                "give as many or more"
+            )
+        self.training_set = self._training_set(device)
+        self.stop = StopRequest()
+        self.loader = self.engine.start(self.training_set, self.step, lambda: self.stop.asked)
+        self.health = torch.zeros((), device=device)
+        self.started = time.perf_counter()
+
+    def _training_set(self, device: torch.device) -> SegmentationDataset | CachedFeatures:
+        data = self.config.data
+        if not data.cache_features:
+            return self.data.train
+        return cache_features(
+            self.engine.net,
+            self.data.train,
+            root=cache_root(data.cache_dir),
+            dtype=data.cache_dtype,
+            batch_size=self.config.eval.batch_size,
+            device=device,
+            workers=data.workers,
+        )
+
+    def run(self) -> RunDir:
+        """Train to the end, validating, saving and logging on the way; write the report.
+
+        Raises:
+            Stopped: interrupted; the state is saved.
+            NumberError: loss or gradient is not finite.
+        """
+        train = self.config.train
+        self._begin()
+        with (
+            self.stop as stop,
+            tqdm(total=self.total, initial=self.step, unit="step", disable=None, desc="train") as bar,
+        ):
+            since, images = time.perf_counter(), 0
+            batches = stream(self.loader)
+            if self.resumed and self._due(train.val_every) and self.validated != self.step:
+                self._validate(stop)
+            while self.step < self.total:
+                epoch, batch = self._next_batch(batches, stop)
+                values = self._step(batch)
+                self.step += 1
+                images += len(batch["index"])
+                self.health += values["loss"]
+                bar.update()
+                if self.step % train.log_every == 0 or self.step == self.total or self.step == 1:
+                    speed = images / (time.perf_counter() - since)
+                    bar.set_postfix_str(self._log(values, epoch, speed))
+                    since, images = time.perf_counter(), 0
+                if stop.asked:
+                    self._stop()
+                if self._due(train.val_every):
+                    paused = time.perf_counter()
+                    self._validate(stop)
+                    since += time.perf_counter() - paused
+                if self._due(train.save_every):
+                    self._save("last")
+            if self.validated != self.step or self.evaluation is None:
+                self._validate(stop)
+            self._save("last")
+            rows = self._compare(stop)
+            selected = self._selected(stop)
+        self._report(rows, *selected)
+        return self.run_dir
+
+    def _selected(self, stop: StopRequest) -> tuple[Engine, Evaluation | None, Checkpoint]:
+        """Network, scores and checkpoint that ``--train.selection`` takes."""
+        checkpoint = load_checkpoint(self.run_dir.path)
+        if checkpoint.info["step"] == self.step:
+            return self.engine, self.evaluation, checkpoint
+        engine = load_engine(checkpoint, self.engine.device, self.config)
+        tqdm.write(f"selected: step {checkpoint.info['step']}, {checkpoint.selection}")
+        return engine, self._measure(engine, stop), checkpoint
+
+    def _next_batch(self, batches: Iterator, stop: StopRequest) -> tuple[int, dict[str, Tensor]]:
+        try:
+            epoch, _, batch = next(batches)
+        except RuntimeError:
+            # A loader process that was stopped together with this one: nothing of the run is lost.
+            if stop.asked:
+                self._stop()
+            raise
+        return epoch, batch
+
+    def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        try:
+            return self.engine.train_step(batch, self.step)
+        except InterruptedError:  # during long work ahead of the step, which is done anew
+            self._stop()
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step > 0 and self.step % every == 0
+
+    def _begin(self) -> None:
+        if self.resumed:
+            self.run_dir.reopen(self.config, self.step)
+        else:
+            self.run_dir.create(self.config)
+        engine, patch = self.engine, self.engine.net.backbone.patch_size
+        print(f"data: {self.data.description}")
+        print(f"backbone: {engine.net.backbone.origin}")
+        side = -(-self.config.data.resolution // patch)
+        patches = side * side * self.config.train.batch_size
+        print(
+            f"step: {self.config.train.batch_size} images, {patches} patches, "
+            f"method {self.config.method}, {engine.method.describe(patches)}; "
+            f"{device_name(engine.device)}, {self.backend} backend, autocast {engine.amp or 'off'}"
+        )
+        start = f"continued at step {self.step}" if self.resumed else "new run"
+        if self.step >= self.total:
+            start += ": all steps are done; what is left is to measure and to report"
+        settings = f"settings {config_hash(self.config)}"
+        print(f"run: {self.run_dir.path} ({start}, {self.total} steps, {settings})", flush=True)
+
+    def _log(self, values: dict[str, Tensor], epoch: int, speed: float) -> str:
+        """Write a line of metrics, and print one where there is no progress bar."""
+        check_finite({**values, "sum of losses": self.health}, self.step, self.engine.scaler.is_enabled())
+        row = {"step": self.step, "epoch": epoch, **{name: value.item() for name, value in values.items()}}
+        self.run_dir.append({**row, "images_per_s": speed})
+        text = (
+            f"loss {row['loss']:.3f} contrast {row['contrast_loss']:.3f} linear {row['linear_loss']:.3f} "
+            f"cluster {row['cluster_loss']:.3f}, {_sets(row)}{speed:.1f} images/s"
+        )
+        if not sys.stderr.isatty():
+            left = (self.total - self.step) * self.config.train.batch_size / speed / 60
+            print(f"step {self.step}/{self.total} {text}, {left:.0f} min left", flush=True)
+        hint = sets_hint(row) if self.engine.method.propagation else None
+        if hint and hint != self.hint:
+            tqdm.write(f"step {self.step}: {hint}")
+        self.hint = hint
+        return text
+
+    def _validate(self, stop: StopRequest) -> None:
+        if self.data.val is None or not self.data.val.labelled:
+            self.validated = self.step
+            return
+        self.evaluation = self._measure(self.engine, stop)
+        summary = self.evaluation.summary()
+        self.assignment = list(self.evaluation.plain["cluster"].assignment)
+        if self.validated != self.step:  # a finished run that is resumed measures once more for its report
+            self.run_dir.append({"step": self.step, **summary})
+        self.validated = self.step
+        tqdm.write(f"step {self.step} validation: " + " ".join(f"{k} {v:.2f}" for k, v in summary.items()))
+        # The published rule: the best sum of the four scores, which looks at labels.
+        total = sum(summary.values())
+        if total >= self.best:
+            self.best = total
+            self._save("best")
+
+    def _measure(self, engine: Engine, stop: StopRequest) -> Evaluation:
+        """Both probes of a network on the labelled validation images, without CRF."""
+        try:
+            return evaluate(
+                engine.code,
+                engine.probes,
+                self.data.val,
+                replace(self.config.eval, crf="none"),
+                patch_size=engine.net.backbone.patch_size,
+                device=engine.device,
+                workers=self.config.data.workers,
+                should_stop=lambda: stop.asked,
+            )
+        except InterruptedError:
+            self._stop()
+        except NumberError as error:
+            raise NumberError(f"step {self.step}: {error}; or lower --optim.lr") from None
+
+    def _compare(self, stop: StopRequest) -> dict[str, Row]:
+        """The table of ``--compare.rows``; it starts anew where it was interrupted."""
+        if not self.config.compare.rows:
+            return {}
+        tqdm.write("comparison: the same probes for every row")
+        try:
+            rows = compare(self.config, self.data, self.training_set, self.engine, lambda: stop.asked)
+        except InterruptedError:
+            self._stop()
+        self.run_dir.write_json(
+            "comparison.json", comparison_record(self.config, self.engine, rows, self.step)
+        )
+        return rows
+
+    def _save(self, name: str) -> None:
+        check_finite({"sum of losses": self.health}, self.step)
+        backbone = self.engine.net.backbone
+        dataset = self.data.val or self.data.train
+        info = {
+            "config": to_dict(self.config),
+            "backbone": backbone.spec,
+            "origin": backbone.origin,
+            "classes": dataset.classes,
+            "class_names": list(dataset.class_names),
+            "labelled": self.data.train.labelled,
+            "assignment": self.assignment,
+            "step": self.step,
+        }
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "validated": self.validated,
+            "engine": self.engine.training_state(),
+        }
+        save_checkpoint(self.run_dir.checkpoints / name, self.engine.weights(), info, state)
+
+    def _stop(self) -> None:
+        self._save("last")
+        raise Stopped(
+            f"stopped at step {self.step} of {self.total}; "
+            f"continue with: python -m ppap.train --resume {self.run_dir.path}"
+        )
+
+    def _report(
+        self, rows: dict[str, Row], engine: Engine, evaluation: Evaluation | None, checkpoint: Checkpoint
+    ) -> None:
+        dataset = self.data.val or self.data.train
+        minutes = (time.perf_counter() - self.started) / 60
+        facts = [
+            f"checkpoint: step {checkpoint.info['step']}, {checkpoint.selection}",
+            f"data: {self.data.description}",
+            f"{minutes:.1f} minutes since the last start",
+        ]
+        if evaluation is not None:
+            record = evaluation_record(self.config, engine, checkpoint, evaluation)
+            self.run_dir.write_json(FINAL_SCORES, record)
+        write_report(self.run_dir, self.config, engine, dataset, evaluation, facts, rows)
+        self.run_dir.write_config(self.config, finished=True)
+        print(f"report: {self.run_dir.path / 'report.md'}")
+        if self.engine.net.backbone.is_random:
+            print(RANDOM_WARNING)

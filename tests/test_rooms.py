@@ -1,0 +1,42 @@
+"""Imports go down: no room knows of one above it, the kernels know of nothing, and no room of a command."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+GROUND = ["kernels", "errors", "cli"]
+ROOMS = ["settings", "pictures", "data", "runs", "nets", "methods", "evaluation", "reports", "training"]
+ROOMS += ["preparation", "pretraining", "analysis"]
+COMMANDS = ["train", "eval", "predict", "analyze", "prepare", "pretrain", "doctor"]
+ORDER = GROUND + ROOMS + COMMANDS
+
+
+def imported(path: Path, package: list[str]) -> Iterator[list[str]]:
+    """What a file of a package imports, at its top or inside functions, as the parts of dotted names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            module = node.module.split(".") if node.module else []
+            yield from ([*start, *module, alias.name] for alias in node.names)
+
+
+def test_every_part_has_its_place():
+    found = (path for path in (ROOT / "ppap").iterdir() if path.suffix == ".py" or any(path.glob("*.py")))
+    assert sorted(ORDER) == sorted({"kernels", *(path.stem for path in found)} - {"__init__"})
+
+
+@pytest.mark.parametrize("part", ORDER)
+def test_imports_go_down(part):
+    base = ROOT if part == "kernels" else ROOT / "ppap"
+    files = sorted((base / part).rglob("*.py")) or [base / f"{part}.py"]
+    below = ORDER[: ORDER.index(part)]
+    allowed = {part} if part in GROUND[:2] else {part, *below} - (set(COMMANDS) - {part})
+    for path in files:
+        names = imported(path, ["ppap", *path.relative_to(base).parent.parts])
+        used = {room for name in names if name[0] == "ppap" for room in name[1:2]} & set(ORDER)
+        assert used <= allowed, path
