@@ -131,7 +131,7 @@ os.environ.update(PPAP_BUILD_CUDA='1', PPAP_CACHE_DIR={str(tmp_path / "cache")!r
 {spoil if "fcntl" in spoil else ""}
 import build as native
 native.build_cpu = lambda out: (out.parent.mkdir(parents=True), out.write_text('library'))
-native.build_cuda = lambda out: out.write_text('library') and 'report'
+native.build_cuda = lambda out, architectures: out.write_text('library') and 'report'
 {spoil}
 sys.argv = ['setup.py', 'build_ext', '--build-lib', {str(tmp_path)!r}, '--build-temp', {str(tmp_path)!r}]
 runpy.run_path('setup.py', run_name='__main__')
