@@ -237,9 +237,15 @@ def worst(calls: list[Call], architecture: str) -> Iterator[tuple[Line, Figures]
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.aot", description=__doc__)
-    parser.add_argument("--arch", nargs="+", choices=TARGETS, default=list(TARGETS), help="architectures")
-    parser.add_argument("--widths", nargs="+", type=int, default=[384, 768], help="channels D = E")
-    parser.add_argument("--out", type=Path, help="also make it a column of the table in this file")
+    parser.add_argument(
+        "--arch", nargs="+", choices=TARGETS, default=list(TARGETS), help="default: all of them"
+    )
+    parser.add_argument(
+        "--widths", nargs="+", type=int, default=[384, 768], help="channels D = E (default 384 768)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="file whose table gets a column of this version of Triton (default: none)"
+    )
     options = parser.parse_args()
     found: dict[Line, Figures] = {}
     # A process per architecture: Triton compiles on one core. Not forked, since torch has threads.

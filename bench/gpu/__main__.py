@@ -145,6 +145,7 @@ class Run:
             return
         part: Callable[[float], str] = getattr(self, name)
         start = time.monotonic()
+        self.results.said[name] = "not finished"
         try:
             said = part(min(SECONDS[name], left))
         except Exception as error:
