@@ -38,12 +38,17 @@ def check_vector(op: str, name: str, tensor: torch.Tensor, length: int, integer:
     require(right, f"{op}: {name} is {tensor.dtype}; give {'int64' if integer else 'a floating type'}")
 
 
-def check_anchors(op: str, anchors: torch.Tensor) -> None:
-    """A vector of int64 row numbers; their range is checked where it costs no wait for the device."""
+def check_anchors(op: str, anchors: torch.Tensor, patches: int | None = None) -> None:
+    """A vector of int64 row numbers; their range is checked where it costs no wait for the device.
+
+    Where there are no `patches` there is no such row.
+    """
     if not isinstance(anchors, torch.Tensor):
         raise TypeError(f"{op}: anchors is a {type(anchors).__name__}; give an int64 torch tensor or None")
     require(anchors.dim() == 1, f"{op}: anchors has shape {tuple(anchors.shape)}; give (A,)")
     require(anchors.dtype == torch.int64, f"{op}: anchors is {anchors.dtype}; give int64")
+    none = patches == 0 and anchors.shape[0] > 0
+    require(not none, f"{op}: {anchors.shape[0]} anchors of no patches; give features (N, D) with N >= 1")
 
 
 def check_positive(op: str, name: str, value: float) -> float:

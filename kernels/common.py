@@ -244,6 +244,12 @@ def guard(
     return None
 
 
+def refuse_on_cpu(values: dict[str, torch.Tensor], anchors: torch.Tensor | None, num_patches: int) -> None:
+    """:func:`guard` for ops that find bad numbers on the device by themselves: on CPUs it still raises."""
+    if _host_waits_for(next(iter(values.values())).device):
+        guard(values, anchors, num_patches)
+
+
 def _host_waits_for(device: torch.device) -> bool:
     return device.type == "cpu"
 

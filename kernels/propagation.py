@@ -16,6 +16,7 @@ from .common import (
     in_range,
     normalise,
     poison,
+    refuse_on_cpu,
     resolve_precision,
     row_chunks,
     rows_within,
@@ -216,7 +217,7 @@ def propagate(
     require(features.shape[1] >= 1, "propagate: features have no channels; give (N, D) with D >= 1")
     check_budget("propagate", memory_budget)
     anchors = all_rows(features) if anchors is None else anchors
-    check_anchors("propagate", anchors)
+    check_anchors("propagate", anchors, features.shape[0])
     backend = dispatch.choose(impl, features, anchors)
     precision = resolve_precision(precision, features)
     unit, proxies, phi, psi, num_positives, num_negatives = _propagate(
@@ -253,6 +254,7 @@ def _propagate(
     cfg = PropagationConfig.from_floats(settings)
     fused = dispatch.load("ppap_loss", backend)
     if anchors.numel() and hasattr(fused, "guarded_propagate"):
+        refuse_on_cpu({"features": features}, anchors, features.shape[0])
         with computing_on(features.device):
             return fused.guarded_propagate(features, anchors, cfg, precision, memory_budget)
     factor = guard({"features": features}, anchors, features.shape[0])

@@ -89,6 +89,8 @@ def report(rows: list[Comparison]) -> list[str]:
     """The table as lines of markdown."""
     head = "| picture | cuda [images/s] | cpp [images/s] | ratio | largest difference | equal labels |"
     title = f"## Dense CRF: {SIDE} x {SIDE} pixels, {CLASSES} classes, 10 iterations"
+    if not rows:
+        return [title, "", "Not run."]
     return [title, "", head, "|---|---:|---:|---:|---:|---:|"] + [
         f"| {r.picture} | {line(r)} |" for r in rows
     ]

@@ -102,6 +102,7 @@ def _one_worker(
     lines.write_text("")
     command = [sys.executable, "-m", "bench.gpu", "--worker", str(tasks), str(lines), str(rounds)]
     current: Key | None = None
+    rest = ""
     since = time.monotonic()
 
     def finish(cell: Cell) -> None:
@@ -114,7 +115,10 @@ def _one_worker(
             while True:
                 ended = process.poll() is not None
                 for text in reader:
-                    line = json.loads(text)
+                    rest += text
+                    if not rest.endswith("\n"):
+                        continue  # being written, or for ever unfinished
+                    line, rest = json.loads(rest), ""
                     since = time.monotonic()
                     if "start" in line:
                         current = Key(*line["start"])

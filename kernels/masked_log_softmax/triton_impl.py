@@ -17,7 +17,7 @@ from ..tiles import bits as layout
 from ..tiles import launch, occupancy
 from ..tiles.bits import Bits
 from ..tiles.planes import Planes, fill, plane_count, planes, planes_product
-from ..tiles.sizes import COLUMN_BLOCK, padded
+from ..tiles.sizes import COLUMN_BLOCK, padded, padded_channels
 from .triton_kernels import combine_kernel, log_sum_exp_kernel, weights_kernel
 
 # Below this bound of |x|, in powers of two, the bound itself serves as the shift: no exponential of a
@@ -197,7 +197,7 @@ def _chunks(
 
 def bytes_per_anchor(num_patches: int, width: int, precision: str, backward: bool, row_block: int) -> int:
     """Bytes of temporaries that one anchor needs besides its bits: partial results or weights, and rows."""
-    columns, channels = padded(num_patches, COLUMN_BLOCK), padded(width, 64)
+    columns, channels = padded(num_patches, COLUMN_BLOCK), padded_channels(width)
     tiles = 2 * plane_count(precision) * columns if backward else 3 * 4 * columns // 128
     lists = occupancy.bytes_per_row(num_patches, row_block)
     return tiles + lists + (16 + 4 * plane_count(precision)) * channels + 64

@@ -4,7 +4,7 @@ import torch
 
 from .. import dispatch
 from ..checks import check_anchors, check_budget, check_positive, check_rows, require
-from ..common import DEFAULT_BUDGET, accumulator, computing_on, resolve_precision
+from ..common import DEFAULT_BUDGET, accumulator, computing_on, refuse_on_cpu, resolve_precision
 from ..contrastive import contrastive_loss
 from ..masked_log_softmax import no_context, refuse_second_derivative
 from ..propagation import PropagationConfig, all_rows, propagate
@@ -65,7 +65,7 @@ def ppap_loss(
     require(features.shape[1] >= 1, f"{op}: features have no channels; give (N, D) with D >= 1")
     check_rows(op, "z", z, rows=features.shape[0])
     anchors = all_rows(features) if anchors is None else anchors
-    check_anchors(op, anchors)
+    check_anchors(op, anchors, features.shape[0])
     require(reduction in ("mean", "none"), f"{op}: reduction is {reduction!r}; valid: 'mean', 'none'")
     grouped = group_size is not None
     whole = not grouped or (isinstance(group_size, int) and group_size >= 1)
@@ -73,10 +73,8 @@ def ppap_loss(
     require(
         not grouped or reduction == "mean", f"{op}: group_size goes with reduction='mean', not {reduction!r}"
     )
-    tau, base = (
-        check_positive(op, "temperature", temperature),
-        check_positive(op, "base_temperature", base_temperature),
-    )
+    tau = check_positive(op, "temperature", temperature)
+    base = check_positive(op, "base_temperature", base_temperature)
     budget = check_budget(op, memory_budget)
     backend = dispatch.choose(impl, features, z, anchors)
     if reduction == "none":
@@ -121,17 +119,14 @@ def _ppap_loss(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """:class:`Result`: dloss/dz = dz dz_scale; group_size 0 = one group."""
-    settings = Settings(
-        PropagationConfig.from_floats(propagation),
-        *temperatures,
-        group_size or max(anchors.shape[0], 1),
-        with_gradient,
-        precision,
-        memory_budget,
-    )
+    count = max(anchors.shape[0], 1)
+    group = min(group_size or count, count)
+    cfg = PropagationConfig.from_floats(propagation)
+    settings = Settings(cfg, *temperatures, group, with_gradient, precision, memory_budget)
     impl = dispatch.load("ppap_loss", backend)
     with computing_on(z.device):
         if hasattr(impl, "guarded_loss"):
+            refuse_on_cpu({"features": features, "z": z}, anchors, features.shape[0])
             return impl.guarded_loss(features, z, anchors, settings)
         return guarded(impl.ppap_loss, features, z, anchors, settings)
 

@@ -56,7 +56,8 @@ def chunked_loss(
             part_NE *= group / valid.clamp(min=1).to(part_NE.dtype)
             if apart:
                 dz_NE = dz_NE.add_(part_NE) if zeroed or start_of_group else dz_NE.copy_(part_NE)
-                part_NE.zero_()
+                if zeroed:
+                    part_NE.zero_()
     if len(results) == 1:
         loss_A, num_positives_A, num_negatives_A = results[0]
     else:

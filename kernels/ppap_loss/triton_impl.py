@@ -19,7 +19,7 @@ from ..tiles import rows as row_kernels
 from ..tiles.bits import sizes
 from ..tiles.planes import Planes, fill, raw_product
 from ..tiles.rows import SPLIT_SCALE
-from ..tiles.sizes import COLUMN_BLOCK, padded
+from ..tiles.sizes import COLUMN_BLOCK, padded_channels
 from .chunks import chunked_loss
 from .guarded import Result, Settings, guarded
 from .triton_kernels import BOUND, GRADIENT, POISON, SCALE, TIGHT, UNIT
@@ -35,9 +35,11 @@ def guarded_loss(
     """The whole op, bad numbers included; floating inputs of any type."""
     if anchors_A.numel() == 0:
         return guarded(_nothing, features_ND, z_NE, anchors_A, settings)
-    call = _Call.of(features_ND, z_NE, anchors_A, settings)
     per_row = bytes_per_anchor(features_ND, z_NE, settings.precision, settings.with_gradient)
     rows = rows_within(settings.memory_budget, per_row, launch.row_block(z_NE.device))
+    # Inside a group there are no weights yet that would need room.
+    shrink = _shrink(settings.precision, settings.group) if settings.group <= rows else 1.0
+    call = _Call.of(features_ND.contiguous(), z_NE.contiguous(), anchors_A, settings, shrink)
     # Gradients are added up in padded rows, as products make them.
     like = torch.empty((), device=z_NE.device).expand(z_NE.shape[0], call.patches.high.shape[1])
     loss_A, dz, *counts = chunked_loss(
@@ -74,6 +76,7 @@ class _Call:
         patches: operands of z.
         scalars: (SCALARS,) float32, see :func:`scalars_kernel`.
         settings: of the call.
+        shrink: what rows are multiplied by before their weights could leave the operands' range.
     """
 
     features_ND: torch.Tensor
@@ -83,10 +86,16 @@ class _Call:
     patches: Planes
     scalars: torch.Tensor
     settings: Settings
+    shrink: float
 
     @classmethod
     def of(
-        cls, features_ND: torch.Tensor, z_NE: torch.Tensor, anchors_A: torch.Tensor, settings: Settings
+        cls,
+        features_ND: torch.Tensor,
+        z_NE: torch.Tensor,
+        anchors_A: torch.Tensor,
+        settings: Settings,
+        shrink: float,
     ) -> "_Call":
         """Look at all inputs once: norms, units, operands, whether they are good."""
         precision, (patches, code_width) = settings.precision, z_NE.shape
@@ -96,7 +105,7 @@ class _Call:
             z_NE,
             rows=patches,
             padded_rows=patches,
-            padded_width=padded(code_width, 64),
+            padded_width=padded_channels(code_width),
             norm=norms[1],
             largest=norms[2],
         )
@@ -104,7 +113,7 @@ class _Call:
         plane_unit = 1.0 / SPLIT_SCALE.value if precision == "fp32" else 1.0
         factor = math.log2(math.e) / settings.temperature
         gradient = settings.gradient_scale(anchors_A.shape[0]) / settings.temperature
-        gradient *= plane_unit / FP16_WEIGHT_SCALE / _shrink(precision, settings.group)
+        gradient *= plane_unit / FP16_WEIGHT_SCALE / shrink
         scalars = find_scalars(
             norms,
             claims,
@@ -116,7 +125,7 @@ class _Call:
             scaled=scaled,
         )
         operands = fill(z_NE, precision, COLUMN_BLOCK, unit=scalars[UNIT] if scaled else None)
-        return cls(features_ND, z_NE, claims.clamped_A, keys, operands, scalars, settings)
+        return cls(features_ND, z_NE, claims.clamped_A, keys, operands, scalars, settings, shrink)
 
     def chunk(
         self, anchors_C: torch.Tensor, group: int | None, target_NE: torch.Tensor | None, first: bool
@@ -171,8 +180,7 @@ class _Call:
         The first product into the target overwrites it.
         """
         rows, width = anchors_C.shape[0], target_NE.shape[1]
-        shrink = _shrink(self.settings.precision, self.settings.group)
-        other = self._rows(anchors_C, factor=weight_C, scale=shrink)
+        other = self._rows(anchors_C, factor=weight_C, scale=self.shrink)
         raw_product(weights, other, transposed=True, target=target_NE, overwrite=first)
         own_CE = raw_product(weights, self.patches)
         per_program = launch.rows_per_program()
@@ -183,7 +191,7 @@ class _Call:
             target_NE,
             rows,
             width,
-            shrink,
+            self.shrink,
             ROWS=per_program,
             BLOCK=triton.next_power_of_2(width),
             **launch.ROW_OPTIONS,

@@ -12,7 +12,7 @@ from ..relation_masks import triton_impl as relations
 from ..tiles import bits, launch
 from ..tiles.bits import Bits
 from ..tiles.planes import Planes, fill, plane_count
-from ..tiles.sizes import COLUMN_BLOCK, padded
+from ..tiles.sizes import COLUMN_BLOCK, padded_channels
 from .triton_kernels import POISON, SCALARS, claim_kernel, scalars_kernel
 
 
@@ -50,7 +50,8 @@ def form_sets(
     phi_C, psi_C = (torch.full((rows,), value, device=device) for value in (cfg.phi0, cfg.psi0))
     thresholds = Thresholds(phi_C, psi_C, cfg.sigma_pos, cfg.sigma_amb)
     for _ in range(cfg.steps):
-        proxies, _ = move(proxies, keys, phi_C, precision, thresholds)
+        # No name keeps the masks of a step while those of the next are made.
+        proxies = move(proxies, keys, phi_C, precision, thresholds)[0]
     if not cfg.ambiguity_excluded:
         psi_C.fill_(torch.inf)
     pos, negative = proxies, None
@@ -63,7 +64,7 @@ def form_sets(
 
 def bytes_per_anchor(num_patches: int, width: int, precision: str, row_block: int) -> tuple[int, int]:
     """Bytes of temporaries that one anchor needs while it walks, and from then on."""
-    proxies = 2 * (4 + 2 * plane_count(precision)) * padded(width, 64) + 64
+    proxies = 2 * (4 + 2 * plane_count(precision)) * padded_channels(width) + 64
     walking = bytes_per_query(num_patches, width, precision, row_block) + proxies
     return walking, 2 * bits.bytes_per_row(num_patches) + proxies
 
@@ -135,7 +136,7 @@ def guarded_propagate(
     NaN, and counts of -1, where features or anchors were bad; one anchor at least.
     """
     (patches, width), device, count = features_ND.shape, anchors_A.device, anchors_A.shape[0]
-    block = launch.row_block(device)
+    block, features_ND = launch.row_block(device), features_ND.contiguous()
     unit_ND, norms = torch.empty((patches, width), device=device), torch.empty((3, patches), device=device)
     keys = fill(features_ND, precision, COLUMN_BLOCK, normalise=True, norm=norms[0], out=unit_ND)
     claims = Claims.of(anchors_A, patches)

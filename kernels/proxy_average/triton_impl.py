@@ -17,7 +17,7 @@ from ..tiles.bits import Bits
 from ..tiles.occupancy import Occupancy
 from ..tiles.planes import Planes, plane_count, planes
 from ..tiles.rows import rounding
-from ..tiles.sizes import COLUMN_BLOCK, padded
+from ..tiles.sizes import COLUMN_BLOCK, padded_channels
 from .triton_kernels import finish_kernel, mask_sum_kernel
 
 # Programs that share the occupied tiles of a row tile, and add up into as many partial sums, at most.
@@ -160,7 +160,7 @@ def finish(sums: torch.Tensor, query_CD: torch.Tensor, moved: Proxies, threshold
 
 def bytes_per_query(num_keys: int, width: int, precision: str, row_block: int) -> int:
     """Bytes of temporaries of :func:`move` for one query: bits, list of tiles, sums, two sets of proxies."""
-    channels = padded(width, 64)
+    channels = padded_channels(width)
     lists = occupancy.bytes_per_row(num_keys, row_block)
     proxies = 2 * (4 + 2 * plane_count(precision)) * channels
     return layout.bytes_per_row(num_keys) + lists + 4 * _PARTS_MAX * channels + proxies + 16

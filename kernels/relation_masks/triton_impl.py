@@ -8,7 +8,7 @@ from ..tiles import bits as layout
 from ..tiles import launch
 from ..tiles.bits import Bits
 from ..tiles.planes import Planes, plane_count, planes
-from ..tiles.sizes import COLUMN_BLOCK, padded
+from ..tiles.sizes import COLUMN_BLOCK, padded_channels
 from .triton_kernels import similarity_kernel
 
 
@@ -81,7 +81,7 @@ def relation_bits(
 
 def bytes_per_anchor(num_keys: int, width: int, precision: str) -> int:
     """Bytes of temporaries that one anchor needs: two rows of bits, planes of two queries."""
-    return 2 * layout.bytes_per_row(num_keys) + (4 + 4 * plane_count(precision)) * padded(width, 64) + 64
+    return 2 * layout.bytes_per_row(num_keys) + (4 + 4 * plane_count(precision)) * padded_channels(width) + 64
 
 
 def relation_masks(

@@ -69,7 +69,8 @@ _AMPERE = _table(
 # Accumulators that share an operand halve the time of mask_sum on an H200. From Triton 3.9 on their products
 # are made to wait for one another.
 _SHARING = 3 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 1
-# The fastest of 252 configurations on an H200 (bench/results/nvidia-h200-tiles.json).
+# The fastest of 252 configurations on an H200 (bench/results/nvidia-h200-tiles.json), but for mask_sum: of
+# its forms with several accumulators only these were timed.
 _HOPPER = _table(
     Launch(warps=8, tma=True),
     Launch(block_k=32, stages=3, tma=True),

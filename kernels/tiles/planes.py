@@ -11,7 +11,7 @@ import torch
 from ..common import add_product, power_of_two_above, product
 from . import rows as row_kernels
 from .rows import SPLIT_SCALE
-from .sizes import WIDTH_BLOCK, padded
+from .sizes import padded, padded_channels
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Planes:
         divisor: torch.Tensor | None = None,
     ) -> "Planes":
         """Unwritten planes of values that are divided by `divisor`; rows padded to `multiple`."""
-        shape = (padded(rows, multiple), padded(width, WIDTH_BLOCK))
+        shape = (padded(rows, multiple), padded_channels(width))
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
         split = precision == "fp32"
         high, low = (

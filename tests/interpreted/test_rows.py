@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
-from ppap.kernels import ppap_loss, propagate
+from ppap.kernels import common, ppap_loss, propagate
 from ppap.kernels.proxy_average.triton_impl import parts
 from ppap.kernels.tiles import bits, launch, occupancy
 from ppap.kernels.tiles.planes import fill
 from tests.helpers import PLAIN, made_case
+from tests.loss_forms import fused, loss_and_gradient
 
 BLOCK = launch.row_block(torch.device("cpu"))
 
@@ -90,9 +91,7 @@ def test_parts_fill_the_device(slots):
             assert row_tiles * programs * 16 < slots or waves / math.ceil(waves) > 0.75
 
 
-@pytest.mark.parametrize("bad", ["features", "z", "infinite", "out of range", "negative", "twice"])
-def test_bad_numbers_give_nan(bad):
-    """As on a GPU: the host does not look at them."""
+def bad_case(bad: str):
     case = made_case(130, 16, 70, PLAIN, 0.5).to(torch.float32)
     if bad in ("features", "z"):
         getattr(case, bad)[3, 2] = math.nan
@@ -100,11 +99,54 @@ def test_bad_numbers_give_nan(bad):
         case.z[3, 2] = -math.inf
     else:
         case.anchors[3] = {"out of range": 130, "negative": -1, "twice": int(case.anchors[50])}[bad]
+    return case
+
+
+@pytest.mark.parametrize("bad", ["features", "z", "infinite", "out of range", "negative", "twice"])
+def test_bad_numbers(bad, monkeypatch):
+    case, options = bad_case(bad), {"temperature": 0.5, "impl": "triton", "return_counts": True}
+    with pytest.raises(ValueError):
+        ppap_loss(case.features, case.z, case.anchors, case.cfg, **options)
+    # On a GPU the host does not look at them: the kernels do.
+    monkeypatch.setattr(common, "_host_waits_for", lambda device: False)
     z = case.z.requires_grad_()
-    options = {"temperature": 0.5, "impl": "triton", "return_counts": True}
     loss, positives, negatives = ppap_loss(case.features, z, case.anchors, case.cfg, **options)
     assert loss.isnan() and (positives == -1).all() and (negatives == -1).all()
     assert torch.autograd.grad(loss, z)[0].isnan().any()
     if bad not in ("z", "infinite"):
         rel = propagate(case.features, case.anchors, case.cfg, impl="triton")
         assert rel.phi.isnan().all() and rel.proxies.isnan().all() and (rel.num_positives == -1).all()
+
+
+@pytest.mark.parametrize("impl", ["triton", "torch", "cpp"])
+def test_sizes_of_nothing(impl):
+    two = torch.tensor([0, 1])
+    for call in (
+        lambda: ppap_loss(torch.zeros(0, 8), torch.zeros(0, 4), two, PLAIN, temperature=0.1, impl=impl),
+        lambda: propagate(torch.zeros(0, 8), two, PLAIN, impl=impl),
+    ):
+        with pytest.raises(ValueError, match="2 anchors of no patches"):
+            call()
+
+
+def test_embeddings_without_channels():
+    case = made_case(30, 16, 8, PLAIN, 0.5).to(torch.float32)
+    z = torch.zeros(30, 0, requires_grad=True)
+    loss, wanted = (
+        ppap_loss(case.features, z, case.anchors, PLAIN, temperature=0.5, impl=impl)
+        for impl in ("triton", "torch")
+    )
+    torch.testing.assert_close(loss, wanted)
+    assert torch.autograd.grad(loss, z)[0].shape == (30, 0)
+
+
+@pytest.mark.parametrize("group_size", [71, 2**40])
+def test_groups_larger_than_the_anchors(group_size):
+    """One group, as without a size: no operand is scaled for a size that does not occur."""
+    case = made_case(130, 16, 70, PLAIN, 0.5)
+    wanted = loss_and_gradient(fused, case)
+    case.group_size = group_size
+    for impl in ("triton", "torch"):
+        loss, dz = loss_and_gradient(fused, case.to(torch.float32), impl=impl, precision="fp32")
+        assert (loss - wanted[0]).abs() <= 2e-6 * wanted[0].abs()
+        assert (dz - wanted[1]).abs().max() <= 2e-5 * wanted[1].abs().max()
