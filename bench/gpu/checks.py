@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -137,6 +136,3 @@ def log_file(folder: Path, name: str) -> Path:
     """Where a section's output goes."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{name}.log"
-
-
-Section = Callable[[float, Path], str]

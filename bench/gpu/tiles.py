@@ -67,7 +67,6 @@ def _try(configs: list[launch.Launch], go: Callable, timed: bool) -> list[dict[s
             synchronise()
             ms = time_calls(lambda config=config: go(config), 10).ms if timed else None
         except (TritonError, RuntimeError) as error:
-            ms = None
             if timed:
                 rows.append({**asdict(config), "ms": None, "note": str(error).strip().splitlines()[0][:80]})
             continue
