@@ -24,6 +24,8 @@ from ppap.data.loading import stream
 from ppap.evaluation.evaluate import CodeOf, Evaluation, evaluate
 from ppap.methods.engine import Engine, build_engine, check_finite
 from ppap.methods.table import TITLES
+from ppap.nets.clustering import cosine_kmeans
+from ppap.nets.model import patch_rows
 from ppap.nets.probes import ClusterProbe, LinearProbe
 from ppap.runs.randomness import own_randomness
 from ppap.settings.config import CompareConfig, Config
@@ -100,13 +102,15 @@ def _row(
         return code_of, lambda batch: code_of(batch["image"].to(engine.device)), data.train
     if name == "frozen":
         return engine.frozen_code, engine.frozen_code_of, training_set
+    if name == "conditioned":
+        return engine.conditioned_code, engine.conditioned_code_of, training_set
     if name != config.method:
         engine = train_variant(variant(config, name), training_set, engine, should_stop)
     return engine.code, engine.code_of, training_set
 
 
 def variant(config: Config, method: str) -> Config:
-    """The run's settings with another method; fixed has a threshold of its own."""
+    """The run's settings with another method; fixed has a threshold of its own, if one is given."""
     phi0 = config.compare.fixed_phi0
     if method == "fixed" and phi0 is not None:
         config = replace(config, loss=replace(config.loss, phi0=phi0))
@@ -116,9 +120,14 @@ def variant(config: Config, method: str) -> Config:
 def train_variant(
     config: Config, training_set: Dataset[dict[str, Any]], engine: Engine, should_stop: Callable[[], bool]
 ) -> Engine:
-    """A network trained as `config` says, with the initial weights, batches and steps of `engine`'s run."""
+    """A network trained as `config` says, with the initial weights, batches and steps of `engine`'s run.
+
+    What `config` leaves to be chosen is as in that run.
+    """
     with own_randomness():
-        trained = build_engine(config, engine.classes, engine.device)
+        trained = build_engine(
+            config, engine.classes, engine.device, choices=engine.choices, condition=engine.net.condition
+        )
         batches = stream(trained.start(training_set, should_stop=should_stop))
         total = trained.method.data.total_steps
         for step in tqdm(range(total), desc="baseline", unit="step", leave=False, disable=None):
@@ -149,6 +158,7 @@ def _probes(
             seed=engine.config.train.seed,
             patch_size=engine.net.backbone.patch_size,
             device=engine.device,
+            kmeans=engine.config.eval.cluster_init == "kmeans",
             should_stop=should_stop,
         )
 
@@ -186,9 +196,10 @@ def fit_probes(
     seed: int,
     patch_size: int,
     device: torch.device,
+    kmeans: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[ClusterProbe, LinearProbe]:
-    """Train both probes on fixed codes.
+    """Fit both probes to fixed codes.
 
     Args:
         codes: (n, D, h, w) float32.
@@ -198,14 +209,17 @@ def fit_probes(
         seed: of initial weights and batches.
         patch_size: side of a patch [pixels].
         device: where they are trained.
+        kmeans: fit the centres of the cluster probe by k-means instead of training it.
         should_stop: asked after each step; True raises InterruptedError.
 
     Returns:
-        The cluster probe with the least loss over all codes among ``settings.starts``, and the linear probe.
+        The best cluster probe of ``settings.starts``, by its loss over all codes (by k-means' own sum of
+        squares), and the linear probe.
     """
     torch.manual_seed(seed)
     linear = LinearProbe(codes.shape[1], classes).to(device)
-    starts = [ClusterProbe(codes.shape[1], classes).to(device) for _ in range(settings.starts)]
+    drawn = 0 if kmeans else settings.starts
+    starts = [ClusterProbe(codes.shape[1], classes).to(device) for _ in range(drawn)]
     parameters = [p for probe in (linear, *starts) for p in probe.parameters()]
     optimiser = torch.optim.Adam(parameters, lr=settings.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
@@ -214,17 +228,60 @@ def fit_probes(
         epoch, place = divmod(step, sampler.steps_per_epoch)
         index = torch.from_numpy(sampler.order(epoch)[place * sampler.batch_size :][: sampler.batch_size])
         code, label = codes[index].to(device), labels[index].to(device)
-        loss = linear.loss(code, label, patch_size) + cluster_losses(starts, code).sum()
+        loss = linear.loss(code, label, patch_size)
+        if starts:
+            loss = loss + cluster_losses(starts, code).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         schedule.step()
         if should_stop():
             raise InterruptedError
+    if kmeans:
+        probe = ClusterProbe(codes.shape[1], classes).to(device)
+        fit_clusters(probe, codes, starts=settings.starts, seed=seed)
+        return probe, linear
     with torch.no_grad():
         parts = [codes[i : i + settings.batch_size] for i in range(0, len(codes), settings.batch_size)]
         total = sum(cluster_losses(starts, part.to(device)) * len(part) for part in parts)
     return starts[int(total.argmin())], linear
+
+
+def fit_clusters(probe: ClusterProbe, codes: Tensor, *, starts: int, seed: int) -> None:
+    """Put k-means' centres of the patches of codes (n, D, h, w) into a cluster probe.
+
+    Raises:
+        DataError: fewer patches than clusters.
+    """
+    centres = cosine_kmeans(patch_rows(codes), len(probe.clusters), starts=starts, seed=seed).centres
+    with torch.no_grad():
+        probe.clusters.copy_(centres)
+
+
+def settle_clusters(
+    engine: Engine,
+    batch_code: BatchCode,
+    source: Dataset[dict[str, Any]],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Fit the engine's cluster probe to the codes of its training images, where ``--eval.cluster-init``
+    says so.
+
+    Args:
+        engine: whose probe it is; nothing else of it changes, no random state either.
+        batch_code: batch of `source` -> code.
+        source: training images, or their cached features.
+        should_stop: asked between batches; True raises InterruptedError.
+
+    Raises:
+        DataError: fewer patches than clusters.
+    """
+    config = engine.config
+    if config.eval.cluster_init == "random":
+        return
+    with own_randomness():
+        codes, _ = codes_of(batch_code, source, config.compare.images, config, should_stop)
+        fit_clusters(engine.cluster, codes, starts=config.compare.starts, seed=config.train.seed)
 
 
 def cluster_losses(starts: Sequence[ClusterProbe], code: Tensor) -> Tensor:

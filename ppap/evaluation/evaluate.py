@@ -42,6 +42,8 @@ class Evaluation:
     """Probe name -> scores with CRF; empty where it did not run."""
     majority: Scores | None = None
     """Cluster probe without CRF, every cluster given its most frequent class: an optimistic extra."""
+    empty_clusters: int = 0
+    """Clusters that no labelled pixel falls into: centres that stand nowhere."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know, such as why there are no scores with CRF."""
 
@@ -59,7 +61,7 @@ class Evaluation:
         parts = {"plain": self.plain, "crf": self.crf}
         out = {part: {k: asdict(score) for k, score in scores.items()} for part, scores in parts.items()}
         out["majority_vote"] = asdict(self.majority) if self.majority else None
-        return {**out, "notes": self.notes}
+        return {**out, "empty_clusters": self.empty_clusters, "notes": self.notes}
 
 
 def evaluate(
@@ -122,7 +124,9 @@ def _scores(counts, dataset, drop, with_crf) -> Evaluation:
         }
 
     majority = counts["cluster"].scores(counts["cluster"].majority_vote(), names=dataset.class_names)
-    return Evaluation(of(""), of("crf/") if with_crf else {}, majority)
+    empty = int((counts["cluster"].counts.sum(dim=1) == 0).sum())
+    notes = [f"clusters without a pixel: {empty} of {counts['cluster'].clusters}"] if empty else []
+    return Evaluation(of(""), of("crf/") if with_crf else {}, majority, empty, notes)
 
 
 def _batches(code_of, dataset, batch_size, device, workers, should_stop) -> Iterator[tuple[dict, Tensor]]:

@@ -5,6 +5,7 @@ from tqdm import tqdm
 
 from ppap.data import SegmentationDataset, train_loader
 from ppap.data.loading import stream
+from ppap.evaluation.comparison import settle_clusters
 from ppap.methods.engine import Engine, check_finite
 
 
@@ -33,3 +34,4 @@ def train_frozen_probes(engine: Engine, dataset: SegmentationDataset, steps: int
         losses = engine.train_probes(code, batch["label"].to(engine.device))
         if step % train.log_every == 0 or step == steps - 1:
             check_finite(losses, step)
+    settle_clusters(engine, engine.frozen_code_of, dataset)

@@ -56,6 +56,7 @@ def refit_clusters(
                 seed=seed,
                 patch_size=patch,
                 device=engine.device,
+                kmeans=config.eval.cluster_init == "kmeans",
             )
             scores = evaluate(
                 code_of,

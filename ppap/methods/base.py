@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ppap.data import train_loader
@@ -57,7 +57,7 @@ class TrainingData:
     def total_steps(self) -> int:
         """Steps of the run."""
         train = self.config.train
-        return train.steps or train.epochs * self.steps_per_epoch
+        return train.steps or max(train.epochs * self.steps_per_epoch, train.least_steps)
 
     def loader(self, start_step: int = 0, **options: Any) -> DataLoader:
         """The run's batches from a step on; the options are those of :func:`ppap.data.train_loader`."""
@@ -161,7 +161,19 @@ class Method:
         return self.net.frozen(batch[f"{prefix}image"].to(self.device, non_blocking=True))
 
 
-def net_optimiser(parameters: list[torch.nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser that ``--optim`` describes."""
+def net_optimiser(
+    parameters: list[nn.Parameter], optim: OptimConfig, projection: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser that ``--optim`` describes, of all parameters, those of ``projection`` among them.
+
+    With ``--optim.projection-lr`` those are a group of their own.
+    """
     kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if projection is not None and optim.projection_lr is not None:
+        own = {id(p) for p in projection.parameters()}
+        groups = [
+            {"params": [p for p in parameters if id(p) not in own]},
+            {"params": [p for p in parameters if id(p) in own], "lr": optim.projection_lr},
+        ]
+    return kind(groups, lr=optim.lr, weight_decay=optim.weight_decay)

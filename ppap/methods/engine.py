@@ -1,5 +1,6 @@
 """A method, its probes and optimisers as one unit: a training step, and the state that resuming needs."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 from ppap.errors import DataError, NumberError, UsageError
 from ppap.kernels import MemoryBudgetError, NonFiniteError
 from ppap.methods.base import Method, TrainingData
+from ppap.methods.choices import Choices, autos
 from ppap.methods.table import method_of
-from ppap.nets.backbone import backbone_from_spec, build_backbone
+from ppap.nets.backbone import Backbone, backbone_from_spec, build_backbone
+from ppap.nets.conditioning import Condition
 from ppap.nets.probes import ClusterProbe, LinearProbe
 from ppap.runs.checkpoint import Checkpoint
 from ppap.runs.randomness import random_state, set_random_state
@@ -65,10 +68,20 @@ def for_inference(config: Config, device: torch.device) -> Config:
 class Engine(nn.Module):
     """What is trained. Build it with :func:`build_engine`, or from a checkpoint with :func:`load_engine`."""
 
-    def __init__(self, method: Method, classes: int, config: Config, device: torch.device) -> None:
-        """Probes' initial weights follow torch's global generator; everything is moved to `device`."""
+    def __init__(
+        self, method: Method, classes: int, device: torch.device, choices: Choices | None = None
+    ) -> None:
+        """Probes' initial weights follow torch's global generator; everything is moved to `device`.
+
+        Args:
+            method: its config holds no auto.
+            classes: classes of the data, and clusters.
+            device: where it computes.
+            choices: what stands in its config in place of auto.
+        """
         super().__init__()
-        self.config = config
+        self.config = config = method.config
+        self.choices = choices or Choices()
         self.device = device
         self.classes = classes
         self.method = method
@@ -211,6 +224,16 @@ class Engine(nn.Module):
             return self.net.features(image)
 
     @torch.no_grad()
+    def conditioned_code(self, image: Tensor) -> Tensor:
+        """As :meth:`frozen_code`, through the map of ``--model.condition``: what sets are formed of."""
+        return self.net.compared(self.frozen_code(image))
+
+    @torch.no_grad()
+    def conditioned_code_of(self, batch: dict[str, Tensor]) -> Tensor:
+        """As :meth:`conditioned_code`, of a batch of images or of cached frozen tokens."""
+        return self.net.compared(self.frozen_code_of(batch))
+
+    @torch.no_grad()
     def frozen_code_of(self, batch: dict[str, Tensor]) -> Tensor:
         """As :meth:`frozen_code`, of a batch of images or of cached frozen tokens."""
         if "before" not in batch:
@@ -279,11 +302,44 @@ def check_finite(values: dict[str, Tensor], step: int, scaled: bool = False) -> 
         )
 
 
-def build_engine(config: Config, classes: int, device: torch.device) -> Engine:
-    """A new network: the backbone's weights; what is trained is drawn with ``config.train.seed``."""
+def new_backbone(config: Config) -> Backbone:
+    """The frozen backbone of a new run; torch's global generator starts from ``config.train.seed``."""
     torch.manual_seed(config.train.seed)
-    method = method_of(config)(config, build_backbone(config.model))
-    return Engine(method, classes, config, device)
+    return build_backbone(config.model)
+
+
+def build_engine(
+    config: Config,
+    classes: int,
+    device: torch.device,
+    *,
+    backbone: Backbone | None = None,
+    choices: Choices | None = None,
+    condition: Condition | None = None,
+) -> Engine:
+    """A new network: the backbone's weights; what is trained is drawn with ``config.train.seed``.
+
+    Args:
+        config: settings; where one of them is auto, `choices` has its value.
+        classes: classes of the data.
+        device: where it computes.
+        backbone: of :func:`new_backbone`, with nothing drawn from the global generator since; None = a new
+        one.
+        choices, condition: of :func:`ppap.methods.choices.choose`.
+
+    Raises:
+        UsageError: a setting is auto or needs a map, and nothing was chosen.
+    """
+    backbone = backbone or new_backbone(config)
+    choices = choices or Choices()
+    config = choices.apply(config)
+    if unsettled := autos(config):
+        raise UsageError(f"--{unsettled[0]} auto needs training images; give a value")
+    if config.model.condition != "none" and condition is None:
+        raise UsageError(f"--model.condition {config.model.condition} needs training images; give none")
+    method = method_of(config)(config, backbone)
+    method.net.condition = copy.deepcopy(condition)
+    return Engine(method, classes, device, choices)
 
 
 def load_engine(checkpoint: Checkpoint, device: torch.device, config: Config | None = None) -> Engine:
@@ -294,8 +350,12 @@ def load_engine(checkpoint: Checkpoint, device: torch.device, config: Config | N
         NumberError: a weight is not finite.
     """
     info = checkpoint.info
-    config = config or from_dict(info["config"])
+    choices = Choices.from_dict(info.get("choices"))
+    config = choices.apply(config or from_dict(info["config"]))
     backbone = backbone_from_spec(info["backbone"], info["origin"])
-    engine = Engine(method_of(config)(config, backbone), info["classes"], config, device)
+    method = method_of(config)(config, backbone)
+    if config.model.condition != "none":
+        method.net.condition = Condition(backbone.width)  # filled from the checkpoint
+    engine = Engine(method, info["classes"], device, choices)
     engine.load_weights(checkpoint.tensors, str(checkpoint.path))
     return engine

@@ -143,7 +143,8 @@ class HP(Method):
                     raise InterruptedError
                 features = self.tokens(batch).guidance.float()[: size - count]
                 if step == 0:
-                    drawn["agnostic"].append(draw_patches(self.net.drop(features), seed, 0, count))
+                    compared = self.net.drop(self.net.compared(features))
+                    drawn["agnostic"].append(draw_patches(compared, seed, 0, count))
                 drawn["specific"].append(draw_patches(self.net.averaged(features), seed, step + 1, count))
                 count += len(features)
                 bar.update(len(features))
@@ -163,7 +164,8 @@ class HP(Method):
         weights = mixing_weights(attention_logits(net.backbone.vit, frozen.before), frozen.grid)
         z, z_mix = net.embed(code), net.embed(net.drop(mix(code, weights)))
         weight = self.specific_weight(step)
-        positives = self._positives(net.drop(features), averaged if weight > 0 else None)
+        compared = net.drop(net.compared(features))
+        positives = self._positives(compared, averaged if weight > 0 else None)
         chunk = min(CHUNK, len(z))
         kept = torch.empty(chunk, len(z), dtype=torch.bool, device=z.device)
         contrast = hp_loss(

@@ -74,9 +74,9 @@ def paired_loader(data: TrainingData, table: np.ndarray, neighbours: int, start_
 def neighbour_table(method: Method, data: TrainingData) -> np.ndarray:
     """The nearest images of every training image, from disk where they are, computed where they are not.
 
-    An image is described by the L2-normalised mean of its frozen features; nearness is the exact cosine. The
-    published code leaves channel dropout on while it describes images; here it is off, so that a table
-    depends on backbone and images alone. The file's name is a hash of both.
+    An image is described by the L2-normalised mean of its (conditioned) frozen features; nearness is the
+    exact cosine. The published code leaves channel dropout on while it describes images; here it is off, so
+    that a table depends on backbone, condition and images alone. The file's name is a hash of these.
 
     Returns:
         (n, min(KEPT, n)) int32, nearest first; rank 0 is the image itself.
@@ -125,7 +125,7 @@ def _descriptors(method: Method, data: TrainingData) -> Tensor:
     config = data.config
     loader = val_loader(data.dataset, config.eval.batch_size, config.data.workers)
     means = [
-        method.tokens(batch).guidance.float().mean(dim=(2, 3))
+        method.net.compared(method.tokens(batch).guidance).mean(dim=(2, 3))
         for batch in tqdm(loader, desc="image descriptors", unit="batch", disable=None)
     ]
     return F.normalize(torch.cat(means), dim=1)
@@ -138,5 +138,7 @@ def _hash(method: Method, data: TrainingData) -> str:
     else:
         backbone = method.net.backbone
         meta = {"backbone": backbone.spec, "weights": weights_hash(backbone), "data": dataset.fingerprint()}
+    if method.net.condition is not None:
+        meta["condition"] = weights_hash(method.net.condition)
     text = json.dumps({**meta, "kept": KEPT}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

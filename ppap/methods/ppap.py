@@ -32,7 +32,7 @@ class PPAP(Method):
 
     def optimisers(self, optim: OptimConfig) -> dict[str, torch.optim.Optimizer]:
         """One, of the block and the projection."""
-        return {"net": net_optimiser(self.net.trainable_parameters(), optim)}
+        return {"net": net_optimiser(self.net.trainable_parameters(), optim, self.net.projection)}
 
     def step(self, batch: dict[str, Tensor], step: int) -> Outcome:
         """See :class:`Method`; logs the mean sizes of the sets per anchor."""

@@ -110,7 +110,7 @@ class STEGO(Method):
         """Features with dropout, and code, of the images or of their near images."""
         frozen = self.tokens(batch, prefix)
         code = self.net.code_of(frozen)
-        return self.net.drop(frozen.guidance.float()), code
+        return self.net.drop(self.net.compared(frozen.guidance)), code
 
     def _pair(self, one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor], shift: float) -> Tensor:
         config = self.stego

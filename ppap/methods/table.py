@@ -22,6 +22,7 @@ METHODS: dict[str, type[Method]] = {
 TITLES = {
     "colour": "plain colours",
     "frozen": "frozen features",
+    "conditioned": "frozen, conditioned",
     "fixed": "fixed threshold",
     "tps": "TPS alone",
     "ans": "ANS alone",
@@ -31,7 +32,7 @@ TITLES = {
     "ppap": "PPAP",
     "oracle": "sets of the labels",
 }
-"""Method, or the row of plain colours -> its name for people, in the order of tables."""
+"""Method, or a row that needs no training -> its name for people, in the order of tables."""
 
 
 def method_of(config: Config) -> type[Method]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppap.nets.backbone import Backbone, build_backbone
+from ppap.nets.conditioning import Condition
 from ppap.settings.config import ModelConfig
 
 
@@ -39,6 +40,7 @@ class Network(nn.Module):
         """Args: the frozen network with its weights."""
         super().__init__()
         self.backbone = backbone
+        self.condition: Condition | None = None
 
     @property
     def code_width(self) -> int:
@@ -50,6 +52,13 @@ class Network(nn.Module):
         """All that is computed without gradient, for normalised images (B, 3, H, W) of any size."""
         before, last, grid = self.backbone.tokens(x)
         return FrozenTokens(before, self.backbone.patch_map(last, grid), grid)
+
+    def compared(self, features: Tensor) -> Tensor:
+        """What stands for frozen features (B, D, h, w) of any float type where they are compared, fp32.
+
+        That is ``self.condition`` of them (``--model.condition``), or where it is None they themselves.
+        """
+        return features.float() if self.condition is None else self.condition(features)
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
@@ -77,7 +86,8 @@ class Streams(NamedTuple):
     """Output of :class:`PPAPNet`."""
 
     guidance: Tensor
-    """Frozen features for the propagation, (B, D, h, w), fp32, no gradient; in training with dropout."""
+    """Frozen features for the propagation, conditioned, (B, D, h, w), fp32, no gradient; in training with
+    dropout."""
     code: Tensor
     """Trained features, (B, D, h, w), fp32: what the probes read."""
     z: Tensor
@@ -118,7 +128,7 @@ class PPAPNet(Network):
         Args:
             frozen: what :meth:`frozen` returned; its tensors may have been stored in half precision since.
         """
-        guidance = frozen.guidance.float()
+        guidance = self.compared(frozen.guidance)
         if self.guidance_dropout > 0:
             # Whole channels per image: similarities within an image keep their value, those across images
             # shrink.

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ppap.errors import UsageError
-from ppap.settings.checks import check_field, check_rate
+from ppap.settings.checks import check_field, check_rate, parse_condition
 from ppap.settings.evaluation import CompareConfig as CompareConfig  # parts of Config, imported from here
 from ppap.settings.evaluation import EvalConfig as EvalConfig
 from ppap.settings.evaluation import NeighboursConfig as NeighboursConfig
@@ -144,8 +144,17 @@ class ModelConfig:
     """
     guidance_dropout: float = 0.1
     """Share of guidance channels dropped per training image (published: 0.1; the paper mentions none)."""
+    condition: str = "none"
+    """What is done to the frozen features before they are compared to form sets, by one map fitted to the
+    training images without labels; what is trained keeps the backbone's own features. none = as they are
+    (published); centre = minus their mean; whiten:P = component of variance v divided by v^(P/2), 0 < P <= 1;
+    clip:S = no component keeps more than the share S of the variance; drop:K = without the K leading
+    components; position = without the directions that a patch's row and column can be read from; auto =
+    chosen by what the spectrum and the sets look like, every candidate printed."""
 
     def __post_init__(self) -> None:
+        if self.condition != "auto":
+            parse_condition(self.condition)
         for name in ("patch_size", "width", "depth", "heads", "image_size"):
             value = getattr(self, name)
             check_field(
@@ -160,10 +169,15 @@ class ModelConfig:
 class LossConfig:
     """PPAP's propagation (paper Eq. 1-7) and contrastive loss (Eq. 8)."""
 
-    phi0: float = 0.55
-    """Initial threshold of the positives [cosine]."""
-    psi0: float = 0.15
-    """Initial threshold below which patches are negatives [cosine]."""
+    phi0: float | Literal["auto"] = 0.55
+    """Initial threshold of the positives [cosine]; auto = such that the sets of the first patches have the
+    size --loss.positives asks for."""
+    psi0: float | Literal["auto"] = 0.15
+    """Initial threshold below which patches are negatives [cosine]; auto = such that 89 % of the patches are
+    negatives, as in the paper."""
+    positives: float = 0.4
+    """Size of a positive set that phi0 auto aims for [average clusters = patches / clusters]; the paper's own
+    settings end between 0.15 and 1."""
     steps: int = 2
     """Propagation steps T."""
     sigma_pos: float = 3.0
@@ -189,12 +203,12 @@ class LossConfig:
             ok = (value is None and name == "base_temperature") or (value > 0 and math.isfinite(value))
             check_field(ok, f"loss.{name.replace('_', '-')}", value, "give a finite positive number")
         for name in ("phi0", "psi0"):
-            check_field(
-                math.isfinite(getattr(self, name)),
-                f"loss.{name}",
-                getattr(self, name),
-                "give a finite cosine",
-            )
+            value = getattr(self, name)
+            ok = value == "auto" or (not isinstance(value, str) and math.isfinite(value))
+            check_field(ok, f"loss.{name}", value, "give a finite cosine, or auto")
+        check_field(
+            0 < self.positives <= 100, "loss.positives", self.positives, "give a number of average clusters"
+        )
         check_field(self.steps >= 0, "loss.steps", self.steps, "give 0 or more")
         for name in ("chunk", "anchor_divisor", "memory_budget_mib"):
             value = getattr(self, name)
@@ -207,8 +221,11 @@ class OptimConfig:
 
     name: Literal["adam", "adamw"] = "adamw"
     """Optimiser of the trainable block and the projection."""
-    lr: float = 1e-3
-    """Learning rate of the trainable block and the projection."""
+    lr: float | Literal["auto"] = 1e-3
+    """Learning rate of what is trained. auto = 3e-4 where the backbone's blocks have a layer scale (DINOv2,
+    DINOv3), else 1e-3; for the heads of hp and stego 5e-4."""
+    projection_lr: float | None = None
+    """Learning rate of the projection; None = --optim.lr (published)."""
     weight_decay: float = 0.01
     """Weight decay of the trainable block and the projection (adamw: decoupled)."""
     clip_norm: float | None = 10.0
@@ -221,8 +238,10 @@ class OptimConfig:
     """Mixed precision of the forward pass: auto = fp16 with loss scaling on CUDA, off on CPUs."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "linear_lr", "cluster_lr"):
-            check_rate(f"optim.{name.replace('_', '-')}", getattr(self, name))
+        for name in ("lr", "projection_lr", "linear_lr", "cluster_lr"):
+            value = getattr(self, name)
+            if not (name == "lr" and value == "auto") and not (name == "projection_lr" and value is None):
+                check_rate(f"optim.{name.replace('_', '-')}", value)
         check_rate("optim.weight-decay", self.weight_decay, zero=True)
         check_field(
             self.clip_norm is None or (self.clip_norm > 0 and math.isfinite(self.clip_norm)),
@@ -246,6 +265,8 @@ class TrainConfig:
     """Centres of the cluster probe beyond one per class; --eval.unmatched says what their pixels count."""
     epochs: int = 5
     """Passes over the training images; --train.steps, when given, decides instead."""
+    least_steps: int = 0
+    """Passes are added until there are this many steps, for folders of few images."""
     steps: int | None = None
     """Number of steps; None = epochs."""
     val_every: int = 100
@@ -268,7 +289,7 @@ class TrainConfig:
         check_field(0 <= self.seed < 2**63, "train.seed", self.seed, "give 0 to 2^63 - 1")
         check_field(self.steps is None or self.steps >= 1, "train.steps", self.steps, "give at least 1")
         check_field(self.log_every >= 1, "train.log-every", self.log_every, "give at least 1")
-        for name in ("val_every", "save_every", "extra_clusters"):
+        for name in ("least_steps", "val_every", "save_every", "extra_clusters"):
             value = getattr(self, name)
             check_field(value >= 0, f"train.{name.replace('_', '-')}", value, "give 0 or more")
 

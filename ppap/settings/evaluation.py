@@ -65,6 +65,10 @@ class EvalConfig:
     predictions; drop = left out, with every cluster beyond the number of classes (published code)."""
     batch_size: int = 16
     """Images per batch."""
+    cluster_init: Literal["random", "kmeans"] = "random"
+    """Centres of the cluster probe. random = drawn, and trained along with the network (published); kmeans =
+    fitted by k-means on the codes of the training images, without labels, before they are measured and at the
+    end, so that they do not hang on the draw."""
     crf: Literal["native", "pydensecrf", "none"] = "none"
     """Dense CRF on the class scores, beside the results without it, which are always reported: native = the
     library of ppap, on the GPU of the evaluation if its CUDA library was built, else on all threads;
@@ -88,11 +92,13 @@ class CompareConfig:
     """A table at the end of training: several codes under the same probes, whose initial weights and batches
     follow --train.seed."""
 
-    rows: tuple[Literal["colour", Method], ...] = ()
-    """colour = colours of the patches; the others are methods (--method), trained as this run is, but for the
-    method, with its batches, steps and optimiser. Empty = no table."""
+    rows: tuple[Literal["colour", "conditioned", Method], ...] = ()
+    """colour = colours of the patches; conditioned = frozen features through the map of --model.condition,
+    as the sets see them; the others are methods (--method), trained as this run is, but for the method,
+    with its batches, steps and optimiser. Empty = no table."""
     fixed_phi0: float | None = None
-    """Threshold of the row fixed [cosine]; None = --loss.phi0."""
+    """Threshold of the row fixed [cosine]; None = --loss.phi0, or where that is auto one whose sets have the
+    same size without propagation."""
     images: int = 1024
     """Training images at most, spread over the set, that the probes learn from; their codes and labels are
     held in memory."""

@@ -37,16 +37,20 @@ def demo() -> Config:
 
 
 def folder() -> Config:
-    """A folder of images with the values published for COCO-Stuff and DINO ViT-S/16."""
+    """A folder of images, any backbone: features conditioned, thresholds and rate chosen without labels."""
     return Config(
         preset="folder",
-        data=DataConfig(kind="folder"),
-        model=ModelConfig(),
+        data=DataConfig(kind="folder", eval_resolution=224, interpolation="bilinear", cache_features=True),
+        model=ModelConfig(condition="auto"),
         loss=LossConfig(
-            phi0=0.55, psi0=0.15, steps=2, sigma_pos=3.0, sigma_amb=4.0, temperature=0.8, anchor_divisor=4
+            phi0="auto", psi0="auto", steps=2, sigma_pos=3.0, sigma_amb=4.0, temperature=0.1, anchor_divisor=8
         ),
-        optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=0.01, linear_lr=1e-3, cluster_lr=1e-3),
-        train=TrainConfig(batch_size=64, epochs=5, val_every=100),
+        optim=OptimConfig(
+            name="adamw", lr="auto", projection_lr=1e-3, weight_decay=0.01, linear_lr=5e-3, cluster_lr=5e-3
+        ),
+        eval=EvalConfig(cluster_init="kmeans"),
+        compare=CompareConfig(rows=("frozen", "conditioned", "ppap")),
+        train=TrainConfig(batch_size=32, epochs=5, least_steps=200, val_every=0),
     )
 
 

@@ -14,19 +14,24 @@ from tqdm import tqdm
 from ppap.data import Datasets, SegmentationDataset, build_datasets
 from ppap.data.loading import stream
 from ppap.errors import DataError, NumberError, Stopped, UsageError
-from ppap.evaluation.comparison import Row, compare
+from ppap.evaluation.comparison import Row, compare, settle_clusters
 from ppap.evaluation.crf import require_crf
 from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.kernels import dispatch
 from ppap.methods.base import TrainingData
-from ppap.methods.engine import Engine, build_engine, check_finite, load_engine, pick_device
+from ppap.methods.choices import Choices, choose, needs_survey
+from ppap.methods.engine import Engine, build_engine, check_finite, load_engine, new_backbone, pick_device
+from ppap.methods.guidance import survey
 from ppap.methods.table import METHODS
+from ppap.nets.conditioning import Condition
 from ppap.nets.feature_cache import CachedFeatures, cache_features, cache_root
+from ppap.nets.model import Network
 from ppap.reports.markdown import write_report
 from ppap.reports.provenance import device_name
 from ppap.reports.records import FINAL_SCORES, RANDOM_WARNING, comparison_record, evaluation_record
 from ppap.reports.terminal import sets_hint
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ppap.runs.randomness import own_randomness
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, config_hash, to_dict
 from ppap.training.stop import StopRequest
@@ -66,7 +71,7 @@ class Trainer:
         device = pick_device(config.train.device)
         self.backend = _backend(device)
         require_crf(config.eval.crf, device)
-        for name in {config.method, *config.compare.rows} - {"colour"}:
+        for name in {config.method, *config.compare.rows} - {"colour", "conditioned"}:
             METHODS[name].check(replace(config, method=name))
         self.data: Datasets = build_datasets(config.data)
         if config.compare.rows and (self.data.val is None or not self.data.val.labelled):
@@ -80,10 +85,19 @@ class Trainer:
         self.evaluation: Evaluation | None = None
         self.hint: str | None = None
         self.assignment: list[int | None] | None = None
+        self.stop = StopRequest()
         if checkpoint is None:
-            self.engine = build_engine(config, classes, device)
+            backbone = new_backbone(config)
+            net = Network(backbone).to(device)
+            with own_randomness():
+                self.training_set = self._training_set(net, device)
+                choices, condition = self._choose(net, device, classes)
+            self.engine = build_engine(
+                config, classes, device, backbone=backbone, choices=choices, condition=condition
+            )
         else:
             self.engine = load_engine(checkpoint, device, config)
+            self.training_set = self._training_set(self.engine.net, device)
             if self.engine.classes != classes:
                 raise DataError(
                     f"the data has {classes} classes, {checkpoint.path} {self.engine.classes}; "
@@ -99,18 +113,25 @@ class Trainer:
                 f"--train.steps or --train.epochs ask for {self.total} steps, {path} has done {self.step}; "
                 "give as many or more"
             )
-        self.training_set = self._training_set(device)
-        self.stop = StopRequest()
         self.loader = self.engine.start(self.training_set, self.step, lambda: self.stop.asked)
         self.health = torch.zeros((), device=device)
         self.started = time.perf_counter()
 
-    def _training_set(self, device: torch.device) -> SegmentationDataset | CachedFeatures:
+    def _choose(self, net: Network, device: torch.device, classes: int) -> tuple[Choices, Condition | None]:
+        """Settings that are auto, and the map of the condition, by a look at the training images."""
+        seen = survey(net, self.training_set, self.config, device) if needs_survey(self.config) else None
+        clusters = classes + self.config.train.extra_clusters
+        choices, condition = choose(self.config, net.backbone, seen, clusters)
+        for line in choices.reasons:
+            print(line, flush=True)
+        return choices, condition
+
+    def _training_set(self, net: Network, device: torch.device) -> SegmentationDataset | CachedFeatures:
         data = self.config.data
         if not data.cache_features:
             return self.data.train
         return cache_features(
-            self.engine.net,
+            net,
             self.data.train,
             root=cache_root(data.cache_dir),
             dtype=data.cache_dtype,
@@ -149,7 +170,7 @@ class Trainer:
                     since, images = time.perf_counter(), 0
                 if stop.asked:
                     self._stop()
-                if self._due(train.val_every):
+                if self._due(train.val_every) and self.step < self.total:
                     paused = time.perf_counter()
                     self._validate(stop)
                     since += time.perf_counter() - paused
@@ -231,6 +252,10 @@ class Trainer:
         return text
 
     def _validate(self, stop: StopRequest) -> None:
+        try:
+            settle_clusters(self.engine, self.engine.code_of, self.training_set, lambda: stop.asked)
+        except InterruptedError:
+            self._stop()
         if self.data.val is None or not self.data.val.labelled:
             self.validated = self.step
             return
@@ -292,6 +317,7 @@ class Trainer:
             "labelled": self.data.train.labelled,
             "assignment": self.assignment,
             "step": self.step,
+            "choices": self.engine.choices.to_dict(),
         }
         state = {
             "step": self.step,

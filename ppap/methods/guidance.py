@@ -1,0 +1,99 @@
+"""What is known of a data set's frozen features before training: moments of all, and the patches of one
+batch.
+
+``--model.condition`` is fitted to it and ``--loss.phi0 auto`` chosen by it (``ppap.methods.choices``). No
+label is read. Legend: n images, h w patch grid, D channels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+from tqdm import tqdm
+
+from ppap.data import val_loader
+from ppap.errors import DataError
+from ppap.nets.conditioning import Moments, Split
+from ppap.nets.feature_cache import frozen_of
+from ppap.nets.model import Network
+from ppap.runs.randomness import own_randomness
+from ppap.settings.config import Config
+
+PATCHES = 2**17
+"""Patches at most that the moments are of: hundreds for every channel of the widest backbones."""
+SAMPLE = 2**14
+"""Patches at most of the batch that thresholds are measured on."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Frozen features of the training images, in numbers."""
+
+    split: Split
+    """Moments of two halves of the images that were looked at."""
+    sample: Tensor
+    """(n, D, h, w) fp32 features of random images, as many as a batch has, on the CPU."""
+    images: int
+    """Images that were looked at, drawn with the run's seed where they are not all."""
+
+
+@torch.no_grad()
+def survey(
+    net: Network,
+    source: Dataset[dict[str, Any]],
+    config: Config,
+    device: torch.device,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Survey:
+    """Look once at the training images, or at their cached features; no random state is touched.
+
+    Args:
+        net: on `device`.
+        source: training images, or their cached features.
+        config: seed, batch size, loader processes.
+        device: where forward passes run and moments are formed.
+        should_stop: asked between batches; True raises InterruptedError.
+
+    Raises:
+        DataError: no image.
+    """
+    if len(source) == 0:
+        raise DataError("there is no training image to fit --model.condition to")
+    order = (
+        np.random.Philox(counter=[0, 0, 0, 5], key=[config.train.seed, 0]).random_raw(len(source)).argsort()
+    )
+    halves: list[Moments | None] = [None, None]
+    sample: list[Tensor] = []
+    seen = 0
+    with own_randomness(), tqdm(desc="survey", unit="image", leave=False, disable=None) as bar:
+        net.eval()
+        for batch in val_loader(Subset(source, order.tolist()), config.eval.batch_size, config.data.workers):
+            features = _features(net, batch, device)
+            patches = features.shape[2] * features.shape[3]
+            wanted = min(config.train.batch_size, max(SAMPLE // patches, 1))
+            sample.append(features[: wanted - sum(map(len, sample))].cpu())
+            for i, part in enumerate(features.split(1)):
+                half = (seen + i) % 2
+                halves[half] = _sum(halves[half], Moments.of(part))
+            seen += len(features)
+            bar.update(len(features))
+            if should_stop():
+                raise InterruptedError
+            if seen * patches >= PATCHES:
+                break
+    first, second = halves
+    return Survey(Split(first, second or first), torch.cat(sample), seen)
+
+
+def _sum(one: Moments | None, two: Moments) -> Moments:
+    return two if one is None else one + two
+
+
+def _features(net: Network, batch: dict[str, Tensor], device: torch.device) -> Tensor:
+    """n(t_L) of a batch of images or of cached tokens: (B, D, h, w), fp32."""
+    if "before" in batch:
+        return frozen_of(batch, device).guidance.float()
+    return net.features(batch["image"].to(device, non_blocking=True)).float()

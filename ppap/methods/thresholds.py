@@ -1,0 +1,104 @@
+"""``--loss.phi0 auto`` and ``--loss.psi0 auto``: thresholds by the sizes of the sets they make, without
+labels.
+
+The rule: the paper's settings end, on its own backbones and data, with positive sets of 288 and 1838 of
+50,176 patches (Table 6, COCO-Stuff and Cityscapes, 27 clusters each), 0.15 and 0.99 of an average cluster of
+N / 27 patches, and with negative sets of 92 % and 86 % of the patches. Take the thresholds whose sets, after
+propagation, come nearest to the middles: 0.4 average clusters (``--loss.positives``) and 89 %. Only the
+number of clusters enters.
+
+Legend: N patches of a sample, D channels.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppap.errors import UsageError
+from ppap.kernels import PropagationConfig, propagate
+from ppap.settings.config import LossConfig
+
+POSITIVE_CLUSTERS = 0.4
+"""Aim for the mean positive set [average clusters]: geometric middle of 0.15 and 0.99."""
+NEGATIVE_SHARE = 0.89
+"""Aim for the mean share of patches in a negative set: middle of 86 % and 92 %."""
+TOLERANCE = 1.6
+"""Factor by which a positive set may miss its aim before it is said that no threshold gives it."""
+_HALVINGS = 10
+
+
+class Phi0(NamedTuple):
+    """A threshold of the positives, and what was found on the way to it."""
+
+    value: float
+    """[cosine]."""
+    size: float
+    """Mean positive set at ``value`` [share of the patches]."""
+    jump: tuple[float, float]
+    """Sizes just above and just below the aim: far apart where the sets jump."""
+
+
+class SetSizes:
+    """Mean sizes of the sets of some patches, for any thresholds."""
+
+    def __init__(self, patches: Tensor, loss: LossConfig, seed: int) -> None:
+        """Args: (N, D) features as the loss sees them; steps and sigmas; seed of the anchors."""
+        self.patches, self.loss = patches, loss
+        count = len(patches)
+        # Fewer anchors where each has more patches to compare itself with, so that it takes the same seconds.
+        anchors = min(max(2**22 // count, 128), 512, count)
+        order = np.random.Philox(counter=[0, 0, 0, 6], key=[seed, 0]).random_raw(count).argsort()
+        self.anchors = torch.from_numpy(np.sort(order[:anchors])).to(patches.device)
+
+    def shares(self, phi0: float, psi0: float = -1.0, steps: int | None = None) -> tuple[float, float]:
+        """Mean positive and negative set [share of the patches] after ``steps`` (default: the settings')."""
+        loss = self.loss
+        steps = loss.steps if steps is None else steps
+        point = PropagationConfig(phi0, psi0, steps, loss.sigma_pos, loss.sigma_amb)
+        found = propagate(
+            self.patches, self.anchors, point, precision="fp32", memory_budget=loss.memory_budget_mib * 2**20
+        )
+        positives, negatives = (
+            size.double().mean().item() / len(self.patches)
+            for size in (found.num_positives, found.num_negatives)
+        )
+        return positives, negatives
+
+    def phi0(self, aim: float, steps: int | None = None) -> Phi0:
+        """The threshold whose mean positive set is nearest to ``aim`` [share of the patches]."""
+        low, high = (-1.0, 1.0), (1.0, 0.0)  # (threshold, size): sizes fall with the threshold
+        for _ in range(_HALVINGS):
+            middle = (low[0] + high[0]) / 2
+            size, _ = self.shares(middle, steps=steps)
+            low, high = ((middle, size), high) if size > aim else (low, (middle, size))
+        value, size = min((low, high), key=lambda end: ratio(end[1], aim))
+        return Phi0(round(value, 4), size, (low[1], high[1]))
+
+    def psi0(self, phi0: float) -> float:
+        """The threshold whose mean negative set is nearest to ``NEGATIVE_SHARE``, given phi0."""
+        low, high = -1.0, 1.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.shares(phi0, middle)[1] < NEGATIVE_SHARE else (low, middle)
+        return round((low + high) / 2, 4)
+
+
+def ratio(share: float, aim: float) -> float:
+    """By how much a size misses its aim: the log of the factor between them."""
+    return abs(float(np.log(max(share, 1e-9) / aim)))
+
+
+def check_size(found: Phi0, aim: float, condition: str, remedy: str) -> None:
+    """Refuse a threshold whose sets have not nearly the size that was asked for.
+
+    Raises:
+        UsageError: naming both sizes between which the sets jump, and ``remedy``.
+    """
+    if ratio(found.size, aim) > np.log(TOLERANCE):
+        large, small = (f"{100 * size:.2g} %" for size in found.jump)
+        raise UsageError(
+            f"--loss.phi0 auto: no threshold gives positive sets of about {100 * aim:.2g} % of the patches: "
+            f"they jump from {large} to {small} with --model.condition {condition}; {remedy}"
+        )

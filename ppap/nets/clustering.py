@@ -1,0 +1,84 @@
+"""k-means of patches by cosine, scikit-learn's, and what it says of features without labels.
+
+Legend: n rows, D channels, K clusters.
+"""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ppap.errors import DataError
+
+ROWS = 2**15
+"""Rows at most that centres are fitted to, drawn with the seed; thousands for every cluster."""
+
+
+class Clusters(NamedTuple):
+    """Result of :func:`cosine_kmeans`."""
+
+    centres: Tensor
+    """(K, D) float32, unit norm, on the CPU."""
+    sizes: Tensor
+    """(K,) int64 rows of each cluster, of those that were fitted."""
+
+    @property
+    def empty(self) -> int:
+        """Clusters that no row belongs to."""
+        return int((self.sizes == 0).sum())
+
+
+def cosine_kmeans(rows: Tensor, clusters: int, *, starts: int = 3, seed: int = 0) -> Clusters:
+    """k-means++ and Lloyd's steps on unit rows, the best of several starts by the sum of squared distances.
+
+    On unit rows the squared distance to a unit centre is 2 - 2 cos. The same bits in every run: one thread.
+
+    Args:
+        rows: (n, D) of any norm; more than ``ROWS`` are thinned out at random.
+        clusters: K.
+        starts: number of starts.
+        seed: of all that is drawn.
+
+    Raises:
+        DataError: fewer rows than clusters.
+    """
+    from sklearn.cluster import KMeans  # takes a second, which most commands can spare
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    if len(rows) < clusters:
+        raise DataError(
+            f"{len(rows)} patches cannot form {clusters} clusters; give more images, or fewer clusters"
+        )
+    if len(rows) > ROWS:
+        order = np.random.Philox(counter=[0, 0, 0, 7], key=[seed, 0]).random_raw(len(rows)).argsort()
+        rows = rows[torch.from_numpy(np.sort(order[:ROWS]))]
+    unit = F.normalize(rows.float(), dim=1).cpu().numpy()
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters: see `empty`
+        fitted = KMeans(clusters, n_init=starts, random_state=seed % 2**32).fit(unit)
+    centres = F.normalize(torch.from_numpy(fitted.cluster_centers_).float(), dim=1)
+    return Clusters(centres, torch.from_numpy(np.bincount(fitted.labels_, minlength=clusters)))
+
+
+def dense_score(rows: Tensor, clusters: int, *, seed: int = 0) -> tuple[float, float]:
+    """How far clusters stand apart, and how many directions the rows use: figures that need no label.
+
+    After the dense-representation structure estimator (DSE, arXiv 2510.17299), on k-means' clusters: the mean
+    over rows of the distance to the nearest other centre minus that to their own, for unit rows, and its rank
+    term, the effective rank (the exponential of the entropy of the singular values' shares), apart.
+
+    Args:
+        rows: (n, D) unit rows.
+        clusters: K, at least 2.
+        seed: of k-means.
+    """
+    centres = cosine_kmeans(rows, clusters, starts=1, seed=seed).centres.to(rows.device)
+    nearest = (2 - 2 * (rows @ centres.T)).clamp(min=0).sqrt().topk(2, dim=1, largest=False).values
+    shares = torch.linalg.svdvals(rows.double())
+    shares = shares / shares.sum()
+    rank = torch.exp(-(shares * shares.clamp(min=1e-300).log()).sum())
+    return float((nearest[:, 1] - nearest[:, 0]).mean()), float(rank)
