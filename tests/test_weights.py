@@ -296,7 +296,7 @@ def test_non_finite_weights(tmp_path, value):
         ({"weights": "random", "backbone": "vit_smal_patch16_224"}, "did you mean vit_small_patch16_224"),
         ({"weights": "random", "backbone": "resnet18"}, "no plain VisionTransformer"),
         ({"weights": "random", "backbone": "resnet18", "patch_size": 8}, "no plain VisionTransformer"),
-        ({"weights": "random", "backbone": "vit_small_patch16_dinov3"}, "no plain VisionTransformer"),
+        ({"weights": "random", "backbone": "vit_small_patch16_rope_mixed_224"}, "no plain VisionTransformer"),
         ({"weights": "random", "backbone": "vit_tiny_r_s16_p8_224"}, "no plain VisionTransformer"),
         (
             {"weights": "random", "backbone": "vit_small_patch16_224", "heads": 5},
