@@ -44,10 +44,11 @@ def create_vit(name: str, spec: dict[str, Any], initialise: bool) -> VisionTrans
     if not timm.models.is_model_in_modules(name, _VIT_MODULES):
         raise _not_plain(name)
     arguments = timm_arguments(name, spec)
-    # Truncated normal values, about to be overwritten, would take most of the time of a start; Eva has no
-    # such argument.
-    can_skip = not initialise and not timm.models.is_model_in_modules(name, ["eva"])
-    init = {"weight_init": "skip"} if can_skip else {}
+    if timm.models.is_model_in_modules(name, ["eva"]):
+        init = {"dynamic_img_size": True}  # or rotary positions would be fixed to one grid
+    else:
+        # Truncated normal values, about to be overwritten, would take most of the time of a start.
+        init = {} if initialise else {"weight_init": "skip"}
     try:
         vit = timm.create_model(name, pretrained=False, num_classes=0, **arguments, **init)
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
