@@ -336,7 +336,7 @@ def test_embedded_weights_are_small_trained_and_honest():
         (lambda state: state.pop("cls_token"), "must be named"),
         (lambda state: [state.pop(key) for key in list(state) if key.startswith("blocks.")], "must be named"),
         (lambda state: state.update(pos_embed=torch.zeros(1, 16, 48)), "15 patches, which is no square grid"),
-        (lambda state: state.update(pos_embed=torch.zeros(17, 48)), "have the shapes"),
+        (lambda state: state.update(pos_embed=torch.zeros(17, 48)), "position embedding has the shape"),
     ],
 )
 def test_architecture_that_cannot_be_inferred(tmp_path, change, message):

@@ -47,8 +47,9 @@ def create_vit(name: str, spec: dict[str, Any], initialise: bool) -> VisionTrans
     if timm.models.is_model_in_modules(name, ["eva"]):
         init = {"dynamic_img_size": True}  # or rotary positions would be fixed to one grid
     else:
-        # Truncated normal values, about to be overwritten, would take most of the time of a start.
-        init = {} if initialise else {"weight_init": "skip"}
+        # Truncated normal values, about to be overwritten, would take most of the time of a start. Older timm
+        # refuses the word for distilled networks.
+        init = {} if initialise or "distilled" in name else {"weight_init": "skip"}
     try:
         vit = timm.create_model(name, pretrained=False, num_classes=0, **arguments, **init)
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
