@@ -13,6 +13,7 @@ from torch import nn
 from ppap.data.transforms import denormalise
 from ppap.nets.backbone import backbone_from_spec, build_backbone
 from ppap.nets.model import PPAPNet
+from ppap.pretraining.export import export_backbone
 from ppap.settings.config import ModelConfig
 from tests.families import FAMILIES, MEAN, SIZES, STD, random_vit, write
 
@@ -62,6 +63,15 @@ def test_the_spec_builds_it_again(family):
     x = torch.randn(1, 3, 48, 64)
     assert torch.equal(again(x), backbone(x))
     assert torch.equal(copy.deepcopy(backbone)(x), backbone(x))
+
+
+def test_an_exported_folder_is_the_same_network(family, tmp_path):
+    backbone, _, _ = family
+    export_backbone(backbone, tmp_path / "backbone", "a test")
+    again = build_backbone(ModelConfig(weights=str(tmp_path / "backbone"), pos_interp="timm"))
+    assert again.spec == backbone.spec
+    x = torch.randn(1, 3, 48, 64)
+    assert torch.equal(again(x), backbone(x))
 
 
 def test_the_last_block_trains(family):

@@ -5,7 +5,7 @@ import time
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from ppap import cli
 from ppap.errors import DataError, UsageError
@@ -103,6 +103,14 @@ def test_an_unsuitable_model_is_refused_before_its_weights_are_fetched(tmp_path,
         huggingface_hub, "hf_hub_download", lambda *a, **k: (_ for _ in ()).throw(EntryNotFoundError("x"))
     )
     with pytest.raises(DataError, match="the repository has no config.json"):
+        build("me/files")
+
+
+def test_a_network_that_fails_halfway_is_no_missing_file(monkeypatch):
+    error = LocalEntryNotFoundError("the hub\nwent away")
+    monkeypatch.setattr(hub, "no_connection", lambda url: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: (_ for _ in ()).throw(error))
+    with pytest.raises(DataError, match="cannot get config.json from the hub .*the hub went away.*try again"):
         build("me/files")
 
 

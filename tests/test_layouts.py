@@ -127,6 +127,8 @@ def test_keys_that_name_nothing(tmp_path):
         build(file, weights_key="teacher")
     with pytest.raises(UsageError, match="leave the option out"):
         build(tmp_path / "one/weights.pth", weights_key="teacher")
+    with pytest.raises(UsageError, match="random weights have no sections"):
+        build("random", backbone="vit_small_patch16_224", weights_key="teacher")
     with pytest.raises(UsageError, match="--model.weights-key 'teacher': .* leave the option out"):
         build("vit_small_patch16_224.dino", weights_key="teacher")
 
@@ -319,7 +321,9 @@ def test_sources_that_state_their_statistics(tmp_path, capsys):
 def test_a_vit_without_a_preprocessor_says_what_is_assumed(tmp_path, capsys):
     weights, _ = write(FAMILIES["hf-deit"], tmp_path / "a")
     assert "mean" not in build(weights).spec
-    assert "there is no" in capsys.readouterr().out
+    assert "preprocessor_config.json: images get ImageNet's" in capsys.readouterr().out
+    build(write(FAMILIES["hf-vit-file"], tmp_path / "c")[0])
+    assert "weights.pth: images get ImageNet's" in capsys.readouterr().out
     weights, _ = write(FAMILIES["hf-dinov2"], tmp_path / "b")
     build(weights)
     assert capsys.readouterr().out == ""

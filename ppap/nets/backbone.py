@@ -272,6 +272,8 @@ def build_backbone(config: ModelConfig) -> Backbone:
     """
     asked = {key: getattr(config, key) for key in SIZES}
     if config.weights == "random":
+        if config.weights_key is not None:
+            raise UsageError(f"--model.weights-key {config.weights_key!r}: random weights have no sections")
         if config.backbone == "auto":
             raise UsageError(
                 "--model.weights random names no architecture; give --model.backbone, "

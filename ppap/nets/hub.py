@@ -25,7 +25,12 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import huggingface_hub  # timm requires it
 import timm
 from huggingface_hub import constants
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from ppap.errors import DataError, UsageError
 
@@ -107,10 +112,7 @@ class Repository:
         self.name, self.revision = name, revision
         why = "--offline, or HF_HUB_OFFLINE, forbids downloads"
         self.reason = why if offline() else no_connection(constants.ENDPOINT)
-        if self.reason is not None:
-            print(f"weights: {name} from the hub's cache: {self.reason}", flush=True)
-        else:
-            print(f"weights: getting {name} from the hub (a network is needed the first time)", flush=True)
+        self._said = False
 
     def get(self, file: str) -> Path | None:
         """Where a file lies now, in the cache; None if the repository has none of this name.
@@ -120,7 +122,11 @@ class Repository:
         """
         if self.reason is not None:
             found = huggingface_hub.try_to_load_from_cache(self.name, file, revision=self.revision)
-            return Path(found) if isinstance(found, str) else None
+            if not isinstance(found, str):
+                return None
+            self._say(f"{self.name} from the hub's cache: {self.reason}")
+            return Path(found)
+        self._say(f"getting {self.name} from the hub (a network is needed the first time)")
         # The hub's client reports every retry; one error at the end says enough.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         try:
@@ -136,14 +142,20 @@ class Repository:
                 f"--model.weights {self.name} is no file or directory here, and no public repository of "
                 f"{constants.ENDPOINT}; check the name (a private one needs: hf auth login)"
             ) from None
-        except EntryNotFoundError:
-            return None
         except Exception as error:  # network, hub and cache errors share no base class
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                return None
             text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise DataError(
                 f"--model.weights {self.name}: cannot get {file} from the hub ({text}); try again, or copy "
                 "the repository's files here and give their directory"
             ) from error
+
+    def _say(self, text: str) -> None:
+        """Print once where the files come from."""
+        if not self._said:
+            print(f"weights: {text}", flush=True)
+        self._said = True
 
     def lacks(self, what: str) -> DataError:
         """The error for a file that :meth:`get` did not find."""

@@ -160,6 +160,8 @@ def _open_file(path: Path, spec: dict[str, Any], origin: str, key: str | None) -
     if "sat493m" in path.name and "mean" not in spec:
         print(f"weights: {path.name} is of satellite images: normalised with their mean and deviation")
         details |= pixels.SATELLITE
+    elif not spec and "norm_eps" in details:  # transformers' ViT: many were trained with 0.5
+        _assumed(path.name)
     return Source({**details, **spec}, tensors, f"{origin}, {label}" if label else origin)
 
 
@@ -236,12 +238,17 @@ def _preprocessing(path: Path, model_type: str) -> dict[str, list[float]]:
     if path.is_file():
         return pixels.of_preprocessor(read_json(path), str(path))
     if not model_type.startswith("dino"):  # of those all public ones have ImageNet's
-        print(
-            f"weights: there is no {path}: images get ImageNet's mean and deviation; if the model was "
-            "trained with others (many ViTs: 0.5), put the file there",
-            flush=True,
-        )
+        _assumed(f"no {path}")
     return {}
+
+
+def _assumed(where: str) -> None:
+    """Say that a source does not state how images are to be normalised, and what is done."""
+    print(
+        f"weights: {where}: images get ImageNet's mean and deviation; if the model was trained with others "
+        f"(many ViTs: 0.5), give its directory with config.json and {_PREPROCESSOR}",
+        flush=True,
+    )
 
 
 def _timm_sizes(config: dict[str, Any], path: Path) -> dict[str, Any]:
