@@ -296,7 +296,7 @@ def test_non_finite_weights(tmp_path, value):
         ({"weights": "random", "backbone": "vit_smal_patch16_224"}, "did you mean vit_small_patch16_224"),
         ({"weights": "random", "backbone": "resnet18"}, "no plain VisionTransformer"),
         ({"weights": "random", "backbone": "resnet18", "patch_size": 8}, "no plain VisionTransformer"),
-        ({"weights": "random", "backbone": "vit_small_patch16_dinov3"}, "no plain VisionTransformer"),
+        ({"weights": "random", "backbone": "vit_small_patch16_rope_mixed_224"}, "no plain VisionTransformer"),
         ({"weights": "random", "backbone": "vit_tiny_r_s16_p8_224"}, "no plain VisionTransformer"),
         (
             {"weights": "random", "backbone": "vit_small_patch16_224", "heads": 5},
@@ -336,7 +336,7 @@ def test_embedded_weights_are_small_trained_and_honest():
         (lambda state: state.pop("cls_token"), "must be named"),
         (lambda state: [state.pop(key) for key in list(state) if key.startswith("blocks.")], "must be named"),
         (lambda state: state.update(pos_embed=torch.zeros(1, 16, 48)), "15 patches, which is no square grid"),
-        (lambda state: state.update(pos_embed=torch.zeros(17, 48)), "have the shapes"),
+        (lambda state: state.update(pos_embed=torch.zeros(17, 48)), "position embedding has the shape"),
     ],
 )
 def test_architecture_that_cannot_be_inferred(tmp_path, change, message):

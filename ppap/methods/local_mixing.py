@@ -19,6 +19,10 @@ _TILE = 2**24
 def has_plain_attention(vit: VisionTransformer) -> bool:
     """Whether :func:`attention_logits` knows the last block's attention."""
     attention = getattr(vit.blocks[-1], "attn", None)
+    if getattr(vit, "rope", None) is not None or hasattr(
+        attention, "q_bias"
+    ):  # rotary positions, parted bias
+        return False
     return all(hasattr(attention, name) for name in ("qkv", "q_norm", "k_norm", "num_heads", "scale"))
 
 

@@ -5,22 +5,21 @@ tokens (class, distillation, registers), N = h w patches of one image, D channel
 ``ppap.nets.weights``, which lists the accepted forms; the two streams on top are in ``ppap.nets.model``.
 """
 
-import math
 from typing import Any, Literal
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ppap.errors import DataError, NumberError, UsageError
-from ppap.nets.weights import RANDOM_ORIGIN, SIZES, download, infer_spec, nearest, one_line, open_source
+from ppap.data.transforms import MEAN, STD
+from ppap.errors import UsageError
+from ppap.nets.architecture import DETAILS, SIZES, infer_spec, timm_arguments
+from ppap.nets.timm_vit import architecture, create_vit, load_strictly
+from ppap.nets.weights import RANDOM_ORIGIN, download, open_source
 from ppap.settings.config import ModelConfig
-
-# The modules of timm that build plain ViTs (among others, refused by class).
-_VIT_MODULES = ["vision_transformer", "deit"]
 
 
 class Backbone(nn.Module):
@@ -29,11 +28,17 @@ class Backbone(nn.Module):
     Parameters are fp32. Images of any size are taken: rows and columns of zeros are added at the right and at
     the bottom up to a multiple of the patch. Images are normalised, so that zero is the mean colour of the
     training images, and the last row and column of patches are never lost. Drop the added pixels when going
-    back to pixels (``ppap.nets.probes.upsample``).
+    back to pixels (``ppap.nets.probes.upsample``). Images come with ImageNet's mean and deviation; a network
+    that was trained with others changes them itself.
     """
 
     def __init__(
-        self, vit: VisionTransformer, name: str, pos_interp: Literal["dino", "timm"], origin: str
+        self,
+        vit: VisionTransformer | Eva,
+        name: str,
+        pos_interp: Literal["dino", "timm"],
+        origin: str,
+        details: dict[str, Any] | None = None,
     ) -> None:
         """Freeze ``vit``; :func:`build_backbone` is the usual way here.
 
@@ -42,12 +47,22 @@ class Backbone(nn.Module):
             name: timm architecture, for :attr:`spec`.
             pos_interp: rule by which the position embedding is resized; see :func:`resize_position`.
             origin: one line saying where the weights came from.
+            details: what :attr:`spec` says beside name, sizes and ``pos_interp``, see
+                :data:`ppap.nets.architecture.DETAILS`; ``mean`` and ``std`` are obeyed here.
         """
         super().__init__()
         self.vit = vit.requires_grad_(False)
         self.name = name
         self.pos_interp = pos_interp
         self.origin = origin
+        self.details = dict(details or {})
+        self._rotary: tuple[Any, Tensor] | None = None  # of the last grid and device
+        if "mean" in self.details:
+            # (x STD + MEAN - mean) / std of images that are normalised with MEAN and STD.
+            there = [torch.tensor(self.details[key]).view(3, 1, 1) for key in ("mean", "std")]
+            here = [torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD)]
+            self.register_buffer("pixel_scale", here[1] / there[1], persistent=False)
+            self.register_buffer("pixel_shift", (here[0] - there[0]) / there[1], persistent=False)
         super().train(False)
 
     @property
@@ -92,6 +107,7 @@ class Backbone(nn.Module):
             "heads": next(m.num_heads for m in self.vit.blocks.modules() if hasattr(m, "num_heads")),
             "image_size": self.vit.patch_embed.img_size[0],
             "pos_interp": self.pos_interp,
+            **self.details,
         }
 
     def train(self, mode: bool = True) -> "Backbone":
@@ -114,7 +130,7 @@ class Backbone(nn.Module):
             row-major order.
         """
         before, grid = self.tokens_before(x)
-        return before, self.vit.blocks[-1](before), grid
+        return before, self.through(self.vit.blocks[-1], before, grid), grid
 
     def tokens_before(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """:meth:`tokens` without the last block: t_before (B, P + N, D) and the grid (h, w).
@@ -126,8 +142,28 @@ class Backbone(nn.Module):
             raise ValueError(f"images must be (B, 3, H, W), not {tuple(x.shape)}")
         tokens, grid = self._embed(x)
         for block in self.vit.blocks[:-1]:
-            tokens = block(tokens)
+            tokens = self.through(block, tokens, grid)
         return tokens, grid
+
+    def through(self, block: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """One block, which may be a trained copy, with the rotary positions of the grid where there are any.
+
+        Args:
+            block: of this network, or a copy.
+            tokens: (B, P + N, D).
+            grid: (h, w) with h w = N.
+
+        Returns:
+            (B, P + N, D).
+        """
+        if getattr(self.vit, "rope", None) is None:
+            return block(tokens)
+        key = (grid, tokens.device)
+        if self._rotary is None or self._rotary[0] != key:
+            # timm forms them on the CPU: once per size of images, whatever mode the caller is in.
+            with torch.inference_mode(False), torch.no_grad():
+                self._rotary = key, self.vit.rope.get_embed(shape=list(grid)).to(tokens.device)
+        return block(tokens, rope=self._rotary[1])
 
     def patch_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Final norm of the patch tokens, as a map.
@@ -148,6 +184,8 @@ class Backbone(nn.Module):
     def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Patch, prefix and position embedding: (B, P + N, D) and the grid (h, w)."""
         vit, patch = self.vit, self.patch_size
+        if "mean" in self.details:
+            x = x * self.pixel_scale + self.pixel_shift
         x = F.pad(x, (0, -x.shape[3] % patch, 0, -x.shape[2] % patch))
         x = vit.patch_embed.proj(x)
         grid = (x.shape[2], x.shape[3])
@@ -227,33 +265,37 @@ def build_backbone(config: ModelConfig) -> Backbone:
         (``torch.manual_seed``) and nothing else; building a network to load weights into draws from it too.
 
     Raises:
-        UsageError: unknown or unsuitable architecture, impossible or contradicting sizes.
+        UsageError: unknown or unsuitable architecture, impossible or contradicting sizes, a weights key that
+            names no backbone.
         DataError: weights that are missing, damaged, refused, not downloadable, or of another architecture.
         NumberError: weights that are not finite.
     """
     asked = {key: getattr(config, key) for key in SIZES}
     if config.weights == "random":
+        if config.weights_key is not None:
+            raise UsageError(f"--model.weights-key {config.weights_key!r}: random weights have no sections")
         if config.backbone == "auto":
             raise UsageError(
                 "--model.weights random names no architecture; give --model.backbone, "
                 "such as vit_small_patch16_224"
             )
-        vit = _create_vit(config.backbone, asked, initialise=True)
-        return Backbone(vit, _architecture(config.backbone), config.pos_interp, RANDOM_ORIGIN)
-    source = open_source(config.weights)
+        vit = create_vit(config.backbone, asked, initialise=True)
+        return Backbone(vit, architecture(config.backbone), config.pos_interp, RANDOM_ORIGIN)
+    source = open_source(config.weights, config.weights_key)
     spec = source.spec
-    if not spec and config.backbone == "auto":
-        spec = infer_spec(source.tensors, config.heads, config.weights)
+    if "name" not in spec and config.backbone == "auto":
+        spec = {**infer_spec(source.tensors, config.heads, config.weights), **spec}
     name, sizes = _agree(spec, config)
-    vit = _create_vit(name, sizes, initialise=False)
+    details = {key: spec[key] for key in DETAILS if key in spec}
+    vit = create_vit(name, {**sizes, **details}, initialise=False)
     origin = source.origin
     tensors = source.tensors
     if tensors is None:
-        tensors = download(name, _timm_arguments(sizes))
+        tensors = download(name, timm_arguments(name, sizes))
         changed = [f"{key} {value}" for key, value in sizes.items() if value is not None]
         origin = f"{origin}, with {', '.join(changed)}" if changed else origin
-    _load_strictly(vit, tensors, config.weights, _architecture(name))
-    return Backbone(vit, _architecture(name), config.pos_interp, origin)
+    load_strictly(vit, tensors, config.weights, architecture(name))
+    return Backbone(vit, architecture(name), config.pos_interp, origin, details)
 
 
 def backbone_from_spec(spec: dict[str, Any], origin: str) -> Backbone:
@@ -262,33 +304,25 @@ def backbone_from_spec(spec: dict[str, Any], origin: str) -> Backbone:
     Its parameters are undefined until then.
 
     Args:
-        spec: name, patch_size, width, depth, heads, image_size (sizes may be missing: the architecture's own)
-            and pos_interp (default dino).
+        spec: name, patch_size, width, depth, heads, image_size (sizes may be missing: the architecture's
+            own), pos_interp (default dino) and details.
         origin: where the weights that will be loaded came from.
 
     Raises:
         UsageError: unknown or unsuitable architecture, impossible sizes.
     """
-    vit = _create_vit(spec["name"], {key: spec.get(key) for key in SIZES}, initialise=False)
-    return Backbone(vit, _architecture(spec["name"]), spec.get("pos_interp", "dino"), origin)
-
-
-def _architecture(name: str) -> str:
-    """A timm name without its pretrained tag."""
-    return name.partition(".")[0]
-
-
-def _timm_arguments(sizes: dict[str, int | None]) -> dict[str, int]:
-    return {SIZES[key]: value for key, value in sizes.items() if value is not None}
+    vit = create_vit(spec["name"], spec, initialise=False)
+    details = {key: spec[key] for key in DETAILS if key in spec}
+    return Backbone(vit, architecture(spec["name"]), spec.get("pos_interp", "dino"), origin, details)
 
 
 def _agree(found: dict[str, Any], config: ModelConfig) -> tuple[str, dict[str, int | None]]:
     """Name and sizes from what the weights say of themselves and what ``config`` asks for."""
     remedy = "leave it out, or give other weights"
     name = found.get("name", config.backbone)
-    if config.backbone != "auto" and _architecture(config.backbone) != _architecture(name):
+    if config.backbone != "auto" and architecture(config.backbone) != architecture(name):
         raise UsageError(
-            f"--model.backbone {config.backbone}: {config.weights} is of {_architecture(name)}; {remedy}"
+            f"--model.backbone {config.backbone}: {config.weights} is of {architecture(name)}; {remedy}"
         )
     sizes = {}
     for key in SIZES:
@@ -299,70 +333,3 @@ def _agree(found: dict[str, Any], config: ModelConfig) -> tuple[str, dict[str, i
             )
         sizes[key] = here if asked is None else asked
     return name, sizes
-
-
-def _create_vit(name: str, sizes: dict[str, int | None], initialise: bool) -> VisionTransformer:
-    """A timm ViT whose only part after the blocks is its final norm in ``norm``; no weights are loaded."""
-    if not timm.is_model(name):
-        near = nearest(_architecture(name), timm.list_models(["vit_*", "deit_*"]))
-        raise UsageError(f"--model.backbone: timm knows no architecture {name!r}{near}")
-    if not timm.models.is_model_in_modules(name, _VIT_MODULES):
-        raise _not_plain(name)
-    arguments = _timm_arguments(sizes)
-    # Truncated normal values, about to be overwritten, would take most of the time of a start.
-    init = {} if initialise else {"weight_init": "skip"}
-    try:
-        vit = timm.create_model(name, pretrained=False, num_classes=0, **arguments, **init)
-    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
-        asked = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "its own sizes"
-        raise UsageError(
-            f"--model.backbone: timm cannot build {name} with {asked} ({one_line(error)})"
-        ) from error
-    _check_vit(vit, name)
-    if isinstance(vit.norm, nn.Identity):
-        # Networks that average their patches keep the final norm behind the average; per patch it is the same
-        # norm.
-        vit.norm = vit.fc_norm
-    vit.fc_norm, vit.attn_pool = nn.Identity(), None
-    return vit
-
-
-def _not_plain(name: str) -> UsageError:
-    return UsageError(
-        f"--model.backbone {name} is no plain VisionTransformer of timm; give one, such as "
-        "vit_small_patch16_224 or vit_small_patch14_dinov2"
-    )
-
-
-def _check_vit(vit: nn.Module, name: str) -> None:
-    if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed):
-        raise _not_plain(name)
-    embed = vit.patch_embed
-    if len({*embed.patch_size}) > 1 or len({*embed.img_size}) > 1 or embed.proj.in_channels != 3:
-        raise UsageError(
-            f"--model.backbone {name}: only square patches and images with three channels are supported"
-        )
-    if 0 in embed.grid_size:
-        raise UsageError(
-            f"--model.image-size {embed.img_size[0]} is smaller than a patch of {embed.patch_size[0]} pixels"
-        )
-
-
-def _load_strictly(vit: VisionTransformer, tensors: dict[str, Tensor], where: str, name: str) -> None:
-    wanted = vit.state_dict()
-    problems = [f"{key} is missing" for key in wanted if key not in tensors]
-    for key, value in tensors.items():
-        if key not in wanted:
-            problems.append(f"{key} is not part of the network")
-        elif value.shape != wanted[key].shape:
-            problems.append(f"{key} is {tuple(value.shape)}, wanted {tuple(wanted[key].shape)}")
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise DataError(
-            f"--model.weights {where} does not fit {name}: {'; '.join(problems[:3])}{more}. Leave "
-            "--model.backbone at auto, or give the architecture (and sizes) that the weights were saved from"
-        )
-    vit.load_state_dict(tensors, strict=True)
-    for key, value in vit.state_dict().items():
-        if not math.isfinite(value.sum()) and not torch.isfinite(value).all():
-            raise NumberError(f"--model.weights {where}: tensor {key} holds values that are not finite")

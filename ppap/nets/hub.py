@@ -1,4 +1,4 @@
-"""Whether weights of timm can be had from here: the hub's cache, offline mode, a quick look at the host.
+"""Weights of the hub: whether they can be had from here, offline mode, its cache, repositories by name.
 
 The hub's client asks a host that is not there for a minute and longer before it gives up. Here a connection
 is tried first, within seconds; what happens on a connection that stands is left to the client, so that a
@@ -8,8 +8,10 @@ proxies.
 """
 
 import base64
+import logging
 import os
 import queue
+import re
 import socket
 import threading
 import time
@@ -23,13 +25,27 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import huggingface_hub  # timm requires it
 import timm
 from huggingface_hub import constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from ppap.errors import DataError, UsageError
 
 SECONDS = 4.0
 """For a connection to stand, names looked up included."""
 _GRACE = 0.5
 _FILES = ("model.safetensors", "pytorch_model.bin")  # in timm's order
+SUFFIXES = {".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors", ".npz", ".json"}
+"""How files of weights end; whatever does is a path."""
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080, "socks4": 1080}
 _TRUE = {"1", "ON", "YES", "TRUE"}
+_SCHEMES = ("hf-hub:", "hf_hub:", "https://huggingface.co/")
+_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+# Names that people give to folders of their own rather than to repositories.
+_LOCAL = {"backbone"}
 Result = TypeVar("Result")
 
 
@@ -59,7 +75,12 @@ def unreachable(name: str) -> str | None:
         What was tried, within which time and what came of it, for people; no passwords.
     """
     config = timm.get_pretrained_cfg(name)
-    url = urlsplit(constants.ENDPOINT if config.hf_hub_id else config.url or constants.ENDPOINT)
+    return no_connection(constants.ENDPOINT if config.hf_hub_id else config.url or constants.ENDPOINT)
+
+
+def no_connection(to: str) -> str | None:
+    """:func:`unreachable` of a URL."""
+    url = urlsplit(to)
     proxy = _proxy(url)
     host, port = _address(proxy or url)
     target = f"the proxy {host}:{port}" if proxy else f"{host}:{port}"
@@ -76,6 +97,100 @@ def unreachable(name: str) -> str | None:
     except OSError as error:
         return f"no connection to {target}: {error.strerror or error}"
     return None
+
+
+class Repository:
+    """A repository of the hub, one file at a time: from the network, or without one from the hub's cache."""
+
+    def __init__(self, name: str, revision: str | None = None) -> None:
+        """Find out once whether the hub can be asked; nothing is downloaded yet.
+
+        Args:
+            name: OWNER/NAME.
+            revision: branch, tag or commit; None = main.
+        """
+        self.name, self.revision = name, revision
+        why = "--offline, or HF_HUB_OFFLINE, forbids downloads"
+        self.reason = why if offline() else no_connection(constants.ENDPOINT)
+        self._said = False
+
+    def get(self, file: str) -> Path | None:
+        """Where a file lies now, in the cache; None if the repository has none of this name.
+
+        Raises:
+            DataError: no such repository, no permission, or the download failed.
+        """
+        if self.reason is not None:
+            found = huggingface_hub.try_to_load_from_cache(self.name, file, revision=self.revision)
+            if not isinstance(found, str):
+                return None
+            self._say(f"{self.name} from the hub's cache: {self.reason}")
+            return Path(found)
+        self._say(f"getting {self.name} from the hub (a network is needed the first time)")
+        # The hub's client reports every retry; one error at the end says enough.
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        try:
+            return Path(huggingface_hub.hf_hub_download(self.name, file, revision=self.revision))
+        except GatedRepoError:
+            page = f"{constants.ENDPOINT}/{self.name}"
+            raise DataError(
+                f"--model.weights {self.name}: its owner wants to be asked first: accept the terms on "
+                f"{page}, then log in here with: hf auth login"
+            ) from None
+        except RepositoryNotFoundError:
+            raise DataError(
+                f"--model.weights {self.name} is no file or directory here, and no public repository of "
+                f"{constants.ENDPOINT}; check the name (a private one needs: hf auth login)"
+            ) from None
+        except Exception as error:  # network, hub and cache errors share no base class
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                return None
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise DataError(
+                f"--model.weights {self.name}: cannot get {file} from the hub ({text}); try again, or copy "
+                "the repository's files here and give their directory"
+            ) from error
+
+    def _say(self, text: str) -> None:
+        """Print once where the files come from."""
+        if not self._said:
+            print(f"weights: {text}", flush=True)
+        self._said = True
+
+    def lacks(self, what: str) -> DataError:
+        """The error for a file that :meth:`get` did not find."""
+        if self.reason is None:
+            return DataError(
+                f"--model.weights {self.name}: the repository has no {what}; give one of transformers or "
+                "timm, or download the file of weights and give its path"
+            )
+        return DataError(
+            f"--model.weights {self.name} is no file or directory here, and cannot be had from the hub "
+            f"({self.reason}, and the hub's cache {constants.HF_HUB_CACHE} lacks its {what}); with no "
+            "network, copy the repository's files here and give their directory, or take "
+            "--model.weights embedded"
+        )
+
+
+def repository_name(weights: str) -> tuple[str, str | None] | None:
+    """Repository and revision that a value of ``--model.weights`` names; None if it names none.
+
+    ``hf-hub:OWNER/NAME`` and an address of the hub always do, ``OWNER/NAME`` does unless it looks like a
+    path: a folder OWNER is here, or NAME ends like a file of weights.
+
+    Raises:
+        UsageError: a prefix of the hub before something that is no repository.
+    """
+    scheme = next((prefix for prefix in _SCHEMES if weights.startswith(prefix)), None)
+    match = _ID.fullmatch(weights.removeprefix(scheme or "").rstrip("/" if scheme else ""))
+    if match is None:
+        if scheme is not None:
+            raise UsageError(f"--model.weights {weights!r} names no repository; give {scheme}OWNER/NAME")
+        return None
+    owner, _, name = match["id"].partition("/")
+    if scheme is None and (Path(owner).exists() or Path(name).suffix in SUFFIXES or name in _LOCAL):
+        return None
+    return match["id"], match["revision"]
 
 
 def _proxy(url: SplitResult) -> SplitResult | None:

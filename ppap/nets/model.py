@@ -156,7 +156,7 @@ class PPAPNet(Network):
         return [*self.block.parameters(), *self.projection.parameters()]
 
     def _code(self, before: Tensor, grid: tuple[int, int]) -> Tensor:
-        return self.backbone.patch_map(self.block(before.float()), grid)
+        return self.backbone.patch_map(self.backbone.through(self.block, before.float(), grid), grid)
 
 
 def patch_rows(features: Tensor) -> Tensor:

@@ -1,119 +1,112 @@
 """Where a backbone's weights come from: files, directories and downloads, all read as flat dicts of tensors.
 
 Nothing here computes features; ``ppap.nets.backbone`` builds the network that the tensors go into. What
-``--model.weights`` may be, besides the word ``random``:
+``--model.weights`` may be, besides the word ``random`` (docs/backbones.md has the families):
 
-- a ``.pth`` file (or any other file of ``torch.save``): a flat state dict, or a full DINO checkpoint, of
-  which the teacher's backbone is taken; read with ``weights_only=True``;
-- a ``.safetensors`` file;
-- a directory with ``model.safetensors`` (or ``pytorch_model.bin``, ``pytorch_model.pth``, ``model.pth``) and,
-  if the architecture is not to be inferred from the tensors, ``config.json`` with either ``{"backbone":
-  {"name", "patch_size", "width", "depth", "heads", "image_size"}}`` (ours, and that of our checkpoints) or
-  ``{"architecture": ...}`` (timm's);
+- a ``.pth`` file (or any other file of ``torch.save``, read with ``weights_only=True``), a ``.safetensors``
+  file, or the index of its shards: a flat state dict, or a training checkpoint, of which one backbone is
+  taken: the one that ``--model.weights-key`` names, the only one there is, or the teacher;
+- a directory with ``model.safetensors`` (or its index and shards, ``pytorch_model.bin``,
+  ``pytorch_model.pth``, ``model.pth``) and, if the architecture is not to be inferred from the tensors,
+  ``config.json`` with ``{"backbone": {"name", "patch_size", "width", "depth", "heads", "image_size"}}``
+  (ours, and that of our checkpoints), ``{"architecture": ...}`` (timm's) or ``{"model_type": ...}``
+  (transformers');
 - the word ``embedded``: the small ViT that comes with the package, pretrained on generated scenes;
-- a timm pretrained name, such as ``vit_small_patch16_224.dino``.
+- a timm pretrained name, such as ``vit_small_patch16_224.dino`` or ``timm/vit_small_patch14_dinov2.lvd142m``;
+- a repository of the hub: ``facebook/dinov2-small``, ``hf-hub:OWNER/NAME``, with ``@REVISION`` if need be.
 
-Keys may carry the prefix of a surrounding network, such as ``module.backbone.``; heads are left out.
+Names of tensors may be timm's, those of DINOv2's and DINOv3's own code, or transformers'
+(``ppap.nets.layouts``). Keys may carry the prefix of a surrounding network, such as ``module.backbone.``;
+heads and decoders are left out.
 """
 
-import argparse
-import difflib
-import json
 import logging
-import math
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import timm
-import torch
 from torch import Tensor
 
 from ppap.errors import DataError, UsageError
 from ppap.nets import hub
+from ppap.nets.architecture import DETAILS, SIZES, complete, nearest
+from ppap.nets.files import FILES, INDICES, one_line, read_file, read_json, shards, weights_file
+from ppap.nets.layouts import huggingface, pixels, to_timm
+from ppap.nets.layouts.sections import find_backbone
 from ppap.runs.checkpoint import standing
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "scenes-vit"
 """Folder of the weights that come with the package."""
 RANDOM_ORIGIN = "random weights; results are meaningless"
 
-# Our name of a size -> the argument of timm.create_model that sets it.
-SIZES = {
-    "patch_size": "patch_size",
-    "width": "embed_dim",
-    "depth": "depth",
-    "heads": "num_heads",
-    "image_size": "img_size",
-}
-_STEM = "patch_embed.proj.weight"
-_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-_FILE_SUFFIXES = {".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors", ".npz"}
-# Classifiers, pooling and the mask token of masked-image training play no part in patch features.
-_NOT_BACKBONE = ("head.", "head_dist.", "attn_pool.", "pre_logits.", "mask_token")
 # Arguments of timm's saved models that change nothing about the tokens.
 _HARMLESS = {"num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad", "pretrained_strict"}
-_FAMILY_WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
+_PREPROCESSOR = "preprocessor_config.json"
 
 
 class Source(NamedTuple):
     """One place that weights come from."""
 
     spec: dict[str, Any]
-    """What the source says of the architecture: part of name, patch_size, width, depth, heads, image_size."""
+    """What the source says of the architecture: part of name, patch_size, width, depth, heads, image_size,
+    and details (:data:`ppap.nets.architecture.DETAILS`)."""
     tensors: dict[str, Tensor] | None
     """Backbone tensors under timm's names, or None if they are still to be downloaded."""
     origin: str
     """One line for people: where the weights came from."""
 
 
-def open_source(weights: str) -> Source:
-    """Find out what ``weights`` names, and read it unless it must be downloaded.
+def open_source(weights: str, key: str | None = None) -> Source:
+    """Find out what ``weights`` names, and read it unless timm must download it.
 
     Args:
-        weights: a file, a directory, the word embedded or a timm pretrained name; the module's docstring
-            lists the forms. A path that exists wins over a timm name, the
-            word embedded over both.
+        weights: a file, a directory, the word embedded, a timm pretrained name or a repository of the hub;
+            the module's docstring lists the forms. A path that exists wins over a name, the word embedded
+            over all.
+        key: section or prefix of the backbone in a file that holds several.
 
     Raises:
         DataError: a missing, damaged or refused file, or a file without backbone tensors.
-        UsageError: neither a path nor a timm pretrained name.
+        UsageError: neither a path nor a pretrained model, or ``key`` names nothing.
     """
     if weights == "embedded":
-        found = _open_directory(EMBEDDED)
+        found = _open_directory(EMBEDDED, key)
         return found._replace(origin="embedded weights" + found.origin.removeprefix(f"directory {EMBEDDED}"))
     path = standing(Path(weights).expanduser())  # a pretraining run replaces its RUN/backbone
     if path.is_dir():
-        return _open_directory(path)
+        return _open_directory(path, key)
     if path.is_file():
-        return Source({}, read_tensors(path), f"file {path}")
-    if timm.models.is_model_pretrained(weights):
-        return Source({"name": weights}, None, f"timm pretrained {weights}")
-    if len(path.parts) > 1 or path.suffix.lower() in _FILE_SUFFIXES:
+        return _open_file(path, {}, f"file {path}", key)
+    repository = hub.repository_name(weights)
+    name = repository[0].removeprefix("timm/") if repository and not repository[1] else weights
+    if timm.models.is_model_pretrained(name):
+        if key is not None:
+            raise UsageError(f"--model.weights-key {key!r}: {weights} is one network; leave the option out")
+        config = timm.get_pretrained_cfg(name)
+        stated = pixels.stated(config.mean, config.std, f"timm's {name}")
+        return Source({"name": name, **stated}, None, f"timm pretrained {name}")
+    if repository is not None:
+        return _open_repository(hub.Repository(*repository), key)
+    raise _no_such(weights, path)
+
+
+def _no_such(weights: str, path: Path) -> DataError | UsageError:
+    if len(path.parts) > 1 or path.suffix.lower() in hub.SUFFIXES:
         # Where ppap pretrain puts what it makes: RUN/backbone.
         command = f"python -m ppap.pretrain folder --data.root DIR --train.out {path.parent}"
         how = f"make it of your images first: {command}; or " if path.name == "backbone" else ""
-        raise DataError(
+        hint = (
+            f", or hf-hub:{weights} for a repository of the hub" if len(path.parts) == 2 and not how else ""
+        )
+        return DataError(
             f"--model.weights: {path} does not exist; {how}give a .pth or .safetensors file, or a directory"
+            f"{hint}"
         )
     known = ["random", "embedded", *timm.list_pretrained(["vit_*", "deit_*"])]
-    raise UsageError(
+    return UsageError(
         f"--model.weights {weights!r} is neither a file or directory nor a pretrained model of timm"
-        f"{nearest(weights, known)}"
+        f"{nearest(weights, known)}; a repository of the hub is given as OWNER/NAME"
     )
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """``"; did you mean ..."`` with up to three of ``known``, or an empty string."""
-    close = difflib.get_close_matches(name, known, n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """Kind and text of an error on one line of at most about ``limit`` characters."""
-    text = " ".join(str(error).split())
-    text = text if len(text) <= limit else text[:limit] + "..."
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def download(name: str, arguments: dict[str, Any]) -> dict[str, Tensor]:
@@ -147,7 +140,7 @@ def download(name: str, arguments: dict[str, Any]) -> dict[str, Tensor]:
         model = timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # network, hub, cache and shape errors share no base class
         raise _not_to_be_had(name, one_line(error)) from error
-    return backbone_tensors(model.state_dict(), name)
+    return to_timm(find_backbone(model.state_dict(), name, None)[0], name)[0]
 
 
 def _not_to_be_had(name: str, reason: str) -> DataError:
@@ -159,147 +152,70 @@ def _not_to_be_had(name: str, reason: str) -> DataError:
     )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Backbone tensors of one file, on the CPU, in the file's dtypes.
-
-    Raises:
-        DataError: the file cannot be read, is refused, or holds no tensors of a backbone.
-    """
-    try:
-        if path.suffix.lower() == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        else:
-            # DINO's full checkpoints hold their command line as a Namespace: plain data, allowed for this
-            # read alone.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise DataError(
-            f"{path} is damaged, or holds Python objects other than tensors and is refused for safety "
-            f"({one_line(error)}); save the network's state dict alone with torch.save"
-        ) from error
-    except Exception as error:  # a damaged file can fail anywhere in the reader
-        raise DataError(
-            f"cannot read weights from {path} ({one_line(error)}); is the file complete?"
-        ) from error
-    return backbone_tensors(content, str(path))
+def _open_file(path: Path, spec: dict[str, Any], origin: str, key: str | None) -> Source:
+    """One file of weights; what it says itself of the architecture stands behind `spec`."""
+    content = read_file(path)
+    inside, label = find_backbone(content, str(path), key)
+    tensors, details = to_timm(inside, str(path))
+    if "sat493m" in path.name and "mean" not in spec:
+        print(f"weights: {path.name} is of satellite images: normalised with their mean and deviation")
+        details |= pixels.SATELLITE
+    elif not spec and "norm_eps" in details:  # transformers' ViT: many were trained with 0.5
+        _assumed(path.name)
+    return Source({**details, **spec}, tensors, f"{origin}, {label}" if label else origin)
 
 
-def backbone_tensors(content: Any, where: str) -> dict[str, Tensor]:
-    """The tensors of a ViT under timm's names: sections opened, prefixes stripped, heads dropped.
-
-    Args:
-        content: what a file held; a dict of tensors, or of sections of which teacher, state_dict or model is
-            taken.
-        where: name of the file, for messages.
-
-    Raises:
-        DataError: no tensors of a backbone in there.
-    """
-    if not isinstance(content, dict):
-        raise DataError(f"{where} holds a {type(content).__name__}, not a state dict")
-    for section in ("teacher", "state_dict", "model"):
-        if isinstance(content.get(section), dict):
-            content = content[section]
-            break
-    tensors = {
-        key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
-    }
-    stems = [key.removesuffix(_STEM) for key in tensors if key == _STEM or key.endswith(f".{_STEM}")]
-    if len(stems) != 1:
-        found = ", ".join([str(key) for key in content][:4]) or "nothing"
-        raise DataError(f"{where} holds {len(stems)} ViT backbones ({_STEM}), wanted one; found {found}, ...")
-    # Whatever stands around the backbone (module., backbone., vit., ...) shows before its first tensor.
-    tensors = {
-        key.removeprefix(stems[0]): value for key, value in tensors.items() if key.startswith(stems[0])
-    }
-    tensors = {key: value for key, value in tensors.items() if not key.startswith(_NOT_BACKBONE)}
-    if "norm.weight" not in tensors:
-        # Averaging classifiers keep the final norm behind the pooling, under another name.
-        tensors = {key.replace("fc_norm.", "norm.", 1): value for key, value in tensors.items()}
-    return tensors
-
-
-def infer_spec(tensors: dict[str, Tensor], heads: int | None, where: str) -> dict[str, Any]:
-    """Architecture of a plain DINO or DINOv2 ViT from the shapes of its tensors.
-
-    Args:
-        tensors: backbone tensors under timm's names.
-        heads: number of attention heads; None = width / 64, as in every DINO ViT. No shape shows it.
-        where: name of the file, for messages.
-
-    Returns:
-        All of name, patch_size, width, depth, heads, image_size.
-
-    Raises:
-        UsageError: the shapes do not tell; the message asks for the flag that does.
-    """
-    ask = "give --model.backbone"
-    blocks = {key.split(".")[1] for key in tensors if key.startswith("blocks.")}
-    if not {"cls_token", "pos_embed"} <= tensors.keys() or "dist_token" in tensors or not blocks:
-        raise UsageError(
-            f"{where} is no plain ViT with one class token, so its architecture must be named: {ask}"
-        )
-    kernel, position = tensors[_STEM], tensors["pos_embed"]
-    if kernel.ndim != 4 or position.ndim != 3:
-        shapes = f"{tuple(kernel.shape)} and {tuple(position.shape)}"
-        raise UsageError(f"{where}: patch kernel and position embedding have the shapes {shapes}; {ask}")
-    width, patch = kernel.shape[0], kernel.shape[2]
-    has_registers = "reg_token" in tensors
-    # Beside register tokens, timm stores the position embedding of the patches alone.
-    patches = position.shape[1] - (0 if has_registers else 1)
-    side = math.isqrt(max(patches, 0))
-    if side * side != patches or side == 0:
-        raise UsageError(
-            f"{where} has position embeddings for {patches} patches, which is no square grid; {ask}"
-        )
-    if heads is None and width % 64:
-        raise UsageError(f"{where} has width {width}, no multiple of 64; give --model.heads")
-    family = _FAMILY_WIDTHS.get(width, "small")
-    if "blocks.0.ls1.gamma" in tensors or has_registers:
-        name = f"vit_{family}_patch14_{'reg4_' if has_registers else ''}dinov2"
-        name = name if timm.is_model(name) else name.replace(family, "small", 1)
-    else:
-        name = f"vit_{family}_patch{patch}_224"
-        name = name if timm.is_model(name) else "vit_small_patch16_224"
-    sizes = {"patch_size": patch, "width": width, "depth": len(blocks), "heads": heads or width // 64}
-    return {"name": name, **sizes, "image_size": side * patch}
-
-
-def _open_directory(path: Path) -> Source:
+def _open_directory(path: Path, key: str | None) -> Source:
     spec, origin = {}, f"directory {path}"
     config_file = path / "config.json"
     if config_file.is_file():
-        config = _read_json(config_file)
+        config = read_json(config_file)
         spec = _directory_spec(config, config_file)
         if isinstance(config.get("origin"), str):
             origin = f"{origin} ({config['origin']})"
-    for name in _FILES:
-        if (path / name).is_file():
-            return Source(spec, read_tensors(path / name), origin)
-    raise DataError(
-        f"--model.weights: the directory {path} has no weights; wanted one of {', '.join(_FILES)}"
-    )
+    file = weights_file(path)
+    if file is None:
+        raise DataError(
+            f"--model.weights: the directory {path} has no weights; wanted one of "
+            f"{', '.join((*FILES, *INDICES))}"
+        )
+    return _open_file(file, spec, origin, key)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path} ({one_line(error)})") from error
-    if not isinstance(config, dict):
-        raise DataError(f"{path} holds a {type(config).__name__}; wanted an object")
-    return config
+def _open_repository(repository: hub.Repository, key: str | None) -> Source:
+    """A repository of the hub, its config first: what is unsuitable is refused before it is fetched."""
+    config = repository.get("config.json")
+    if config is None:
+        raise repository.lacks("config.json")
+    repository.get(_PREPROCESSOR)
+    _directory_spec(read_json(config), config)
+    for name in (FILES[0], INDICES[0], FILES[1], INDICES[1]):
+        file = repository.get(name)
+        if file is not None:
+            break
+    else:
+        raise repository.lacks(f"{FILES[0]} (nor {FILES[1]}, nor an index of their shards)")
+    if name in INDICES:
+        for shard in shards(file):
+            if repository.get(shard) is None:
+                raise repository.lacks(shard)
+    revision = f"@{repository.revision}" if repository.revision else ""
+    return _open_directory(config.parent, key)._replace(origin=f"hub {repository.name}{revision}")
 
 
 def _directory_spec(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if isinstance(config.get("backbone"), dict):
-        spec = {key: config["backbone"].get(key) for key in ("name", *SIZES)}
+        spec = {key: config["backbone"].get(key) for key in ("name", *SIZES, *DETAILS)}
+        spec |= pixels.stated(spec.pop("mean"), spec.pop("std"), str(path))
     elif isinstance(config.get("architecture"), str):
         spec = {"name": config["architecture"], **_timm_sizes(config, path)}
+    elif "model_type" in config:
+        spec = complete(huggingface.config_spec(config, str(path)))
+        spec |= _preprocessing(path.with_name(_PREPROCESSOR), config["model_type"])
     else:
         raise DataError(
-            f'{path} does not name the architecture; wanted {{"backbone": {{"name": ...}}}} or "architecture"'
+            f'{path} does not name the architecture; wanted {{"backbone": {{"name": ...}}}}, "architecture" '
+            'or "model_type"'
         )
     if not isinstance(spec["name"], str):
         raise DataError(f"{path}: the backbone's name is {spec['name']!r}; wanted a timm architecture")
@@ -307,7 +223,32 @@ def _directory_spec(config: dict[str, Any], path: Path) -> dict[str, Any]:
         value = spec.get(key)
         if value is not None and (type(value) is not int or value < 1):
             raise DataError(f"{path}: the backbone's {key} is {value!r}; wanted a positive whole number")
+    for key, kind in DETAILS.items():
+        value = spec.get(key)
+        ok = type(value) is kind or (kind is float and type(value) is int)
+        if value is not None and not (ok and (kind in (bool, list) or value >= 0)):
+            raise DataError(
+                f"{path}: the backbone's {key} is {value!r}; wanted {kind.__name__}, not negative"
+            )
     return {key: value for key, value in spec.items() if value is not None}
+
+
+def _preprocessing(path: Path, model_type: str) -> dict[str, list[float]]:
+    """Mean and deviation of the images of a model of transformers, where they are not ImageNet's."""
+    if path.is_file():
+        return pixels.of_preprocessor(read_json(path), str(path))
+    if not model_type.startswith("dino"):  # of those all public ones have ImageNet's
+        _assumed(f"no {path}")
+    return {}
+
+
+def _assumed(where: str) -> None:
+    """Say that a source does not state how images are to be normalised, and what is done."""
+    print(
+        f"weights: {where}: images get ImageNet's mean and deviation; if the model was trained with others "
+        f"(many ViTs: 0.5), give its directory with config.json and {_PREPROCESSOR}",
+        flush=True,
+    )
 
 
 def _timm_sizes(config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -322,7 +263,7 @@ def _timm_sizes(config: dict[str, Any], path: Path) -> dict[str, Any]:
     pretrained = config.get("pretrained_cfg") or config
     if sizes["image_size"] is None and pretrained.get("fixed_input_size"):
         sizes["image_size"] = _side((pretrained.get("input_size") or (None,))[-1])
-    return sizes
+    return sizes | pixels.stated(pretrained.get("mean"), pretrained.get("std"), str(path))
 
 
 def _side(value: Any) -> Any:

@@ -125,9 +125,14 @@ class ModelConfig:
     backbone: str = "auto"
     """timm architecture, such as vit_small_patch16_224; auto = what --model.weights names or holds."""
     weights: str = "vit_small_patch16_224.dino"
-    """timm pretrained name, .pth or .safetensors file, directory, or one of the words embedded (a small ViT
-    pretrained on generated scenes, in the package) and random. A name is downloaded from the hub the first
-    time; with --offline, as with HF_HUB_OFFLINE=1, the hub's cache alone serves."""
+    """timm pretrained name (vit_small_patch16_dinov3.lvd1689m), repository of the Hugging Face hub
+    (facebook/dinov2-small), .pth or .safetensors file, directory, or one of the words embedded (a small ViT
+    pretrained on generated scenes, in the package) and random; docs/backbones.md lists the families. A
+    name is downloaded the first time; with --offline, as with HF_HUB_OFFLINE=1, the hub's cache alone
+    serves."""
+    weights_key: str | None = None
+    """Which backbone of a file that holds several: its section or prefix, such as teacher or student; None =
+    the only one, or else the teacher."""
     patch_size: int | None = None
     """Patch side [pixels]; None = the architecture's own."""
     width: int | None = None

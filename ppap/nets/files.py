@@ -1,0 +1,117 @@
+"""Files of tensors: read whole and safely, in one piece or in shards."""
+
+import argparse
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ppap.errors import DataError
+
+FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+"""Names under which a directory holds its weights, in the order of preference."""
+INDEX = ".index.json"
+"""What transformers adds to a name for the list of its shards."""
+INDICES = tuple(name + INDEX for name in FILES[:2])
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Kind and text of an error on one line of at most about ``limit`` characters."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= limit else text[:limit] + "..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def weights_file(folder: Path) -> Path | None:
+    """The file of weights, or the index of its shards, in a directory; None if there is none."""
+    names = (name for pair in zip(FILES[:2], INDICES, strict=True) for name in pair)
+    return next((folder / name for name in (*names, *FILES[2:]) if (folder / name).is_file()), None)
+
+
+def read_file(path: Path) -> Any:
+    """What a file of weights holds, on the CPU, in its own types; an index brings all its shards.
+
+    Args:
+        path: ``.safetensors``, anything of ``torch.save`` (read with ``weights_only=True``), or an index of
+            shards, ``.index.json``.
+
+    Returns:
+        A dict of tensors, or whatever ``torch.save`` was given.
+
+    Raises:
+        DataError: the file, or a shard, is missing, cannot be read, is refused or incomplete.
+    """
+    if path.name.endswith(INDEX):
+        return _read_shards(path)
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return safetensors.torch.load_file(path)
+        # DINO's full checkpoints hold their command line as a Namespace: plain data, allowed for this read
+        # alone.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"{path} is damaged, or holds Python objects other than tensors and is refused for safety "
+            f"({one_line(error)}); save the network's state dict alone with torch.save"
+        ) from error
+    except Exception as error:  # a damaged file can fail anywhere in the reader
+        raise DataError(
+            f"cannot read weights from {path} ({one_line(error)}); is the file complete?"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a JSON file.
+
+    Raises:
+        DataError: it cannot be read, or is no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path} ({one_line(error)})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__}; wanted an object")
+    return content
+
+
+def shards(index: Path) -> dict[str, list[str]]:
+    """File name of every shard of an index -> names of its tensors.
+
+    Raises:
+        DataError: no index, or one that names files elsewhere.
+    """
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(n, str) for n in places.values()):
+        raise DataError(f"{index} lists no shards; wanted weight_map: tensor -> file name")
+    found: dict[str, list[str]] = {}
+    for tensor, name in places.items():
+        if Path(name).name != name:
+            raise DataError(f"{index} names a shard {name!r}; wanted a file beside it, without a folder")
+        found.setdefault(name, []).append(tensor)
+    return found
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    listed = shards(index)
+    missing = [name for name in listed if not (index.parent / name).is_file()]
+    if missing:
+        raise DataError(
+            f"{index}: {len(missing)} of {len(listed)} shards are missing beside it: {', '.join(missing[:3])}"
+        )
+    tensors: dict[str, Tensor] = {}
+    for name, wanted in listed.items():
+        content = read_file(index.parent / name)
+        lacking = [key for key in wanted if key not in content] if isinstance(content, dict) else wanted
+        if lacking:
+            raise DataError(
+                f"{index.parent / name} lacks {len(lacking)} tensors that {index.name} places there, such as "
+                f"{lacking[0]}; is the download complete?"
+            )
+        tensors |= content
+    return tensors
