@@ -13,7 +13,9 @@ def blobs(clusters=5, each=40, width=8, spread=0.05):
     centres = F.normalize(torch.randn(clusters, width, generator=generator), dim=1)
     noise = spread * torch.randn(clusters * each, width, generator=generator)
     scale = 10 ** torch.rand(clusters * each, 1, generator=generator)
-    return (centres.repeat_interleave(each, 0) + noise) * scale, torch.arange(clusters).repeat_interleave(each)
+    return (centres.repeat_interleave(each, 0) + noise) * scale, torch.arange(clusters).repeat_interleave(
+        each
+    )
 
 
 def test_clusters_that_stand_apart_are_found_whatever_the_length_of_their_rows():

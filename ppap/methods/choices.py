@@ -122,9 +122,8 @@ def choose(
 def auto_condition(clusters: int) -> str:
     """``clip:S`` with S = 1 / (4 K): K clusters need about K directions, of which none may drown the others.
 
-    Chosen by the purity of sets on four sets of labelled photographs (docs/conditioning.md): never worse than
-    features as they are, unlike whitening and removing components, which are best on one and bad on others.
-    """
+    Chosen by the purity of sets on four sets of labelled photographs (docs/conditioning.md), where
+    whitening and removing components are each good on one and bad on another."""
     share = float(f"{1 / (4 * clusters):.2g}")
     return f"clip:{share:g}" if clusters > 1 else "centre"
 

@@ -153,9 +153,9 @@ class ModelConfig:
     """What is done to the frozen features before they are compared to form sets, by one map fitted to the
     training images without labels; what is trained keeps the backbone's own features. none = as they are
     (published); centre = minus their mean; whiten:P = component of variance v divided by v^(P/2), 0 < P <= 1;
-    clip:S = no component keeps more than the share S of the variance; drop:K = without the K leading
-    components; position = without the directions that a patch's row and column can be read from; auto =
-    chosen by what the spectrum and the sets look like, every candidate printed."""
+    clip:S = no component keeps more than the share S of the variance, the mean half of its spread; drop:K =
+    without the K leading components; position = without the directions that a patch's row and column can be
+    read from; auto = chosen by what the spectrum and the sets look like, every candidate printed."""
 
     def __post_init__(self) -> None:
         if self.condition != "auto":
