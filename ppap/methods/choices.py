@@ -172,7 +172,7 @@ def _thresholds(
     lines = [f"thresholds: {len(patches)} patches, {len(sizes.anchors)} anchors, without labels"]
     if given == "auto":
         found = sizes.phi0(aim)
-        check_size(found, aim, name, f"give {_remedy(name, clusters)}, or a number")
+        check_size(found, aim, name, f"give {remedy(name, clusters)}, or a number")
         still = sizes.phi0(aim, steps=0)
         given = found.value
         chosen = replace(chosen, phi0=found.value)
@@ -197,7 +197,7 @@ def _as_compared(sample: Tensor, condition: Condition | None, config: Config) ->
         return patch_rows(F.dropout2d(maps, share, training=True)).contiguous()
 
 
-def _remedy(condition: str, clusters: int) -> str:
-    """Another condition to try."""
+def remedy(condition: str, clusters: int) -> str:
+    """Another condition to try, as an option."""
     share = auto_condition(clusters)
     return f"--model.condition {share if condition != share else 'whiten:0.5'}"
