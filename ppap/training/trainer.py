@@ -34,6 +34,7 @@ from ppap.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ppap.runs.randomness import own_randomness
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, config_hash, to_dict
+from ppap.settings.presets import preset
 from ppap.training.stop import StopRequest
 
 
@@ -74,10 +75,7 @@ class Trainer:
         for name in {config.method, *config.compare.rows} - {"colour", "conditioned"}:
             METHODS[name].check(replace(config, method=name))
         self.data: Datasets = build_datasets(config.data)
-        if config.compare.rows and (self.data.val is None or not self.data.val.labelled):
-            raise UsageError("--compare.rows needs validation labels; give labels/val, or leave it out")
-        if config.compare.rows and not self.data.train.labelled:
-            raise UsageError("--compare.rows needs training labels for its linear probe; give labels/train")
+        self.rows = self._rows()
         if METHODS[config.method].needs_labels and not self.data.train.labelled:
             raise UsageError(f"--method {config.method} needs training labels; give labels/train")
         classes = self.data.train.classes
@@ -116,6 +114,23 @@ class Trainer:
         self.loader = self.engine.start(self.training_set, self.step, lambda: self.stop.asked)
         self.health = torch.zeros((), device=device)
         self.started = time.perf_counter()
+
+    def _rows(self) -> tuple[str, ...]:
+        """Rows of the comparison; those that only the preset asks for give way where labels are missing."""
+        rows = self.config.compare.rows
+        if not rows:
+            return rows
+        missing = None
+        if self.data.val is None or not self.data.val.labelled:
+            missing = "--compare.rows needs validation labels; give labels/val, or leave it out"
+        elif not self.data.train.labelled:
+            missing = "--compare.rows needs training labels for its linear probe; give labels/train"
+        if missing is None:
+            return rows
+        if rows != preset(self.config.preset).compare.rows:
+            raise UsageError(missing)
+        print("comparison: none, for want of labels")
+        return ()
 
     def _choose(self, net: Network, device: torch.device, classes: int) -> tuple[Choices, Condition | None]:
         """Settings that are auto, and the map of the condition, by a look at the training images."""
@@ -292,7 +307,7 @@ class Trainer:
 
     def _compare(self, stop: StopRequest) -> dict[str, Row]:
         """The table of ``--compare.rows``; it starts anew where it was interrupted."""
-        if not self.config.compare.rows:
+        if not self.rows:
             return {}
         tqdm.write("comparison: the same probes for every row")
         try:
