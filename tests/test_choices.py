@@ -94,7 +94,9 @@ def test_methods_take_the_choice_that_is_theirs():
     choices = Choices(phi0=0.5, psi0=0.1, fixed_phi0=0.4, lr=3e-4)
     config = Config(loss=LossConfig(phi0="auto", psi0="auto"))
     config = replace(config, optim=replace(config.optim, lr="auto"))
-    by_method = {m: choices.apply(replace(config, method=m)) for m in ("ppap", "tps", "fixed", "ans", "stego")}
+    by_method = {
+        m: choices.apply(replace(config, method=m)) for m in ("ppap", "tps", "fixed", "ans", "stego")
+    }
     assert [c.loss.phi0 for c in by_method.values()] == [0.5, 0.5, 0.4, 0.4, 0.5]
     assert [c.optim.lr for c in by_method.values()] == [3e-4, 3e-4, 3e-4, 3e-4, HEAD_RATE]
 
