@@ -123,7 +123,8 @@ def auto_condition(clusters: int) -> str:
     """``clip:S`` with S = 1 / (4 K): K clusters need about K directions, of which none may drown the others.
 
     Chosen by the purity of sets on four sets of labelled photographs (docs/conditioning.md), where
-    whitening and removing components are each good on one and bad on another."""
+    whitening and removing components are each good on one and bad on another.
+    """
     share = float(f"{1 / (4 * clusters):.2g}")
     return f"clip:{share:g}" if clusters > 1 else "centre"
 
@@ -143,7 +144,7 @@ def candidates(survey: Survey, clusters: int, chosen: str) -> list[str]:
         rows = F.normalize(patch_rows(fit(name, survey.split)(survey.sample)), dim=1)
         cosines = (rows[:: max(len(rows) // 256, 1)] @ rows.T).flatten()
         half, most = (cosines.kthvalue(max(int(q * len(cosines)), 1)).values.item() for q in (0.5, 0.95))
-        separation, rank = dense_score(rows, clusters)
+        separation, rank = dense_score(rows, max(clusters, 2))
         mark = "  <- chosen" if name == chosen else ""
         lines.append(f"  {name:<12} {half:>15.2f} {most:>6.2f} {separation:>11.3f} {rank:>6.1f}{mark}")
     return lines
