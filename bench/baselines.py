@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppap.kernels import PropagationConfig
-from ppap.kernels.common import computing_on, normalise, rows_within
+from ppap.kernels.budget import rows_within
+from ppap.kernels.plain_products import computing_on
 from ppap.kernels.ppap_loss import torch_impl
 from ppap.kernels.ppap_loss.chunks import chunked_loss
+from ppap.kernels.precision import normalise
 from ppap.kernels.relation_masks.reference import relation_masks
 
 BASE_TEMPERATURE = 0.07

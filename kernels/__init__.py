@@ -4,10 +4,11 @@ Needs only torch (and Triton for its backend); never imports the rest of ppap. R
 backend is chosen, ``<op>/reference.py`` for what an op computes.
 """
 
-from .common import MemoryBudgetError, NonFiniteError
+from .budget import MemoryBudgetError
 from .contrastive import contrastive_loss
 from .dense_crf import dense_crf, dense_crf_batch
 from .dispatch import available_backends, use_backend
+from .guards import NonFiniteError
 from .masked_log_softmax import masked_log_softmax
 from .masks import PackedMasks, pack_masks, unpack_masks
 from .ppap_loss import ppap_loss

@@ -5,21 +5,13 @@ from collections.abc import Iterator
 import torch
 
 from . import dispatch
+from .budget import DEFAULT_BUDGET, row_chunks, rows_within
 from .checks import check_anchors, check_budget, check_positive, check_rows, require
-from .common import (
-    DEFAULT_BUDGET,
-    accumulator,
-    computing_on,
-    guard,
-    in_range,
-    nan_if_any,
-    poison,
-    resolve_precision,
-    row_chunks,
-    rows_within,
-)
+from .guards import guard, in_range, nan_if_any, poison
 from .masked_log_softmax import masked_log_softmax, no_context, refuse_second_derivative
 from .masks import PackedMasks, num_words
+from .plain_products import computing_on
+from .precision import accumulator, resolve_precision
 from .propagation import Relations
 
 

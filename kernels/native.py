@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from .common import normalise, operand, rows_within
+from .budget import rows_within
+from .precision import normalise, operand
 
 ABI = 5
 ISAS = ("avx512bf16", "avx512", "avx2", "portable")

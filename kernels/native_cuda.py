@@ -13,8 +13,8 @@ from types import ModuleType
 import torch
 
 from .cache import cache_folder
-from .common import power_of_two_above
 from .native import NativeError, as_argument, stride
+from .precision import power_of_two_above
 
 ABI = 2
 _PRECISIONS = {"fp32": 0, "fp16": 1, "bf16": 2}

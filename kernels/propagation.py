@@ -7,21 +7,12 @@ from dataclasses import dataclass, field
 import torch
 
 from . import dispatch
+from .budget import DEFAULT_BUDGET, row_chunks, rows_within
 from .checks import check_anchors, check_budget, check_rows, require
-from .common import (
-    DEFAULT_BUDGET,
-    accumulator,
-    computing_on,
-    guard,
-    in_range,
-    normalise,
-    poison,
-    refuse_on_cpu,
-    resolve_precision,
-    row_chunks,
-    rows_within,
-)
+from .guards import guard, in_range, poison, refuse_on_cpu
 from .masks import num_words, unpack_masks
+from .plain_products import computing_on
+from .precision import accumulator, normalise, resolve_precision
 
 
 @dataclass(frozen=True)

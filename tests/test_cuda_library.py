@@ -18,10 +18,10 @@ from bench.cuda_build import resources, table
 from bench.shapes import clustered
 from ppap.kernels import PropagationConfig, dispatch, native, native_cuda, pack_masks
 from ppap.kernels.cache import cache_folder
-from ppap.kernels.common import normalise
 from ppap.kernels.masked_log_softmax import cuda_impl as log_softmax_impl
 from ppap.kernels.masked_log_softmax import reference as log_softmax
 from ppap.kernels.ppap_loss import cuda_impl
+from ppap.kernels.precision import normalise
 from tests.helpers import CASES, GOLDEN_NAMES, golden_case, made_case, peak_bytes
 from tests.loss_forms import FORMS, check_backend, fused, loss_and_gradient, materialised
 

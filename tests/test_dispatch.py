@@ -18,13 +18,14 @@ from bench.shapes import clustered
 from ppap.kernels import (
     PropagationConfig,
     available_backends,
-    common,
     dispatch,
+    plain_products,
     ppap_loss,
     proxy_average,
     use_backend,
 )
-from ppap.kernels.common import computing_on, resolve_precision
+from ppap.kernels.plain_products import computing_on
+from ppap.kernels.precision import resolve_precision
 
 KEYS = clustered(12, 8, seed=0)
 
@@ -325,7 +326,7 @@ def test_a_setting_that_torch_refuses_leaves_the_others(monkeypatch):
     try:
         with monkeypatch.context() as patch:
             knobs = (torch.backends.cuda.matmul, Stubborn())
-            patch.setattr(common._PlainProducts, "_knobs", lambda self: knobs)
+            patch.setattr(plain_products._PlainProducts, "_knobs", lambda self: knobs)
             with pytest.raises(RuntimeError, match="unknown"), computing_on(torch.device("cpu")):
                 raise AssertionError("entered")
         assert settings() == before

@@ -28,10 +28,10 @@ from ppap.kernels import (
     relation_masks,
     unpack_masks,
 )
-from ppap.kernels.common import normalise
 from ppap.kernels.masked_log_softmax import native_impl as contrast
 from ppap.kernels.masked_log_softmax import reference as log_softmax
 from ppap.kernels.ppap_loss import native_impl
+from ppap.kernels.precision import normalise
 from ppap.kernels.proxy_average import reference as averages
 from ppap.kernels.relation_masks import reference as relations
 from tests import test_train

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from ppap.kernels import (
     PackedMasks,
     PropagationConfig,
-    common,
     contrastive_loss,
+    guards,
     pack_masks,
     ppap_loss,
     propagate,
     use_backend,
 )
-from ppap.kernels.common import normalise
 from ppap.kernels.ppap_loss import group_mean, torch_impl
+from ppap.kernels.precision import normalise
 from tests.helpers import CASES, GOLDEN_NAMES, golden_case, made_case, peak_bytes
 from tests.loss_forms import FORMS, fused, in_parts, loss_and_gradient, materialised, without_reduction
 
@@ -251,7 +251,7 @@ def test_bad_numbers_raise_on_cpus(bad):
 @pytest.mark.parametrize("bad", ["features", "z", "anchors"])
 def test_bad_numbers_never_look_like_zero_where_the_host_does_not_wait(bad, monkeypatch):
     """What runs on a GPU, run here: the guard gives a NaN factor in place of an exception."""
-    monkeypatch.setattr(common, "_host_waits_for", lambda device: False)
+    monkeypatch.setattr(guards, "_host_waits_for", lambda device: False)
     case = made_case(30, 8, 6, PropagationConfig(), 0.3)
     if bad == "anchors":
         case.anchors[2] = 30

@@ -3,9 +3,12 @@
 import torch
 
 from .. import dispatch
+from ..budget import DEFAULT_BUDGET
 from ..checks import check_budget, check_positive, check_rows, require
-from ..common import DEFAULT_BUDGET, accumulator, computing_on, guard, nan_if_any, poison, resolve_precision
+from ..guards import guard, nan_if_any, poison
 from ..masks import PackedMasks, num_words
+from ..plain_products import computing_on
+from ..precision import accumulator, resolve_precision
 
 
 def masked_log_softmax(

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from .. import native_cuda as cuda
-from ..common import FP16_WEIGHT_SCALE, operand, product, row_chunks, rows_within, scaled_operand
+from ..budget import row_chunks, rows_within
+from ..precision import FP16_WEIGHT_SCALE, operand, product, scaled_operand
 from .native_impl import Sets
 
 _WEIGHT_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from .. import native
-from ..common import MemoryBudgetError, row_chunks, scaled_operand
+from ..budget import MemoryBudgetError, row_chunks
+from ..precision import scaled_operand
 
 # Below this bound of the logits, in powers of two, the bound itself serves as the shift of the exponentials.
 _TIGHT_BOUND = 50.0

@@ -6,8 +6,9 @@ With s = softmax over the kept set and P the positives of anchor i:
 
 import torch
 
-from ..common import product, row_chunks, rows_within, scaled_operand, weight_operand
+from ..budget import row_chunks, rows_within
 from ..masks import unpack_masks
+from ..precision import product, scaled_operand, weight_operand
 
 
 def masked_log_softmax(

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..common import FP16_WEIGHT_SCALE, power_of_two_above, row_chunks, rows_within
+from ..budget import row_chunks, rows_within
+from ..precision import FP16_WEIGHT_SCALE, power_of_two_above
 from ..tiles import bits as layout
 from ..tiles import launch, occupancy
 from ..tiles.bits import Bits

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..common import FP16_WEIGHT_SCALE
+from ..precision import FP16_WEIGHT_SCALE
 from ..tiles import device
 
 WEIGHT_SCALE = tl.constexpr(FP16_WEIGHT_SCALE)

@@ -3,10 +3,13 @@
 import torch
 
 from .. import dispatch
+from ..budget import DEFAULT_BUDGET
 from ..checks import check_anchors, check_budget, check_positive, check_rows, require
-from ..common import DEFAULT_BUDGET, accumulator, computing_on, refuse_on_cpu, resolve_precision
 from ..contrastive import contrastive_loss
+from ..guards import refuse_on_cpu
 from ..masked_log_softmax import no_context, refuse_second_derivative
+from ..plain_products import computing_on
+from ..precision import accumulator, resolve_precision
 from ..propagation import PropagationConfig, all_rows, propagate
 from .guarded import Result, Settings, group_mean, guarded
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 
 from .. import native_cuda as cuda
-from ..common import normalise, rows_within
+from ..budget import rows_within
 from ..masked_log_softmax import cuda_impl as contrast
 from ..masked_log_softmax.native_impl import Sets
+from ..precision import normalise
 from ..propagation import PropagationConfig, walk
 from ..proxy_average.cuda_impl import average_chunk, bytes_per_query
 from ..relation_masks import cuda_impl as relations

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..common import accumulator, guard, in_range, poison
+from ..guards import guard, in_range, poison
+from ..precision import accumulator
 from ..propagation import PropagationConfig
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from .. import native
-from ..common import normalise
 from ..masked_log_softmax import native_impl as contrast
+from ..precision import normalise
 from ..propagation import PropagationConfig, walk
 from ..proxy_average.native_impl import average_chunk, bytes_per_query
 from ..relation_masks import native_impl as relations

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..common import normalise, operand, product, rows_within, scaled_operand, weight_operand
+from ..budget import rows_within
 from ..masked_log_softmax.torch_impl import add_transposed, gradient_rows, loss_rows
+from ..precision import normalise, operand, product, scaled_operand, weight_operand
 from ..propagation import PropagationConfig, walk
 from ..proxy_average.torch_impl import average_chunk
 from ..relation_masks.torch_impl import masks_chunk

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..common import FP16_WEIGHT_SCALE, rows_within
+from ..budget import rows_within
 from ..masked_log_softmax import triton_impl as contrast
 from ..masked_log_softmax.triton_kernels import add_rows_kernel, group_kernel
+from ..precision import FP16_WEIGHT_SCALE
 from ..tiles import launch, occupancy
 from ..tiles import rows as row_kernels
 from ..tiles.bits import sizes

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..common import row_chunks, rows_within
+from ..budget import row_chunks, rows_within
 from ..propagation import PropagationConfig
 from ..proxy_average.triton_impl import Proxies, Thresholds, bytes_per_query, move
 from ..relation_masks import triton_impl as relations

@@ -3,8 +3,11 @@
 import torch
 
 from .. import dispatch
+from ..budget import DEFAULT_BUDGET
 from ..checks import check_budget, check_rows, check_vector
-from ..common import DEFAULT_BUDGET, accumulator, computing_on, guard, poison, resolve_precision
+from ..guards import guard, poison
+from ..plain_products import computing_on
+from ..precision import accumulator, resolve_precision
 
 
 def proxy_average(

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import native_cuda as cuda
-from ..common import row_chunks, rows_within
+from ..budget import row_chunks, rows_within
 
 
 def average_chunk(

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from .. import native
-from ..common import operand, row_chunks
+from ..budget import row_chunks
+from ..precision import operand
 from ..relation_masks.native_impl import similarity
 
 _Arguments = native.structure("positive keys key_scale sums", "C N D stride")

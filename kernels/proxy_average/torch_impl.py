@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from ..common import operand, product, row_chunks, rows_within
+from ..budget import row_chunks, rows_within
+from ..precision import operand, product
 
 
 def proxy_average(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..common import row_chunks, rows_within
+from ..budget import row_chunks, rows_within
 from ..relation_masks.triton_impl import similarity
 from ..tiles import bits as layout
 from ..tiles import launch, occupancy

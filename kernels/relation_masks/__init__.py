@@ -3,9 +3,12 @@
 import torch
 
 from .. import dispatch
+from ..budget import DEFAULT_BUDGET
 from ..checks import check_anchors, check_budget, check_rows, check_vector, require
-from ..common import DEFAULT_BUDGET, accumulator, computing_on, guard, resolve_precision
+from ..guards import guard
 from ..masks import PackedMasks, num_words
+from ..plain_products import computing_on
+from ..precision import accumulator, resolve_precision
 
 
 def relation_masks(

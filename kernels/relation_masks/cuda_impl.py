@@ -3,7 +3,8 @@
 import torch
 
 from .. import native_cuda as cuda
-from ..common import in_range, row_chunks, rows_within
+from ..budget import row_chunks, rows_within
+from ..guards import in_range
 from ..masks import num_words
 from .native_impl import clear_own
 

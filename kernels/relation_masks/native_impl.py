@@ -3,8 +3,10 @@
 import torch
 
 from .. import native
-from ..common import in_range, operand, row_chunks
+from ..budget import row_chunks
+from ..guards import in_range
 from ..masks import num_words
+from ..precision import operand
 
 _Arguments = native.structure(
     "queries keys key_scale phi psi positive kept num_positive num_kept", "C N D stride bf16"

@@ -2,8 +2,10 @@
 
 import torch
 
-from ..common import in_range, operand, product, row_chunks, rows_within
+from ..budget import row_chunks, rows_within
+from ..guards import in_range
 from ..masks import num_words, pack_masks
+from ..precision import operand, product
 
 
 def relation_masks(

@@ -2,7 +2,8 @@
 
 import torch
 
-from ..common import in_range, row_chunks, rows_within
+from ..budget import row_chunks, rows_within
+from ..guards import in_range
 from ..masks import num_words
 from ..tiles import bits as layout
 from ..tiles import launch

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..common import add_product, power_of_two_above, product
+from ..precision import add_product, power_of_two_above, product
 from . import rows as row_kernels
 from .rows import SPLIT_SCALE
 from .sizes import padded, padded_channels
