@@ -5,14 +5,14 @@ backend is chosen, ``<op>/reference.py`` for what an op computes.
 """
 
 from .budget import MemoryBudgetError
-from .contrastive import contrastive_loss
+from .contrastive_loss import contrastive_loss
 from .dense_crf import dense_crf, dense_crf_batch
 from .dispatch import available_backends, use_backend
 from .guards import NonFiniteError
 from .masked_log_softmax import masked_log_softmax
 from .masks import PackedMasks, pack_masks, unpack_masks
 from .ppap_loss import ppap_loss
-from .propagation import PropagationConfig, Relations, propagate
+from .propagate import PropagationConfig, Relations, propagate
 from .proxy_average import proxy_average
 from .relation_masks import relation_masks
 

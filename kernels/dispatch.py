@@ -243,6 +243,12 @@ def load(op: str, backend: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.{op}.{_FILES[backend]}")
 
 
+def load_if_any(op: str, backend: str) -> ModuleType | None:
+    """:func:`load` where a backend may do without a form of its own."""
+    there = (Path(__file__).parent / op / f"{_FILES[backend]}.py").exists()
+    return load(op, backend) if there else None
+
+
 def _warn_of_unknown_variables() -> None:
     unknown = sorted(key for key in os.environ if key.startswith("PPAP_") and key not in VARIABLES)
     if unknown:

@@ -12,9 +12,9 @@ import torch
 from .budget import rows_within
 from .precision import normalise, operand
 
-ABI = 5
+ABI = 6
 ISAS = ("avx512bf16", "avx512", "avx2", "portable")
-# Columns of z are padded to this, anchors of a group to it too.
+# Columns of z are padded to this, anchors of a group to it too: ppap_panel of the library.
 PANEL = 32
 # Anchors whose bits are formed at once, and whose exponentials are kept at once: more do not run faster.
 CHUNK = 784
@@ -42,12 +42,13 @@ def library() -> ctypes.CDLL:
         raise NativeError(f"the native library was not built: {_BUILD_HINT}")
     try:
         found = ctypes.CDLL(str(_FILE))
-        found.ppap_isa_name.restype = ctypes.c_char_p
         version = found.ppap_abi_version()
+        found.ppap_isa_name.restype = ctypes.c_char_p
     except (OSError, AttributeError) as error:
         raise NativeError(f"{_FILE} cannot be loaded ({error}): {_BUILD_HINT}") from error
     if version != ABI:
         raise NativeError(f"{_FILE} has interface {version}, this version of ppap needs {ABI}: {_BUILD_HINT}")
+    found.ppap_tile_rows.restype = found.ppap_panel.restype = ctypes.c_int64
     return found
 
 
@@ -154,7 +155,7 @@ def empty_bits(patches: int, anchors: int) -> torch.Tensor:
 
 def tile_bytes(patches: int, width: int) -> int:
     """Bytes that the library keeps per anchor: two partial results for every tile of patches."""
-    return 8 * (patches * width * 4 // (128 << 10) + 1)
+    return 8 * -(-patches // library().ppap_tile_rows(ctypes.c_int(isa()), ctypes.c_int64(width)))
 
 
 def chunk_rows(memory_budget: int, bytes_per_anchor: int) -> int:

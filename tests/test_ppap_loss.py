@@ -17,7 +17,7 @@ from ppap.kernels import (
     propagate,
     use_backend,
 )
-from ppap.kernels.ppap_loss import group_mean, torch_impl
+from ppap.kernels.ppap_loss import Settings, composed_chunks, group_mean, torch_impl
 from ppap.kernels.precision import normalise
 from tests.helpers import CASES, GOLDEN_NAMES, golden_case, made_case, peak_bytes
 from tests.loss_forms import FORMS, fused, in_parts, loss_and_gradient, materialised, without_reduction
@@ -231,7 +231,8 @@ def test_temporaries_stay_within_the_budget(group_size):
     group = group_size or 300
 
     def run():
-        return torch_impl.ppap_loss(unit, case.z, case.anchors, cfg, 0.3, group, True, "fp32", budget)
+        settings = Settings(cfg, 0.3, 0.07, group, True, "fp32", budget)
+        return composed_chunks("torch", unit, case.z, case.anchors, settings)
 
     # Beyond the budget: the gradient, its part inside a group, and the operands of z.
     assert peak_bytes(run) <= budget + 4 * case.z.nbytes + 8 * 300 * 8

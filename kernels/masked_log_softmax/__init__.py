@@ -1,5 +1,7 @@
 """``masked_log_softmax``: the contrastive loss of every anchor over its packed sets (Eq. 8)."""
 
+from typing import Any
+
 import torch
 
 from .. import dispatch
@@ -9,6 +11,8 @@ from ..guards import guard, nan_if_any, poison
 from ..masks import PackedMasks, num_words
 from ..plain_products import computing_on
 from ..precision import accumulator, resolve_precision
+from ..relation_masks.sets import Sets
+from .chunks import Settings, gradients, losses
 
 
 def masked_log_softmax(
@@ -71,11 +75,15 @@ def _masked_log_softmax(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and log-sum-exp of the kept logits, both (A,); the latter is for the backend's own backward."""
     factor = guard({"z_anchors": z_anchors, "z": z}, None, 0)
-    dtype = accumulator(precision)
+    dtype, settings = accumulator(precision), Settings(temperature, precision, memory_budget)
+    impl, z_NE = dispatch.load("masked_log_softmax", backend), z.to(dtype)
+
+    def sets_of(part: slice) -> Sets[Any]:
+        return impl.from_words(positive[part], kept[part], z.shape[0])
+
     with computing_on(z.device):
-        loss, lse = dispatch.load("masked_log_softmax", backend).masked_log_softmax(
-            z_anchors.to(dtype), z.to(dtype), positive, kept, temperature, precision, memory_budget
-        )
+        rows = impl.chunk_rows(z_NE, settings, with_gradient=False)
+        loss, lse = losses(impl, z_anchors.to(dtype), z_NE, settings, rows, sets_of)
     poison(factor, loss, lse)
     return loss, lse
 
@@ -99,18 +107,16 @@ def _masked_log_softmax_backward(
     memory_budget: int,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    dtype = accumulator(precision)
+    dtype, settings = accumulator(precision), Settings(temperature, precision, memory_budget)
+    impl, z_NE = dispatch.load("masked_log_softmax", backend), z.to(dtype)
+
+    def sets_of(part: slice) -> Sets[Any]:
+        return impl.from_words(positive[part], kept[part], z.shape[0])
+
     with computing_on(z.device):
-        dz_anchors, dz = dispatch.load("masked_log_softmax", backend).masked_log_softmax_backward(
-            dloss.to(dtype),
-            z_anchors.to(dtype),
-            z.to(dtype),
-            positive,
-            kept,
-            lse,
-            temperature,
-            precision,
-            memory_budget,
+        rows = impl.chunk_rows(z_NE, settings, with_gradient=True)
+        dz_anchors, dz = gradients(
+            impl, dloss.to(dtype), lse, z_anchors.to(dtype), z_NE, settings, rows, sets_of
         )
     poison(nan_if_any(lse), dz_anchors, dz)
     return dz_anchors.to(z_anchors.dtype), dz.to(z.dtype)

@@ -19,7 +19,7 @@ Work = Callable[
 
 
 def chunked_loss(
-    work: Work,
+    work: Work | None,
     z_NE: torch.Tensor,
     anchors_A: torch.Tensor,
     group: int,
@@ -30,7 +30,7 @@ def chunked_loss(
     """Losses (A,), gradient (see above) (N, E) or (0, E), set sizes (A,) int64 twice; none of them scaled.
 
     Args:
-        work: one chunk of an implementation.
+        work: one chunk of an implementation; None without anchors.
         z_NE: embeddings in the accumulator's dtype.
         anchors_A: row of each anchor.
         group: anchors per group.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ppap.kernels import guards, ppap_loss, propagate
-from ppap.kernels.proxy_average.triton_impl import parts
+from ppap.kernels.proxy_average.triton_kernels import parts
 from ppap.kernels.tiles import bits, launch, occupancy
 from ppap.kernels.tiles.planes import fill
 from tests.helpers import PLAIN, made_case

@@ -1,18 +1,22 @@
-"""``contrastive_loss``: Eq. 8 for given relations, masks rebuilt chunk by chunk on any backend."""
+"""``contrastive_loss``: Eq. 8 for given relations, the sets formed chunk by chunk on any backend."""
 
-from collections.abc import Iterator
+from functools import partial
+from types import ModuleType
+from typing import Any
 
 import torch
 
-from . import dispatch
-from .budget import DEFAULT_BUDGET, row_chunks, rows_within
-from .checks import check_anchors, check_budget, check_positive, check_rows, require
-from .guards import guard, in_range, nan_if_any, poison
-from .masked_log_softmax import masked_log_softmax, no_context, refuse_second_derivative
-from .masks import PackedMasks, num_words
-from .plain_products import computing_on
-from .precision import accumulator, resolve_precision
-from .propagation import Relations
+from .. import dispatch
+from ..budget import DEFAULT_BUDGET
+from ..checks import check_anchors, check_budget, check_positive, check_rows, require
+from ..guards import guard, in_range, nan_if_any, poison
+from ..masked_log_softmax import masked_log_softmax, no_context, refuse_second_derivative
+from ..masked_log_softmax.chunks import SetsOf, Settings, gradients, losses
+from ..masks import PackedMasks
+from ..plain_products import computing_on
+from ..precision import accumulator, resolve_precision
+from ..propagate import Relations
+from ..relation_masks import Queries, Sets
 
 
 def contrastive_loss(
@@ -126,14 +130,10 @@ def _contrastive_loss(
     factor = guard({"z": z, "pos_queries": pos_queries}, None, 0)
     dtype = accumulator(precision)
     z, anchors = z.to(dtype), in_range(anchors, z.shape[0])
-    loss, lse = z.new_empty(anchors.shape[0]), z.new_empty(anchors.shape[0])
-    impl = dispatch.load("masked_log_softmax", backend)
-    relations = (keys, anchors, pos_queries, phi, neg_queries, psi, mask_precision)
+    q, settings = Queries(pos_queries, phi, neg_queries, psi), Settings(temperature, precision, memory_budget)
     with computing_on(z.device):
-        for chunk, positive, kept in _mask_chunks(relations, memory_budget, backend):
-            loss[chunk], lse[chunk] = impl.masked_log_softmax(
-                z[anchors[chunk]], z, positive, kept, temperature, precision, memory_budget // 2
-            )
+        impl, settings, rows, sets_of = _parts(keys, anchors, q, mask_precision, z, settings, backend, False)
+        loss, lse = losses(impl, z[anchors], z, settings, rows, sets_of)
     poison(factor, loss, lse)
     return loss, lse
 
@@ -165,25 +165,15 @@ def _contrastive_loss_backward(
 ) -> torch.Tensor:
     dtype = accumulator(precision)
     values, anchors = z.to(dtype), in_range(anchors, z.shape[0])
-    dz, dloss = torch.zeros_like(values), dloss.to(dtype)
-    impl = dispatch.load("masked_log_softmax", backend)
-    relations = (keys, anchors, pos_queries, phi, neg_queries, psi, mask_precision)
+    q, settings = Queries(pos_queries, phi, neg_queries, psi), Settings(temperature, precision, memory_budget)
     with computing_on(z.device):
-        for chunk, positive, kept in _mask_chunks(relations, memory_budget, backend):
-            rows = anchors[chunk]
-            dz_anchors, dz_all = impl.masked_log_softmax_backward(
-                dloss[chunk],
-                values[rows],
-                values,
-                positive,
-                kept,
-                lse[chunk],
-                temperature,
-                precision,
-                memory_budget // 2,
-            )
-            dz += dz_all
-            dz[rows] += dz_anchors
+        impl, settings, rows, sets_of = _parts(
+            keys, anchors, q, mask_precision, values, settings, backend, True
+        )
+        dz_anchors, dz = gradients(
+            impl, dloss.to(dtype), lse, values[anchors], values, settings, rows, sets_of
+        )
+        dz[anchors] += dz_anchors
     poison(nan_if_any(lse), dz)
     return dz.to(z.dtype)
 
@@ -208,24 +198,34 @@ def _(
     return z.new_empty(z.shape)
 
 
-def _mask_chunks(relations: tuple, memory_budget: int, backend: str) -> Iterator[tuple]:
-    """(slice of anchors, positive words, kept words) of all anchors; masks take half of the budget."""
-    keys, anchors, pos_queries, phi, neg_queries, psi, mask_precision = relations
-    impl = dispatch.load("relation_masks", backend)
-    rows = rows_within(memory_budget // 2, 8 * num_words(keys.shape[0]))
-    for chunk in row_chunks(anchors.shape[0], rows):
-        negative = None if neg_queries is None else neg_queries[chunk]
-        positive, kept, _, _ = impl.relation_masks(
-            pos_queries[chunk],
-            phi[chunk],
-            keys,
-            psi[chunk],
-            anchors[chunk],
-            negative,
-            mask_precision,
-            memory_budget // 2,
-        )
-        yield chunk, positive, kept
+def _parts(
+    keys: torch.Tensor,
+    anchors_A: torch.Tensor,
+    queries: Queries,
+    mask_precision: str,
+    z_NE: torch.Tensor,
+    settings: Settings,
+    backend: str,
+    with_gradient: bool,
+) -> tuple[ModuleType, Settings, int, SetsOf]:
+    """What the loop over chunks takes: half of the budget is for sets, half for logits."""
+    masking, impl = dispatch.load("relation_masks", backend), dispatch.load("masked_log_softmax", backend)
+    half = settings.memory_budget // 2
+    settings = settings._replace(memory_budget=half)
+    prepared = masking.prepare(keys, mask_precision)
+    rows = min(
+        impl.chunk_rows(z_NE, settings, with_gradient),
+        masking.chunk_rows(prepared, mask_precision, half),
+    )
+    return impl, settings, rows, partial(_sets, masking, prepared, mask_precision, queries, anchors_A)
+
+
+def _sets(
+    masking: ModuleType, keys: Any, precision: str, queries: Queries, anchors_A: torch.Tensor, part: slice
+) -> Sets[Any]:
+    """The sets of some anchors."""
+    sets: Sets[Any] = masking.chunk(keys, precision, queries.take(part), anchors_A[part])[0]
+    return sets
 
 
 def _save(ctx, inputs, output) -> None:
