@@ -16,7 +16,7 @@ import torch
 
 from bench.cuda_build import resources, table
 from bench.shapes import clustered
-from ppap.kernels import PropagationConfig, dispatch, native, native_cuda, pack_masks
+from ppap.kernels import PropagationConfig, availability, native, native_cuda, pack_masks
 from ppap.kernels.cache import cache_folder
 from ppap.kernels.masked_log_softmax import cuda_impl as log_softmax_impl
 from ppap.kernels.masked_log_softmax import reference as log_softmax
@@ -132,8 +132,8 @@ def emulated(library, monkeypatch):
     """The cuda backend's implementations on CPU tensors; the emulation writes weights in float32."""
     monkeypatch.setattr(native_cuda, "library", lambda: library)
     monkeypatch.setattr(log_softmax_impl, "weight_type", lambda precision: torch.float32)
-    monkeypatch.setattr(dispatch, "_REASONS", {**dispatch._REASONS, "cuda": None})
-    monkeypatch.setattr(dispatch, "_DEVICES", {**dispatch._DEVICES, "cuda": ("cpu",)})
+    monkeypatch.setitem(availability._reasons, "cuda", None)
+    monkeypatch.setitem(availability.DEVICES, "cuda", ("cpu",))
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
@@ -193,7 +193,7 @@ def test_not_built_or_not_buildable_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path))
     native_cuda.library.cache_clear()
     try:
-        assert "was not built; build it: python -m ppap.doctor --build-cuda" in dispatch._probe("cuda")
+        assert "was not built; build it: python -m ppap.doctor --build-cuda" in availability._probe("cuda")
         file = native_cuda.builder().cuda_file(cache_folder())
         assert file.is_relative_to(tmp_path)
         monkeypatch.setattr(native_cuda.builder().shutil, "which", lambda name: None)

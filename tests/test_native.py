@@ -19,8 +19,8 @@ from bench import native_build
 from bench.shapes import clustered
 from ppap.kernels import (
     PropagationConfig,
+    availability,
     available_backends,
-    dispatch,
     masked_log_softmax,
     native,
     pack_masks,
@@ -333,7 +333,7 @@ def test_without_the_library_the_reason_is_said(monkeypatch, tmp_path):
     def reason_of(file: Path) -> str:
         monkeypatch.setattr(native, "_FILE", file)
         native.library.cache_clear()
-        return dispatch._probe("cpp")
+        return availability._probe("cpp")
 
     try:
         assert "was not built: install a C++ compiler" in reason_of(tmp_path / "none.so")

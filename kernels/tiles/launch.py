@@ -15,7 +15,7 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import budget
-from ..dispatch import autotune_wanted
+from ..environment import autotune_wanted
 from . import autotune
 from .sizes import COLUMN_BLOCK
 
