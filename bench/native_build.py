@@ -94,7 +94,7 @@ def table(found: list[Loop]) -> str:
 def main() -> None:
     """Disassemble, print, and write where ``--out`` says."""
     parser = argparse.ArgumentParser(prog="python -m bench.native_build", description=__doc__)
-    parser.add_argument("--library", type=Path, default=native._FILE, help="default: the installed one")
+    parser.add_argument("--library", type=Path, default=native.FILE, help="default: the installed one")
     parser.add_argument("--out", type=Path, help="markdown file to write")
     options = parser.parse_args()
     text = disassembly(options.library)

@@ -43,7 +43,9 @@ def _host_waits_for(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _nan_if_bad(values, anchors, num_patches, device) -> torch.Tensor:
+def _nan_if_bad(
+    values: dict[str, torch.Tensor], anchors: torch.Tensor | None, num_patches: int, device: torch.device
+) -> torch.Tensor:
     good = torch.ones((), dtype=torch.bool, device=device)
     for tensor in values.values():
         good = good & torch.isfinite(tensor).all()
@@ -57,10 +59,9 @@ def _check_anchors(anchors: torch.Tensor, num_patches: int) -> None:
     low, high = int(anchors.min()), int(anchors.max())
     if low < 0 or high >= num_patches:
         raise ValueError(f"anchors range from {low} to {high}; valid: 0 to {num_patches - 1}")
-    if anchors.unique().numel() != anchors.numel():
-        raise ValueError(
-            f"{anchors.numel()} anchors, {anchors.unique().numel()} of them different; each may occur once"
-        )
+    count, different = anchors.numel(), torch.unique(anchors).numel()
+    if different != count:
+        raise ValueError(f"{count} anchors, {different} of them different; each may occur once")
 
 
 def nan_if_any(values: torch.Tensor) -> torch.Tensor:

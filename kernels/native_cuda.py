@@ -9,6 +9,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -32,6 +33,7 @@ def builder() -> ModuleType:
     for file in (here / "csrc" / "build.py", here.parent / "csrc" / "build.py"):
         if file.exists():
             spec = importlib.util.spec_from_file_location("ppap_csrc_build", file)
+            assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             return module
@@ -46,7 +48,7 @@ def build(architectures: tuple[int, ...] | None = None) -> Path:
     """
     try:
         options = () if architectures is None else (architectures,)
-        file = builder().build_cuda_once(cache_folder(), *options)
+        file: Path = builder().build_cuda_once(cache_folder(), *options)
     except builder().BuildError as error:
         raise NativeError(str(error)) from error
     library.cache_clear()
@@ -100,7 +102,7 @@ def call(
     """
     on_gpu = torch.cuda.is_available()
     stream = torch.cuda.current_stream().cuda_stream if on_gpu else None
-    passed = [ctypes.c_void_p(stream)]
+    passed: list[Any] = [ctypes.c_void_p(stream)]
     passed += [] if precision is None else [ctypes.c_int(_PRECISIONS[precision])]
     passed += [as_argument(value) for value in arguments]
     code = getattr(library(), f"ppap_cuda_{name}")(*passed)

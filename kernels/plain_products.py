@@ -38,11 +38,13 @@ class _PlainProducts:
 
     @staticmethod
     def _knobs() -> tuple[Any, Any]:
-        return torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+        backends: Any = torch.backends  # not all of its modules say what they have
+        return backends.cuda.matmul, backends.mkldnn.matmul
 
     def _read(self) -> tuple[list[str], bool]:
         # A knob that was never set reads as the general setting: it goes back to following that.
-        general, found = torch.backends.fp32_precision, [knob.fp32_precision for knob in self._knobs()]
+        backends: Any = torch.backends
+        general, found = backends.fp32_precision, [knob.fp32_precision for knob in self._knobs()]
         precisions = ["none" if precision == general else precision for precision in found]
         return precisions, torch.backends.cuda.matmul.allow_fp16_accumulation
 

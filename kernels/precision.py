@@ -82,7 +82,7 @@ def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -
             return torch.mm(a, b, out_dtype=torch.float32, out=out)
         # Triton's interpreter alone brings 16 bits to a CPU; some rows at a time, as they double in size.
         right = b.float()
-        return torch.cat([rows.float() @ right for rows in a.split(64)], out=out)
+        return torch.cat([rows.float() @ right for rows in torch.split(a, 64)], out=out)
     return torch.mm(a, b, out=out)
 
 

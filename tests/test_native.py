@@ -331,7 +331,7 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch):
 
 def test_without_the_library_the_reason_is_said(monkeypatch, tmp_path):
     def reason_of(file: Path) -> str:
-        monkeypatch.setattr(native, "_FILE", file)
+        monkeypatch.setattr(native, "FILE", file)
         native.library.cache_clear()
         return availability._probe("cpp")
 
@@ -352,7 +352,7 @@ def test_without_the_library_the_reason_is_said(monkeypatch, tmp_path):
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
 def test_functions_shared_by_instruction_sets_run_everywhere():
     """The linker keeps one copy of an inline function: that of the unit without special instructions."""
-    for name, body in native_build.functions(native_build.disassembly(native._FILE)):
+    for name, body in native_build.functions(native_build.disassembly(native.FILE)):
         shared = re.match(r"_ZNK?St\w|_ZSt\w", name)
         own = re.search("4avx2|6avx512|10avx512bf16", name)  # made of the set's own types, shared with nobody
         assert not shared or own or not re.search(r"\tv[a-z]", body), (

@@ -63,7 +63,8 @@ def contrastive_loss(
     backend = dispatch.choose(impl, z, rel.features)
     q = rel.queries()
     settings = [resolve_precision(precision, z), rel.precision]
-    return _contrastive_loss(
+    loss: torch.Tensor
+    loss, _ = _contrastive_loss(
         z,
         rel.features,
         rel.anchors,
@@ -76,10 +77,18 @@ def contrastive_loss(
         settings[1],
         budget,
         backend,
-    )[0]
+    )
+    return loss
 
 
-def _loss_of_masks(z, masks, temperature, precision, memory_budget, impl):
+def _loss_of_masks(
+    z: torch.Tensor,
+    masks: PackedMasks | tuple[torch.Tensor, torch.Tensor],
+    temperature: float,
+    precision: str,
+    memory_budget: int,
+    impl: str | None,
+) -> torch.Tensor:
     anchors = masks[2] if len(masks) > 2 else None
     if anchors is None:
         rows = masks[0].shape[0]
@@ -140,8 +149,19 @@ def _contrastive_loss(
 
 @_contrastive_loss.register_fake
 def _(
-    z, keys, anchors, pos_q, phi, neg_q, psi, temperature, precision, mask_precision, memory_budget, backend
-):
+    z: torch.Tensor,
+    keys: torch.Tensor,
+    anchors: torch.Tensor,
+    pos_q: torch.Tensor,
+    phi: torch.Tensor,
+    neg_q: torch.Tensor | None,
+    psi: torch.Tensor,
+    temperature: float,
+    precision: str,
+    mask_precision: str,
+    memory_budget: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
     rows, dtype = anchors.shape[0], accumulator(precision)
     return z.new_empty(rows, dtype=dtype), z.new_empty(rows, dtype=dtype)
 
@@ -180,21 +200,21 @@ def _contrastive_loss_backward(
 
 @_contrastive_loss_backward.register_fake
 def _(
-    dloss,
-    lse,
-    z,
-    keys,
-    anchors,
-    pos_q,
-    phi,
-    neg_q,
-    psi,
-    temperature,
-    precision,
-    mask_precision,
-    budget,
-    backend,
-):
+    dloss: torch.Tensor,
+    lse: torch.Tensor,
+    z: torch.Tensor,
+    keys: torch.Tensor,
+    anchors: torch.Tensor,
+    pos_q: torch.Tensor,
+    phi: torch.Tensor,
+    neg_q: torch.Tensor | None,
+    psi: torch.Tensor,
+    temperature: float,
+    precision: str,
+    mask_precision: str,
+    budget: int,
+    backend: str,
+) -> torch.Tensor:
     return z.new_empty(z.shape)
 
 
@@ -228,13 +248,15 @@ def _sets(
     return sets
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     *tensors, ctx.temperature, ctx.precision, ctx.mask_precision, ctx.budget, ctx.backend = inputs
     ctx.save_for_backward(output[1], *tensors)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dloss, _dlse):
+def _backward(
+    ctx: Any, dloss: torch.Tensor | None, *_others: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
     if dloss is None:
         return (None,) * 12
     settings = (ctx.temperature, ctx.precision, ctx.mask_precision, ctx.budget, ctx.backend)

@@ -1,6 +1,8 @@
 """``masked_log_softmax``: the contrastive loss of every anchor over its packed sets (Eq. 8)."""
 
-from typing import Any
+from functools import partial
+from types import ModuleType
+from typing import Any, NoReturn
 
 import torch
 
@@ -59,7 +61,17 @@ def masked_log_softmax(
     precision = resolve_precision(precision, z_anchors, z)
     budget = check_budget(op, memory_budget)
     tau = check_positive(op, "temperature", temperature)
-    return _masked_log_softmax(z_anchors, z, positive, kept, tau, precision, budget, backend)[0]
+    loss: torch.Tensor
+    loss, _ = _masked_log_softmax(z_anchors, z, positive, kept, tau, precision, budget, backend)
+    return loss
+
+
+def _sets(
+    impl: ModuleType, positive_AW: torch.Tensor, kept_AW: torch.Tensor, z_NE: torch.Tensor, part: slice
+) -> Sets[Any]:
+    """The sets of some anchors in the form of a backend."""
+    sets: Sets[Any] = impl.from_words(positive_AW[part], kept_AW[part], z_NE.shape[0])
+    return sets
 
 
 @torch.library.custom_op("ppap::masked_log_softmax", mutates_args=())
@@ -78,18 +90,26 @@ def _masked_log_softmax(
     dtype, settings = accumulator(precision), Settings(temperature, precision, memory_budget)
     impl, z_NE = dispatch.load("masked_log_softmax", backend), z.to(dtype)
 
-    def sets_of(part: slice) -> Sets[Any]:
-        return impl.from_words(positive[part], kept[part], z.shape[0])
-
     with computing_on(z.device):
         rows = impl.chunk_rows(z_NE, settings, with_gradient=False)
-        loss, lse = losses(impl, z_anchors.to(dtype), z_NE, settings, rows, sets_of)
+        loss, lse = losses(
+            impl, z_anchors.to(dtype), z_NE, settings, rows, partial(_sets, impl, positive, kept, z)
+        )
     poison(factor, loss, lse)
     return loss, lse
 
 
 @_masked_log_softmax.register_fake
-def _(z_anchors, z, positive, kept, temperature, precision, memory_budget, backend):
+def _(
+    z_anchors: torch.Tensor,
+    z: torch.Tensor,
+    positive: torch.Tensor,
+    kept: torch.Tensor,
+    temperature: float,
+    precision: str,
+    memory_budget: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
     rows, dtype = z_anchors.shape[0], accumulator(precision)
     return z.new_empty(rows, dtype=dtype), z.new_empty(rows, dtype=dtype)
 
@@ -110,44 +130,61 @@ def _masked_log_softmax_backward(
     dtype, settings = accumulator(precision), Settings(temperature, precision, memory_budget)
     impl, z_NE = dispatch.load("masked_log_softmax", backend), z.to(dtype)
 
-    def sets_of(part: slice) -> Sets[Any]:
-        return impl.from_words(positive[part], kept[part], z.shape[0])
-
     with computing_on(z.device):
         rows = impl.chunk_rows(z_NE, settings, with_gradient=True)
         dz_anchors, dz = gradients(
-            impl, dloss.to(dtype), lse, z_anchors.to(dtype), z_NE, settings, rows, sets_of
+            impl,
+            dloss.to(dtype),
+            lse,
+            z_anchors.to(dtype),
+            z_NE,
+            settings,
+            rows,
+            partial(_sets, impl, positive, kept, z),
         )
     poison(nan_if_any(lse), dz_anchors, dz)
     return dz_anchors.to(z_anchors.dtype), dz.to(z.dtype)
 
 
 @_masked_log_softmax_backward.register_fake
-def _(dloss, z_anchors, z, positive, kept, lse, temperature, precision, memory_budget, backend):
+def _(
+    dloss: torch.Tensor,
+    z_anchors: torch.Tensor,
+    z: torch.Tensor,
+    positive: torch.Tensor,
+    kept: torch.Tensor,
+    lse: torch.Tensor,
+    temperature: float,
+    precision: str,
+    memory_budget: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
     return z_anchors.new_empty(z_anchors.shape), z.new_empty(z.shape)
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     z_anchors, z, positive, kept, *ctx.settings = inputs
     ctx.save_for_backward(z_anchors, z, positive, kept, output[1])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dloss, _dlse):
+def _backward(
+    ctx: Any, dloss: torch.Tensor | None, *_others: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
     if dloss is None:
         return (None,) * 8
     dz_anchors, dz = _masked_log_softmax_backward(dloss, *ctx.saved_tensors, *ctx.settings)
     return (dz_anchors, dz) + (None,) * 6
 
 
-def refuse_second_derivative(ctx, *grads):
+def refuse_second_derivative(ctx: Any, *grads: torch.Tensor | None) -> NoReturn:
     """Backward of a backward op: there is none."""
     raise RuntimeError(
         "ppap losses are differentiable once; a second derivative (create_graph) is not supported"
     )
 
 
-def no_context(ctx, inputs, output) -> None:
+def no_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Nothing is saved for a derivative that does not exist."""
 
 

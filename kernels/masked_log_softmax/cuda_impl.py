@@ -52,9 +52,9 @@ def chunk(
     loss_C = None
     if lse_C is None:
         tiles = -(-num_patches // cuda.library().ppap_cuda_tile())
-        parts = torch.empty((3, tiles, rows), device=scale.device)
-        cuda.call("log_sum_exp", *operands, *masks, *parts, precision=settings.precision)
-        loss_C, lse_C = _combine(*parts, sets.num_positive)
+        top, total, hit = torch.empty((3, tiles, rows), device=scale.device)
+        cuda.call("log_sum_exp", *operands, *masks, top, total, hit, precision=settings.precision)
+        loss_C, lse_C = _combine(top, total, hit, sets.num_positive)
     if target is not None:
         has_C = sets.num_positive > 0
         share_C = has_C.float() / sets.num_positive.clamp(min=1)

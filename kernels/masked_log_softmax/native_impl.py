@@ -134,6 +134,6 @@ def chunk(
         bf16=patches.bf16,
         temperature=settings.temperature,
     )
-    if target is not None:
+    if target is not None and own_CE is not None:
         target.own[target.rows] += own_CE
     return loss_C, lse_C

@@ -147,9 +147,12 @@ class Composition:
         cls, backend: str, features_ND: torch.Tensor, z_NE: torch.Tensor, settings: Settings
     ) -> "Composition":
         """Prepare features and embeddings (in the accumulator's dtype) once for all chunks."""
-        ops = [dispatch.load(op, backend) for op in ("proxy_average", "relation_masks", "masked_log_softmax")]
-        keys = ops[0].prepare_features(features_ND, settings.precision)
-        return cls(features_ND, *ops, keys, ops[2].prepare(z_NE, settings.precision), settings)
+        averaging, masking, contrasting = (
+            dispatch.load(op, backend) for op in ("proxy_average", "relation_masks", "masked_log_softmax")
+        )
+        keys = averaging.prepare_features(features_ND, settings.precision)
+        patches = contrasting.prepare(z_NE, settings.precision)
+        return cls(features_ND, averaging, masking, contrasting, keys, patches, settings)
 
     def chunk(
         self, anchors_C: torch.Tensor, group: int | None, target_NE: torch.Tensor | None, _first: bool
@@ -221,7 +224,8 @@ def _ppap_loss(
     count = max(anchors.shape[0], 1)
     group = min(group_size or count, count)
     cfg = PropagationConfig.from_floats(propagation)
-    settings = Settings(cfg, *temperatures, group, with_gradient, precision, memory_budget)
+    tau, base = temperatures
+    settings = Settings(cfg, tau, base, group, with_gradient, precision, memory_budget)
     impl = dispatch.load("ppap_loss", backend)
     with computing_on(z.device):
         if anchors.numel() and hasattr(impl, "guarded_loss"):
@@ -233,17 +237,17 @@ def _ppap_loss(
 
 @_ppap_loss.register_fake
 def _(
-    features,
-    z,
-    anchors,
-    propagation,
-    temperatures,
-    group_size,
-    with_gradient,
-    precision,
-    memory_budget,
-    backend,
-):
+    features: torch.Tensor,
+    z: torch.Tensor,
+    anchors: torch.Tensor,
+    propagation: list[float],
+    temperatures: list[float],
+    group_size: int,
+    with_gradient: bool,
+    precision: str,
+    memory_budget: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     dtype = accumulator(precision)
     dz = z.new_empty((z.shape[0] if with_gradient else 0, z.shape[1]), dtype=dtype)
     loss, scale = z.new_empty((), dtype=dtype), z.new_empty((), dtype=dtype)
@@ -259,16 +263,23 @@ def _ppap_loss_backward(
 
 
 @_ppap_loss_backward.register_fake
-def _(dloss, dz, dz_scale, z):
+def _(
+    dloss: torch.Tensor,
+    dz: torch.Tensor,
+    dz_scale: torch.Tensor,
+    z: torch.Tensor,
+) -> torch.Tensor:
     return z.new_empty(z.shape)
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     ctx.save_for_backward(output[1], output[2], inputs[1])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dloss, *_others):
+def _backward(
+    ctx: Any, dloss: torch.Tensor | None, *_others: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
     if dloss is None:
         return (None,) * 10
     return (None, _ppap_loss_backward(dloss, *ctx.saved_tensors)) + (None,) * 8

@@ -32,6 +32,6 @@ def ppap_loss(
     size = group_size or max(len(anchors), 1)
     means = [
         loss.sum() / has.sum().clamp(min=1)
-        for loss, has in zip(loss_A.split(size), has_positive_A.split(size), strict=True)
+        for loss, has in zip(torch.split(loss_A, size), torch.split(has_positive_A, size), strict=True)
     ]
     return torch.stack(means).mean()

@@ -7,6 +7,7 @@ per use, and what is known of a whole call (units, bounds, whether all is finite
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -214,7 +215,7 @@ class _Call:
             self._add_gradient(target_NE, anchors_C, weights(logits, lse_C), weight_C, first)
         return loss_C, count_C, negatives_C
 
-    def _rows(self, anchors_C: torch.Tensor, **options: object) -> Planes:
+    def _rows(self, anchors_C: torch.Tensor, **options: Any) -> Planes:
         """Operands of the anchors' embeddings."""
         unit = None if self.settings.precision == "bf16" else self.scalars[UNIT]
         block = launch.row_block(anchors_C.device)
@@ -236,7 +237,13 @@ class _Call:
         raw_product(of_logits, other, transposed=True, target=target_NE, overwrite=first)
         add_rows(raw_product(of_logits, self.patches), anchors_C, weight_C, target_NE, self.shrink)
 
-    def result(self, loss_A, dz_NE, num_positives_A, num_negatives_A) -> Result:
+    def result(
+        self,
+        loss_A: torch.Tensor,
+        dz_NE: torch.Tensor,
+        num_positives_A: torch.Tensor,
+        num_negatives_A: torch.Tensor,
+    ) -> Result:
         """Mean of the losses, scales and counts, poisoned where the inputs were bad."""
         group = self.settings.group
         mean = group_means(loss_A, num_positives_A, group)

@@ -24,6 +24,8 @@ from .config import PropagationConfig
 __all__ = ["PropagationConfig", "Relations", "all_rows", "propagate", "walk"]
 
 
+# Unit features, proxies, phi, psi, numbers of positives and of negatives.
+Propagated = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 Average = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -181,7 +183,8 @@ def _propagate(
     if anchors.numel() and own_form is not None:
         refuse_on_cpu({"features": features}, anchors, features.shape[0])
         with computing_on(features.device):
-            return own_form.guarded_propagate(features, anchors, cfg, precision, memory_budget)
+            found: Propagated = own_form.guarded_propagate(features, anchors, cfg, precision, memory_budget)
+            return found
     factor = guard({"features": features}, anchors, features.shape[0])
     unit_ND = normalise(features, accumulator(precision))
     anchors = in_range(anchors, features.shape[0])
@@ -202,7 +205,14 @@ def _propagate(
 
 
 @_propagate.register_fake
-def _(features, anchors, settings, precision, memory_budget, backend):
+def _(
+    features: torch.Tensor,
+    anchors: torch.Tensor,
+    settings: list[float],
+    precision: str,
+    memory_budget: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     dtype, count = accumulator(precision), anchors.shape[0]
     unit = features.new_empty(features.shape, dtype=dtype)
     proxies = features.new_empty((count, features.shape[1]), dtype=dtype)

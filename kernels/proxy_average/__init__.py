@@ -58,7 +58,9 @@ def proxy_average(
     backend = dispatch.choose(impl, queries, keys, threshold)
     precision = resolve_precision(precision, queries, keys)
     budget = check_budget("proxy_average", memory_budget)
-    return _proxy_average(queries.detach(), keys.detach(), threshold.detach(), precision, budget, backend)
+    tensors = (queries.detach(), keys.detach(), threshold.detach())
+    proxy, count = _proxy_average(*tensors, precision, budget, backend)
+    return proxy, count
 
 
 def move(
@@ -114,6 +116,13 @@ def _proxy_average(
 
 
 @_proxy_average.register_fake
-def _(queries, keys, threshold, precision, memory_budget, backend):
+def _(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    threshold: torch.Tensor,
+    precision: str,
+    memory_budget: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
     proxy = queries.new_empty(queries.shape, dtype=accumulator(precision))
     return proxy, queries.new_empty(queries.shape[0], dtype=torch.int64)

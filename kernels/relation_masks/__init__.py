@@ -163,7 +163,17 @@ def _relation_masks(
 
 
 @_relation_masks.register_fake
-def _(pos_queries, phi, keys, psi, self_index, neg_queries, precision, memory_budget, backend):
+def _(
+    pos_queries: torch.Tensor,
+    phi: torch.Tensor,
+    keys: torch.Tensor,
+    psi: torch.Tensor,
+    self_index: torch.Tensor,
+    neg_queries: torch.Tensor | None,
+    precision: str,
+    memory_budget: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, words = pos_queries.shape[0], num_words(keys.shape[0])
     packed = [pos_queries.new_empty((rows, words), dtype=torch.int32) for _ in range(2)]
     counts = [pos_queries.new_empty(rows, dtype=torch.int64) for _ in range(2)]

@@ -33,10 +33,9 @@ def chunk(
 ) -> tuple[Sets[Bits], torch.Tensor]:
     """Sets of bits, and the numbers of kept patches (C,)."""
     block = launch.row_block(keys.high.device)
-    query, negative = (
-        None if rows_CD is None else planes(rows_CD, precision, block, keys.scaled)
-        for rows_CD in (queries.positive, queries.negative)
-    )
+    query, negative = planes(queries.positive, precision, block, keys.scaled), None
+    if queries.negative is not None:
+        negative = planes(queries.negative, precision, block, keys.scaled)
     # Clamped: the wrapper poisons the counts of an anchor out of range.
     own_C = in_range(self_index_C, keys.rows)
     positive, kept = relation_bits(keys, query, queries.phi, queries.psi, own_C, negative)

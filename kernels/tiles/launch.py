@@ -176,7 +176,9 @@ def configuration(kernel: str, device: torch.device, split: bool) -> Launch:
     return TABLE[architecture(device)][f"{kernel}/split" if split else kernel]
 
 
-def choose(kernel: str, operand: "Planes", problem: tuple[object, ...], again: Callable[..., None]) -> Launch:
+def choose(
+    kernel: str, operand: "Planes", problem: tuple[object, ...], again: Callable[..., object]
+) -> Launch:
     """The configuration that a tile kernel runs in: the shipped one, with PPAP_AUTOTUNE=1 the fastest.
 
     Args:
