@@ -8,11 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppap.kernels import (
-    PackedMasks,
     PropagationConfig,
-    contrastive_loss,
     guards,
-    pack_masks,
     ppap_loss,
     propagate,
     use_backend,
@@ -175,25 +172,6 @@ def test_compile_without_a_graph_break(form):
         torch.testing.assert_close(value, true, atol=1e-7, rtol=1e-6)
 
 
-def test_packed_masks_in_place_of_relations():
-    case = made_case(60, 16, 12, PropagationConfig(), 0.5)
-    rel = propagate(case.features, case.anchors, case.cfg)
-    wanted = contrastive_loss(case.z, rel, temperature=0.5)
-    rows = torch.arange(12)
-    positive, kept = rel.positives(rows), rel.positives(rows) | rel.negatives(rows)
-    masks = PackedMasks(pack_masks(positive), pack_masks(kept), case.anchors)
-    assert torch.allclose(contrastive_loss(case.z, masks, temperature=0.5), wanted, atol=1e-12)
-    everyone = propagate(case.features, None, case.cfg)
-    rows = torch.arange(60)
-    pair = [
-        pack_masks(m) for m in (everyone.positives(rows), everyone.positives(rows) | everyone.negatives(rows))
-    ]
-    wanted = contrastive_loss(case.z, everyone, temperature=0.5)
-    assert torch.allclose(contrastive_loss(case.z, tuple(pair), temperature=0.5), wanted, atol=1e-12)
-    with pytest.raises(ValueError, match="give PackedMasks"):
-        contrastive_loss(case.z, masks[:2], temperature=0.5)
-
-
 def test_without_a_gradient_none_is_formed():
     case = made_case(60, 16, 12, PropagationConfig(), 0.5)
     assert not fused(case, case.z).requires_grad
@@ -308,21 +286,6 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.ppap.ppap_loss.default, arguments)
     arguments = (torch.ones(()), case.z.detach(), torch.ones(()), z.detach())
     torch.library.opcheck(torch.ops.ppap.ppap_loss_backward.default, arguments)
-
-
-@pytest.mark.parametrize("trustworthy", [True, False])
-def test_opcheck_of_the_parts(trustworthy):
-    cfg = PropagationConfig(trustworthy_positives=trustworthy)
-    case = made_case(40, 16, 8, cfg, 0.3).to(torch.float32)
-    rel = propagate(case.features, case.anchors, cfg)
-    q = rel.queries()
-    relations = (rel.features, rel.anchors, q.positive, q.phi, q.negative, q.psi)
-    rest = (0.3, "fp32", "fp32", 2**20, "torch")
-    z = case.z.requires_grad_()
-    torch.library.opcheck(torch.ops.ppap.contrastive_loss.default, (z, *relations, *rest))
-    lse = torch.ops.ppap.contrastive_loss(z, *relations, *rest)[1].detach()
-    arguments = (torch.ones(8), lse, z.detach(), *relations, *rest)
-    torch.library.opcheck(torch.ops.ppap.contrastive_loss_backward.default, arguments)
 
 
 @pytest.mark.parametrize(
