@@ -346,7 +346,8 @@ def of_seed(config: Config, seed: int) -> Config:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain containers, ready for JSON (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
 
 
 def from_dict(values: dict[str, Any], kind: type = Config, where: str = "config") -> Any:
