@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup test test-gpu test-oldest test-newest aot lint bench build native valgrind clean
+.PHONY: setup test test-gpu test-oldest test-newest aot lint format bench build native valgrind clean
 
 setup: $(VENV)/.done
 
@@ -61,9 +61,17 @@ valgrind:
 	$(CXX) -std=c++17 -g csrc/cpu/driver.cpp build/valgrind.so -Wl,-rpath,$(CURDIR)/build -o build/driver
 	valgrind --error-exitcode=1 build/driver
 
+SOURCES = $(wildcard csrc/c*/*.cpp csrc/c*/*.h csrc/c*/*.inc csrc/c*/*.cu csrc/c*/*.cuh)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-only

@@ -5,21 +5,31 @@ library has no Python or torch headers, so that one wheel serves every version o
 the installation succeeds and leaves it out; `ppap doctor` says so.
 """
 
+import importlib.util
 import os
 import runpy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "csrc"))
-import build as native  # noqa: E402
 
+
+def sources_builder() -> ModuleType:
+    """csrc/build.py, under a name of its own: `build` is PyPA's module."""
+    spec = importlib.util.spec_from_file_location("ppap_csrc_build", HERE / "csrc" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+native = sources_builder()
 # Installed too, so that the CUDA library can be built on demand.
 SOURCES = ["ppap.kernels.csrc", "ppap.kernels.csrc.cpu", "ppap.kernels.csrc.cuda"]
 
@@ -64,7 +74,7 @@ setup(
     + [f"ppap.kernels.{name}" for name in find_packages("kernels")]
     + SOURCES,
     package_dir={"ppap": "ppap", "ppap.kernels": "kernels", "ppap.kernels.csrc": "csrc"},
-    package_data={name: ["*.cpp", "*.h", "*.cu", "*.cuh"] for name in SOURCES},
+    package_data={name: ["*.cpp", "*.h", "*.inc", "*.cu", "*.cuh"] for name in SOURCES},
     ext_modules=[
         Extension("ppap.kernels._cpu", [f"csrc/cpu/{name}" for name in native.UNITS], optional=True)
     ],

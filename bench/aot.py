@@ -30,8 +30,11 @@ from bench.aot_table import Figures, Line, Table
 from bench.shapes import clustered
 from ppap.kernels import PropagationConfig
 from ppap.kernels.masked_log_softmax import triton_impl as contrast
+from ppap.kernels.masked_log_softmax.chunks import Settings as SoftmaxSettings
+from ppap.kernels.masked_log_softmax.chunks import losses
 from ppap.kernels.ppap_loss import triton_impl as loss
-from ppap.kernels.ppap_loss.guarded import Settings
+from ppap.kernels.ppap_loss.settings import Settings
+from ppap.kernels.relation_masks import Queries, count_sets
 from ppap.kernels.relation_masks import triton_impl as relations
 from ppap.kernels.tiles import launch
 
@@ -164,8 +167,11 @@ def calls_of(
         for precision in precisions:
             settings = Settings(cfg, 0.1, 0.07, 128, True, precision, 2**29)
             loss.guarded_loss(unit, unit, anchors, settings)
-            relations.relation_masks(unit[:128], column, unit, column, anchors, None, precision, 2**29)
-            contrast.masked_log_softmax(unit[:128], unit, words, words, 0.1, precision, 2**29)
+            keys, queries = relations.prepare(unit, precision), Queries(unit[:128], column, None, column)
+            count_sets(relations, keys, precision, queries, anchors, 2**29, (words, words))
+            of_softmax = SoftmaxSettings(0.1, precision, 2**29)
+            sets = contrast.from_words(words, words, 512)
+            losses(contrast, unit[:128], unit, of_softmax, 128, lambda _part, sets=sets: sets)
     return list(dict.fromkeys(calls))
 
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppap.kernels import PropagationConfig
-from ppap.kernels.common import computing_on, normalise, rows_within
-from ppap.kernels.ppap_loss import torch_impl
+from ppap.kernels.plain_products import computing_on
+from ppap.kernels.ppap_loss import Composition, Settings, torch_impl
 from ppap.kernels.ppap_loss.chunks import chunked_loss
 from ppap.kernels.relation_masks.reference import relation_masks
 
@@ -56,17 +56,13 @@ def compiled_chunks(temperature: float, cfg: PropagationConfig, precision: str, 
     limit.recompile_limit = limit.accumulated_recompile_limit = 1024
 
     def run(features: Tensor, z: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        unit = normalise(features, torch.float32)
+        count, z_NE = anchors.shape[0], z.float()
+        settings = Settings(cfg, temperature, BASE_TEMPERATURE, count, True, precision, budget)
         with computing_on(features.device):
-            work = torch_impl._Work(unit, z.float(), cfg, temperature, precision)
-            rows = rows_within(budget, torch_impl.bytes_per_anchor(unit, z.float()))
-            count = anchors.shape[0]
-            result = chunked_loss(compiled(work), z.float(), anchors, count, True, rows)
-        loss_A, dz, num_positives, _ = result
+            chunk = torch.compile(Composition.of("torch", features, z_NE, settings).chunk, dynamic=False)
+            rows = torch_impl.chunk_rows(features, z_NE, settings)
+            loss_A, dz, num_positives, _ = chunked_loss(chunk, z_NE, anchors, count, True, rows)
         scale = temperature / BASE_TEMPERATURE
         return loss_A.sum() / (num_positives > 0).sum().clamp(min=1) * scale, dz * (scale / count)
-
-    def compiled(work: torch_impl._Work) -> Callable:
-        return torch.compile(work.chunk, dynamic=False)
 
     return run

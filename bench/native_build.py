@@ -19,7 +19,9 @@ from ppap.kernels import native
 PRODUCTS, SHARE = 12, 0.2
 _KINDS = ("fmadd", "dpbf16")
 _FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:\n((?:.+\n)*)", re.M)
-_KERNEL = re.compile(r"ppap\d+(avx512bf16|avx512|avx2|portable).*Ppap(Similarity|Contrast)")
+# The struct of an op's arguments is in the names of all its functions.
+_OPS = {"PpapRelationMasks": "relation_masks", "PpapMaskedLogSoftmax": "masked_log_softmax"}
+_KERNEL = re.compile(rf"ppap\d+(avx512bf16|avx512|avx2|portable).*({'|'.join(_OPS)})")
 _STACK = re.compile(r"%[yz]mm.*\(%r[sb]p|\(%r[sb]p.*%[yz]mm")
 
 
@@ -55,7 +57,7 @@ def loops(text: str) -> list[Loop]:
     for name, body in functions(text):
         kernel = _KERNEL.search(name)
         if kernel:
-            found += [Loop(kernel[1], kernel[2], kind, stack) for kind, stack in _product_loops(body)]
+            found += [Loop(kernel[1], _OPS[kernel[2]], kind, stack) for kind, stack in _product_loops(body)]
     return found
 
 
@@ -85,14 +87,14 @@ def table(found: list[Loop]) -> str:
         "|---|---|---|---:|---:|",
     ]
     for (isa, entry, kind), (count, on_stack) in sorted(counted.items()):
-        lines.append(f"| {isa} | {entry.lower()} | {kind} | {count} | {on_stack} |")
+        lines.append(f"| {isa} | {entry} | {kind} | {count} | {on_stack} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Disassemble, print, and write where ``--out`` says."""
     parser = argparse.ArgumentParser(prog="python -m bench.native_build", description=__doc__)
-    parser.add_argument("--library", type=Path, default=native._FILE, help="default: the installed one")
+    parser.add_argument("--library", type=Path, default=native.FILE, help="default: the installed one")
     parser.add_argument("--out", type=Path, help="markdown file to write")
     options = parser.parse_args()
     text = disassembly(options.library)

@@ -1,12 +1,12 @@
-"""Propagation and loss: reference, published form and backends, forward and forward with gradient."""
+"""The loss: reference, published form and backends, forward and forward with gradient."""
 
 import pytest
 import torch
 
 from bench import baselines
-from bench.conftest import DEVICE
+from bench.machine import DEVICE
 from bench.shapes import Shape, loss_inputs
-from ppap.kernels import PropagationConfig, available_backends, ppap_loss, propagate
+from ppap.kernels import PropagationConfig, available_backends, ppap_loss
 from ppap.kernels.ppap_loss import reference
 
 CFG = PropagationConfig()
@@ -38,15 +38,6 @@ def check_against_reference(impl, features, z, anchors) -> None:
     assert abs(got.item() - wanted.item()) <= 2e-5 * abs(wanted.item())
     pair = [torch.autograd.grad(loss, z)[0] for loss in (got, wanted)]
     assert (pair[0] - pair[1]).norm() <= 1e-4 * pair[1].norm()
-
-
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_propagate(impl, shape, inputs, measure):
-    features, _, anchors = inputs
-    if impl == "reference":
-        measure(lambda: reference.propagate(features, anchors, CFG), shape)
-    else:
-        measure(lambda: propagate(features, anchors, CFG, precision="fp32", impl=impl), shape)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)

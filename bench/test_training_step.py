@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.conftest import DEVICE
+from bench.machine import DEVICE
 from ppap.data import build_datasets
 from ppap.data.loading import stream
 from ppap.kernels import available_backends, use_backend

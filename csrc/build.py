@@ -39,7 +39,10 @@ UNITS = {
     "isa_avx512bf16.cpp": [*_AVX512, "-mavx512bf16"],
 }
 CUDA_ARCHITECTURES = (75, 80, 90)
-CUDA_UNITS = ("kernels.cu", "dense_crf.cu")
+CUDA_UNITS = (
+    *("library.cu", "masks.cu", "relation_masks.cu", "proxy_average.cu", "masked_log_softmax.cu"),
+    "dense_crf.cu",
+)
 X86_ONLY = [name for name in UNITS if "avx" in name]
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 

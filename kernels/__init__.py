@@ -1,17 +1,19 @@
 """The ops of PPAP: proxy averages, packed relations, masked log-softmax, the fused loss, dense CRF.
 
 Needs only torch (and Triton for its backend); never imports the rest of ppap. Read ``dispatch.py`` for how a
-backend is chosen, ``<op>/reference.py`` for what an op computes.
+backend is chosen, ``availability.py`` for why one cannot be, ``<op>/reference.py`` for what an op computes.
 """
 
-from .common import MemoryBudgetError, NonFiniteError
-from .contrastive import contrastive_loss
+from .availability import available_backends
+from .budget import MemoryBudgetError
+from .contrastive_loss import contrastive_loss
 from .dense_crf import dense_crf, dense_crf_batch
-from .dispatch import available_backends, use_backend
+from .dispatch import use_backend
+from .guards import NonFiniteError
 from .masked_log_softmax import masked_log_softmax
 from .masks import PackedMasks, pack_masks, unpack_masks
 from .ppap_loss import ppap_loss
-from .propagation import PropagationConfig, Relations, propagate
+from .propagate import PropagationConfig, Relations, propagate
 from .proxy_average import proxy_average
 from .relation_masks import relation_masks
 

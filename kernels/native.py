@@ -9,18 +9,19 @@ from typing import Any
 
 import torch
 
-from .common import normalise, operand, rows_within
+from .budget import rows_within
+from .precision import normalise, operand
 
-ABI = 5
+ABI = 6
 ISAS = ("avx512bf16", "avx512", "avx2", "portable")
-# Columns of z are padded to this, anchors of a group to it too.
+# Columns of z are padded to this, anchors of a group to it too: ppap_panel of the library.
 PANEL = 32
 # Anchors whose bits are formed at once, and whose exponentials are kept at once: more do not run faster.
 CHUNK = 784
 GROUP = 256
 # Features with norms between these neither over- nor underflow in squares and products that are scaled later.
 _TINY, _HUGE = 1e-12, 1e12
-_FILE = Path(__file__).parent / "_cpu.so"
+FILE = Path(__file__).parent / "_cpu.so"
 _BUILD_HINT = (
     "install a C++ compiler (g++ or clang++), then ppap again (a checkout: pip install --editable .)"
 )
@@ -37,16 +38,17 @@ def library() -> ctypes.CDLL:
     Raises:
         NativeError: it was not built, or is of another version.
     """
-    if not _FILE.exists():
+    if not FILE.exists():
         raise NativeError(f"the native library was not built: {_BUILD_HINT}")
     try:
-        found = ctypes.CDLL(str(_FILE))
-        found.ppap_isa_name.restype = ctypes.c_char_p
+        found = ctypes.CDLL(str(FILE))
         version = found.ppap_abi_version()
+        found.ppap_isa_name.restype = ctypes.c_char_p
     except (OSError, AttributeError) as error:
-        raise NativeError(f"{_FILE} cannot be loaded ({error}): {_BUILD_HINT}") from error
+        raise NativeError(f"{FILE} cannot be loaded ({error}): {_BUILD_HINT}") from error
     if version != ABI:
-        raise NativeError(f"{_FILE} has interface {version}, this version of ppap needs {ABI}: {_BUILD_HINT}")
+        raise NativeError(f"{FILE} has interface {version}, this version of ppap needs {ABI}: {_BUILD_HINT}")
+    found.ppap_tile_rows.restype = found.ppap_panel.restype = ctypes.c_int64
     return found
 
 
@@ -129,8 +131,8 @@ def run(entry: str, kind: type[ctypes.Structure], **values: torch.Tensor | float
     Raises:
         MemoryError: the library could not allocate what it needs.
     """
-    fields = {name: values[name] for name, _ in kind._fields_}
-    fields |= {name: pointer(fields[name]) for name, of in kind._fields_ if of is ctypes.c_void_p}
+    fields: dict[str, Any] = {field[0]: values[field[0]] for field in kind._fields_}
+    fields |= {field[0]: pointer(fields[field[0]]) for field in kind._fields_ if field[1] is ctypes.c_void_p}
     kernel, threads = getattr(library(), f"ppap_{entry}"), ctypes.c_int(torch.get_num_threads())
     check(kernel(ctypes.c_int(isa()), threads, ctypes.byref(kind(**fields))))
 
@@ -153,7 +155,8 @@ def empty_bits(patches: int, anchors: int) -> torch.Tensor:
 
 def tile_bytes(patches: int, width: int) -> int:
     """Bytes that the library keeps per anchor: two partial results for every tile of patches."""
-    return 8 * (patches * width * 4 // (128 << 10) + 1)
+    rows: int = library().ppap_tile_rows(ctypes.c_int(isa()), ctypes.c_int64(width))
+    return 8 * -(-patches // rows)
 
 
 def chunk_rows(memory_budget: int, bytes_per_anchor: int) -> int:

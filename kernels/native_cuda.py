@@ -9,17 +9,16 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from .cache import cache_folder
-from .common import power_of_two_above
 from .native import NativeError, as_argument, stride
+from .precision import power_of_two_above
 
-ABI = 2
+ABI = 3
 _PRECISIONS = {"fp32": 0, "fp16": 1, "bf16": 2}
-# Parts of the patches that are summed apart and added in order.
-_PARTS = 8
 _HINT = "build it: python -m ppap.doctor --build-cuda (needs nvcc and a C++ compiler)"
 
 
@@ -34,6 +33,7 @@ def builder() -> ModuleType:
     for file in (here / "csrc" / "build.py", here.parent / "csrc" / "build.py"):
         if file.exists():
             spec = importlib.util.spec_from_file_location("ppap_csrc_build", file)
+            assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             return module
@@ -48,7 +48,7 @@ def build(architectures: tuple[int, ...] | None = None) -> Path:
     """
     try:
         options = () if architectures is None else (architectures,)
-        file = builder().build_cuda_once(cache_folder(), *options)
+        file: Path = builder().build_cuda_once(cache_folder(), *options)
     except builder().BuildError as error:
         raise NativeError(str(error)) from error
     library.cache_clear()
@@ -102,7 +102,7 @@ def call(
     """
     on_gpu = torch.cuda.is_available()
     stream = torch.cuda.current_stream().cuda_stream if on_gpu else None
-    passed = [ctypes.c_void_p(stream)]
+    passed: list[Any] = [ctypes.c_void_p(stream)]
     passed += [] if precision is None else [ctypes.c_int(_PRECISIONS[precision])]
     passed += [as_argument(value) for value in arguments]
     code = getattr(library(), f"ppap_cuda_{name}")(*passed)
@@ -130,6 +130,11 @@ class Operand:
         unit = power_of_two_above(values)
         return cls((values / unit).contiguous(), unit)
 
+    @property
+    def width(self) -> int:
+        """Channels."""
+        return self.values.shape[1]
+
     def take(self, index: torch.Tensor | slice) -> "Operand":
         """Some rows."""
         return Operand(self.values[index].contiguous(), self.unit)
@@ -138,44 +143,3 @@ class Operand:
 def empty_bits(patches: int, anchors: int, device: torch.device) -> torch.Tensor:
     """Unwritten bits (patches, stride), see ``csrc/cpu/ppap_cpu.h``."""
     return torch.empty((patches, stride(anchors)), dtype=torch.uint8, device=device)
-
-
-def similarity(
-    queries: Operand,
-    keys: Operand,
-    precision: str,
-    positive: torch.Tensor,
-    kept: torch.Tensor | None = None,
-    phi_C: torch.Tensor | None = None,
-    psi_C: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fill bits `positive` (read where phi is None) and `kept` (unless None); counts (C,) of both."""
-    (rows, width), patches = queries.values.shape, keys.values.shape[0]
-    counts = torch.zeros((2, rows), dtype=torch.int64, device=positive.device)
-    thresholds = [None if t is None else t.float().contiguous() for t in (phi_C, psi_C)]
-    operands = (queries.values, rows, keys.values, patches, width, queries.unit * keys.unit)
-    out = (positive, kept, positive.shape[1], counts[0], counts[1])
-    call("similarity", *operands, *thresholds, *out, precision=precision)
-    return counts[0], counts[1]
-
-
-def mask_sum(positive: torch.Tensor, keys: Operand, anchors: int) -> torch.Tensor:
-    """(C, D) sums of the selected keys, up to the keys' unit."""
-    patches, width = keys.values.shape
-    sums = torch.empty((_PARTS, anchors, width), device=positive.device)
-    call("mask_sum", positive, positive.shape[1], anchors, keys.values, patches, width, _PARTS, sums)
-    return sums.sum(dim=0)
-
-
-def to_public(bits: torch.Tensor, anchors: int, out: torch.Tensor) -> None:
-    """Write int32 words (C, ceil(N / 32)) of bits into `out`."""
-    call("to_public", bits, bits.shape[1], anchors, bits.shape[0], out)
-
-
-def from_public(words: torch.Tensor, patches: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bits of int32 words (C, ceil(N / 32)) and their counts (C,)."""
-    anchors = words.shape[0]
-    bits = empty_bits(patches, anchors, words.device)
-    counts = torch.empty(anchors, dtype=torch.int64, device=words.device)
-    call("from_public", words.contiguous(), anchors, patches, bits, bits.shape[1], counts)
-    return bits, counts

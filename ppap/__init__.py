@@ -6,6 +6,7 @@ ppap.train``. Nothing heavy is imported before it is used.
 
 import importlib
 import os
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -21,7 +22,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'ppap' has no attribute {name!r}; public: {', '.join(sorted(_LAZY))}")
     module = importlib.import_module(_LAZY[name] or f"ppap.{name}")

@@ -16,12 +16,12 @@ import torch
 
 from bench.cuda_build import resources, table
 from bench.shapes import clustered
-from ppap.kernels import PropagationConfig, dispatch, native, native_cuda, pack_masks
+from ppap.kernels import PropagationConfig, availability, native, native_cuda, pack_masks
 from ppap.kernels.cache import cache_folder
-from ppap.kernels.common import normalise
 from ppap.kernels.masked_log_softmax import cuda_impl as log_softmax_impl
 from ppap.kernels.masked_log_softmax import reference as log_softmax
-from ppap.kernels.ppap_loss import cuda_impl
+from ppap.kernels.ppap_loss import Settings, composed_chunks, cuda_impl
+from ppap.kernels.precision import normalise
 from tests.helpers import CASES, GOLDEN_NAMES, golden_case, made_case, peak_bytes
 from tests.loss_forms import FORMS, check_backend, fused, loss_and_gradient, materialised
 
@@ -80,18 +80,18 @@ def test_similarity_and_sums(call, anchors, rows, width, precision):
     positive, kept = (torch.full((rows, stride), 255, dtype=torch.uint8) for _ in range(2))
     counts = torch.zeros((2, anchors), dtype=torch.int64)
     arguments = (queries, anchors, keys, rows, width, scale, phi / 2, psi / 2, positive, kept, stride)
-    call("similarity", *arguments, counts[0], counts[1], precision=precision)
+    call("relation_masks", *arguments, counts[0], counts[1], precision=precision)
     for bits, count, mask in zip((positive, kept), counts, wanted, strict=True):
         assert torch.equal(mask_of(call, bits, anchors, rows), pack_masks(mask))
         assert torch.equal(count, mask.sum(1))
     # Positives that are read, as for other queries of the negatives.
     again, read = torch.full_like(kept, 255), torch.zeros(anchors, dtype=torch.int64)
     arguments = (queries, anchors, keys, rows, width, scale, None, psi / 2, positive, again, stride)
-    call("similarity", *arguments, None, read, precision=precision)
+    call("relation_masks", *arguments, None, read, precision=precision)
     assert torch.equal(again, kept) and torch.equal(read, counts[1])
     for parts in (1, 3):
         sums = torch.full((parts, anchors, width), math.nan)
-        call("mask_sum", positive, stride, anchors, keys, rows, width, parts, sums)
+        call("proxy_average", positive, stride, anchors, keys, rows, width, parts, sums)
         exact = wanted[0].double() @ keys.double()
         torch.testing.assert_close(sums.sum(0).double(), exact, atol=1e-4, rtol=1e-5)
 
@@ -132,8 +132,8 @@ def emulated(library, monkeypatch):
     """The cuda backend's implementations on CPU tensors; the emulation writes weights in float32."""
     monkeypatch.setattr(native_cuda, "library", lambda: library)
     monkeypatch.setattr(log_softmax_impl, "weight_type", lambda precision: torch.float32)
-    monkeypatch.setattr(dispatch, "_REASONS", {**dispatch._REASONS, "cuda": None})
-    monkeypatch.setattr(dispatch, "_DEVICES", {**dispatch._DEVICES, "cuda": ("cpu",)})
+    monkeypatch.setitem(availability._reasons, "cuda", None)
+    monkeypatch.setitem(availability.DEVICES, "cuda", ("cpu",))
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
@@ -182,7 +182,8 @@ def test_temporaries_stay_within_the_budget(emulated):
     budget = 256 * cuda_impl.bytes_per_anchor(unit, case.z)
 
     def run():
-        return cuda_impl.ppap_loss(unit, case.z, case.anchors, case.cfg, 0.3, 768, True, "fp32", budget)
+        settings = Settings(case.cfg, 0.3, 0.07, 768, True, "fp32", budget)
+        return composed_chunks("cuda", unit, case.z, case.anchors, settings)
 
     # Beyond the budget: the gradient, what is added to it, scaled features and embeddings.
     assert peak_bytes(run) <= budget + 7 * case.z.nbytes
@@ -192,7 +193,7 @@ def test_not_built_or_not_buildable_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path))
     native_cuda.library.cache_clear()
     try:
-        assert "was not built; build it: python -m ppap.doctor --build-cuda" in dispatch._probe("cuda")
+        assert "was not built; build it: python -m ppap.doctor --build-cuda" in availability._probe("cuda")
         file = native_cuda.builder().cuda_file(cache_folder())
         assert file.is_relative_to(tmp_path)
         monkeypatch.setattr(native_cuda.builder().shutil, "which", lambda name: None)
@@ -221,8 +222,10 @@ def test_nvcc_compiles_every_kernel_without_spills(tmp_path):
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 def test_shared_memory_is_aligned_for_tensor_cores(tmp_path):
     """wmma loads and stores at multiples of 256 bits alone; tile.cuh checks the offsets, this the start."""
-    source = Path(native_cuda.builder().HERE) / "cuda" / "kernels.cu"
-    command = ["nvcc", "-std=c++17", "-arch=compute_80", "-ptx", str(source), "-o", str(tmp_path / "k.ptx")]
-    subprocess.run(command, check=True, capture_output=True)
-    alignments = re.findall(r"\.shared \.align (\d+)", (tmp_path / "k.ptx").read_text())
+    alignments = []
+    for unit in ("relation_masks", "masked_log_softmax"):
+        source, out = Path(native_cuda.builder().HERE) / "cuda" / f"{unit}.cu", tmp_path / f"{unit}.ptx"
+        command = ["nvcc", "-std=c++17", "-arch=compute_80", "-ptx", str(source), "-o", str(out)]
+        subprocess.run(command, check=True, capture_output=True)
+        alignments += re.findall(r"\.shared \.align (\d+)", out.read_text())
     assert alignments and all(int(alignment) % 32 == 0 for alignment in alignments)

@@ -88,7 +88,7 @@ def test_a_missing_package_is_named_with_its_remedy(without_package):
 
 
 def test_a_missing_library_is_named_with_its_remedy(monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "_FILE", tmp_path / "_cpu.so")
+    monkeypatch.setattr(native, "FILE", tmp_path / "_cpu.so")
     native.library.cache_clear()
     try:
         with pytest.raises(RuntimeError, match="native library was not built: install a C\\+\\+ compiler"):

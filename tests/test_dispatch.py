@@ -1,8 +1,6 @@
 """Choice of a backend, and the settings that surround a product."""
 
 import contextlib
-import importlib.metadata
-import importlib.util
 import os
 import subprocess
 import sys
@@ -17,28 +15,23 @@ import torch
 from bench.shapes import clustered
 from ppap.kernels import (
     PropagationConfig,
-    available_backends,
-    common,
+    availability,
     dispatch,
+    environment,
+    plain_products,
     ppap_loss,
     proxy_average,
     use_backend,
 )
-from ppap.kernels.common import computing_on, resolve_precision
+from ppap.kernels.plain_products import computing_on
+from ppap.kernels.precision import resolve_precision
 
 KEYS = clustered(12, 8, seed=0)
 
 
-def test_available_backends_give_a_reason_or_none():
-    reasons = available_backends()
-    assert set(reasons) == {"torch", "triton", "cuda", "cpp"}
-    assert reasons["torch"] is None
-    assert all(reason is None or "ppap" in reason or "no GPU" in reason for reason in reasons.values())
-
-
 def test_precedence(monkeypatch):
-    monkeypatch.setattr(dispatch, "_REASONS", dict.fromkeys(dispatch._REASONS))
-    monkeypatch.setitem(dispatch._REASONS, "triton", "none here")
+    reasons = dict.fromkeys(availability.FILES) | {"triton": "none here"}
+    monkeypatch.setattr(availability, "_reasons", reasons)
     assert dispatch.choose(None, KEYS) == "cpp", "auto on CPU tensors"
     monkeypatch.setenv("PPAP_BACKEND", "torch")
     assert dispatch.choose(None, KEYS) == "torch", "environment"
@@ -59,7 +52,7 @@ def test_precedence(monkeypatch):
 @pytest.mark.parametrize("how", ["argument", "context", "environment"])
 def test_an_explicit_choice_never_falls_back(how, monkeypatch):
     name = "cuda"
-    monkeypatch.setitem(dispatch._REASONS, name, "no cuda here")
+    monkeypatch.setitem(availability._reasons, name, "no cuda here")
     if how == "environment":
         monkeypatch.setenv("PPAP_BACKEND", name)
     with pytest.raises(RuntimeError, match=f"'{name}' .* is not available: .*no {name}"):
@@ -90,11 +83,11 @@ def test_an_empty_variable_means_auto(monkeypatch):
 def test_unknown_variables_warn(monkeypatch):
     monkeypatch.setenv("PPAP_BAKEND", "torch")
     with pytest.warns(UserWarning, match="PPAP_BAKEND.*PPAP_BACKEND"):
-        dispatch._warn_of_unknown_variables()
+        environment.warn_of_unknown_variables()
     monkeypatch.delenv("PPAP_BAKEND")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        dispatch._warn_of_unknown_variables()
+        environment.warn_of_unknown_variables()
 
 
 def test_the_choice_is_logged_once(caplog, monkeypatch):
@@ -108,7 +101,7 @@ def test_the_choice_is_logged_once(caplog, monkeypatch):
 
 
 def test_a_compiled_function_follows_the_context(monkeypatch):
-    monkeypatch.setitem(dispatch._REASONS, "cuda", "no cuda here")
+    monkeypatch.setitem(availability._reasons, "cuda", "no cuda here")
 
     @torch.compile(fullgraph=True, backend="eager")
     def count(keys):
@@ -123,7 +116,7 @@ def test_a_compiled_function_follows_the_context(monkeypatch):
 def test_an_old_gpu_takes_another_backend(monkeypatch):
     gpu = SimpleNamespace(name="Tesla T4", major=7, minor=5)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
-    monkeypatch.setitem(dispatch._REASONS, "cuda", "no cuda here")
+    monkeypatch.setitem(availability._reasons, "cuda", "no cuda here")
 
     class OnGpu:
         device, dtype = torch.device("cuda", 0), torch.float32
@@ -146,56 +139,6 @@ def test_an_interpreter_that_comes_too_late_is_said():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert "Triton was imported before TRITON_INTERPRET=1 was set" in done.stderr
     assert torch.cuda.is_available() or "imported before" in done.stdout
-
-
-def test_triton_without_a_c_compiler(monkeypatch):
-    monkeypatch.setattr(dispatch, "INTERPRETED", False)
-    monkeypatch.setattr(dispatch.shutil, "which", lambda command: None)
-    monkeypatch.setattr(dispatch.importlib.metadata, "version", lambda package: "3.6.0")
-    assert "install gcc or clang" in dispatch._probe("triton")
-    monkeypatch.setattr(dispatch.importlib.metadata, "version", lambda package: "3.10.1+git")
-    assert dispatch._probe("triton") is None
-
-
-def no_metadata(package):
-    raise importlib.metadata.PackageNotFoundError(package)
-
-
-def test_triton_without_metadata_of_that_name(monkeypatch):
-    """ROCm's wheels hold the module under another distribution's name."""
-    monkeypatch.setattr(dispatch, "INTERPRETED", False)
-    monkeypatch.setattr(dispatch.importlib.metadata, "version", no_metadata)
-    monkeypatch.setattr(dispatch.shutil, "which", lambda command: None)
-    fake = SimpleNamespace(__version__="3.10.0+rocm7")
-    monkeypatch.setitem(sys.modules, "triton", fake)
-    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: SimpleNamespace(origin="here"))
-    assert dispatch._triton_version() == (3, 10) and dispatch._probe("triton") is None
-    for version in ("3.6.0", "of my own", None):
-        fake.__version__ = version
-        assert "install gcc or clang" in dispatch._probe("triton"), "an unknown version may be an old one"
-    monkeypatch.setitem(sys.modules, "triton", None)  # it cannot be imported
-    assert dispatch._triton_version() is None
-    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: SimpleNamespace(origin=None))
-    assert "not installed" in dispatch._probe("triton"), "a folder of that name is no package"
-
-
-@pytest.mark.parametrize(
-    "lacking",
-    [
-        "real = m.version\ndef version(name):\n    if name == 'triton': raise m.PackageNotFoundError(name)\n"
-        "    return real(name)\nm.version = version",
-        "sys.modules['fcntl'] = None",
-    ],
-    ids=["triton's metadata", "fcntl"],
-)
-def test_the_import_survives_a_lack(lacking):
-    code = f"import importlib.metadata as m, sys\n{lacking}\n"
-    code += "import ppap.kernels as k, ppap.analysis.study\nfrom ppap.doctor import report\n"
-    code += "assert k.available_backends()['torch'] is None\nprint(report()['packages']['triton'])\n"
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
-    assert done.returncode == 0, done.stderr
-    assert importlib.util.find_spec("triton") is None or done.stdout[0].isdigit(), done.stdout
 
 
 def test_tensors_on_two_devices():
@@ -325,7 +268,7 @@ def test_a_setting_that_torch_refuses_leaves_the_others(monkeypatch):
     try:
         with monkeypatch.context() as patch:
             knobs = (torch.backends.cuda.matmul, Stubborn())
-            patch.setattr(common._PlainProducts, "_knobs", lambda self: knobs)
+            patch.setattr(plain_products._PlainProducts, "_knobs", lambda self: knobs)
             with pytest.raises(RuntimeError, match="unknown"), computing_on(torch.device("cpu")):
                 raise AssertionError("entered")
         assert settings() == before

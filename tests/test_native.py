@@ -1,5 +1,6 @@
 """The native CPU library on every instruction set of this machine: parity, repeats, threads, absence."""
 
+import ctypes
 import functools
 import os
 import re
@@ -18,8 +19,8 @@ from bench import native_build
 from bench.shapes import clustered
 from ppap.kernels import (
     PropagationConfig,
+    availability,
     available_backends,
-    dispatch,
     masked_log_softmax,
     native,
     pack_masks,
@@ -28,10 +29,10 @@ from ppap.kernels import (
     relation_masks,
     unpack_masks,
 )
-from ppap.kernels.common import normalise
 from ppap.kernels.masked_log_softmax import native_impl as contrast
 from ppap.kernels.masked_log_softmax import reference as log_softmax
-from ppap.kernels.ppap_loss import native_impl
+from ppap.kernels.ppap_loss import Settings, composed_chunks
+from ppap.kernels.precision import normalise
 from ppap.kernels.proxy_average import reference as averages
 from ppap.kernels.relation_masks import reference as relations
 from tests import test_train
@@ -190,7 +191,7 @@ def test_no_memory_is_an_exception():
         "resource.setrlimit(resource.RLIMIT_AS, (size + 2**20, -1))\n"
         "kind = native.structure('positive keys key_scale sums', 'C N D stride')\n"
         "tensors = dict(positive=bits, keys=keys, key_scale=None, sums=sums)\n"
-        "try: native.run('mask_sum', kind, **tensors, C=32, N=400_000, D=1, stride=4)\n"
+        "try: native.run('proxy_average', kind, **tensors, C=32, N=400_000, D=1, stride=4)\n"
         "except MemoryError as error: print(error)\n"
     )
     command = [sys.executable, "-W", "ignore", "-c", code]
@@ -257,8 +258,8 @@ def test_temporaries_stay_within_the_budget(group_size):
     unit, budget = normalise(case.features, torch.float32), 2**20
 
     def run():
-        arguments = (case.anchors, case.cfg, 0.3, group_size or 400, True, "fp32", budget)
-        return native_impl.ppap_loss(unit, case.z, *arguments)
+        settings = Settings(case.cfg, 0.3, 0.07, group_size or 400, True, "fp32", budget)
+        return composed_chunks("cpp", unit, case.z, case.anchors, settings)
 
     assert contrast.split_budget(budget, 3000, 1, True)[1] == 32, "several groups"
     # Beyond the budget: padded embeddings, gradient and its part inside a group.
@@ -270,6 +271,15 @@ def test_bits_past_the_last_column_count_for_nothing():
     wanted = packed(z_anchors, z, positive, kept, 0.3, impl="torch")
     got = masked_log_softmax(z_anchors, z, (~pack_masks(~positive), ~pack_masks(~kept)), 0.3, impl="cpp")
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_sizes_that_both_sides_know(isa):
+    """What is padded in Python is whole panels there; a tile of patches is some rows at least."""
+    found, index = native.library(), native.isa()
+    assert found.ppap_panel() == native.PANEL and native.GROUP % native.PANEL == 0
+    rows = [found.ppap_tile_rows(index, ctypes.c_int64(width)) for width in (1, 384, 2**20)]
+    assert rows[0] > rows[1] > rows[2] >= 4
+    assert native.tile_bytes(10 * rows[1], 384) == 80 and native.tile_bytes(10 * rows[1] + 1, 384) == 88
 
 
 def test_layout_of_masks():
@@ -321,9 +331,9 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch):
 
 def test_without_the_library_the_reason_is_said(monkeypatch, tmp_path):
     def reason_of(file: Path) -> str:
-        monkeypatch.setattr(native, "_FILE", file)
+        monkeypatch.setattr(native, "FILE", file)
         native.library.cache_clear()
-        return dispatch._probe("cpp")
+        return availability._probe("cpp")
 
     try:
         assert "was not built: install a C++ compiler" in reason_of(tmp_path / "none.so")
@@ -342,7 +352,7 @@ def test_without_the_library_the_reason_is_said(monkeypatch, tmp_path):
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
 def test_functions_shared_by_instruction_sets_run_everywhere():
     """The linker keeps one copy of an inline function: that of the unit without special instructions."""
-    for name, body in native_build.functions(native_build.disassembly(native._FILE)):
+    for name, body in native_build.functions(native_build.disassembly(native.FILE)):
         shared = re.match(r"_ZNK?St\w|_ZSt\w", name)
         own = re.search("4avx2|6avx512|10avx512bf16", name)  # made of the set's own types, shared with nobody
         assert not shared or own or not re.search(r"\tv[a-z]", body), (

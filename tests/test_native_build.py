@@ -3,7 +3,7 @@
 from bench import native_build
 
 PRODUCT = "vfmadd231ps %zmm1,%zmm2,%zmm3"
-NAME = "_ZN4ppap6avx512L10similarityEiRK14PpapSimilarity"
+NAME = "_ZN4ppap6avx512L14relation_masksEiRK17PpapRelationMasks"
 
 
 def function(name: str, instructions: list[str], back_to: int) -> str:
@@ -18,10 +18,10 @@ def test_a_loop_in_registers_and_one_on_the_stack():
     text = function(NAME, ["xor %eax,%eax", *[PRODUCT] * 12], 1)
     text += function(NAME.replace("6avx512L", "4avx2L"), [*[PRODUCT] * 12, spill], 0)
     clean, spilled = native_build.loops(text)
-    assert clean == ("avx512", "Similarity", "fmadd", ())
-    assert spilled == ("avx2", "Similarity", "fmadd", (spill,))
-    assert "| avx512 | similarity | fmadd | 1 | 0 |" in native_build.table([clean, spilled])
-    assert "| avx2 | similarity | fmadd | 1 | 1 |" in native_build.table([clean, spilled])
+    assert clean == ("avx512", "relation_masks", "fmadd", ())
+    assert spilled == ("avx2", "relation_masks", "fmadd", (spill,))
+    assert "| avx512 | relation_masks | fmadd | 1 | 0 |" in native_build.table([clean, spilled])
+    assert "| avx2 | relation_masks | fmadd | 1 | 1 |" in native_build.table([clean, spilled])
 
 
 def test_what_is_no_loop_of_products_is_left_out():

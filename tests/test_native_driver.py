@@ -27,7 +27,7 @@ def build(library: Path, program: Path) -> Path:
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory) -> Path:
     """The driver of the installed library."""
-    return build(native._FILE, tmp_path_factory.mktemp("driver") / "driver")
+    return build(native.FILE, tmp_path_factory.mktemp("driver") / "driver")
 
 
 @pytest.fixture(scope="module")

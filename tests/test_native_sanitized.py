@@ -34,8 +34,8 @@ from pathlib import Path
 import pytest
 from ppap.kernels import native
 from tests.test_native_sanitized import check_screened_masks
-check_screened_masks(native._FILE, Path(sys.argv[1]))
-native._FILE = Path(sys.argv[1])
+check_screened_masks(native.FILE, Path(sys.argv[1]))
+native.FILE = Path(sys.argv[1])
 native.library.cache_clear()
 files = ["tests/test_native.py", "tests/test_dense_crf.py"]
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *files, "-k", sys.argv[2]]))
@@ -44,7 +44,7 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *files, "-k", sys.ar
 
 def masks_by(library: Path, precision: str = "fp32") -> list[torch.Tensor]:
     """Masks and counts of some data in the portable form of a library; thresholds among the similarities."""
-    native._FILE = library
+    native.FILE = library
     native.library.cache_clear()
     found = []
     for rows, width, norm in [(700, 384, 1.0), (300, 33, 1e-12), (300, 64, 1e12)]:

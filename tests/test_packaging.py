@@ -83,7 +83,7 @@ def test_wheel_outside_the_tree_and_beside_it(built, tmp_path):
     assert {f"ppap/assets/scenes-vit/{name}" for name in ("model.safetensors", "config.json")} <= set(names)
     assert "ppap/assets/paper/tables.json" in names
     assert "ppap/assets/cocostuff/lists.npz" in names and "ppap/preparation/crops.py" in names
-    assert {"ppap/kernels/csrc/build.py", "ppap/kernels/csrc/cuda/kernels.cu"} <= set(names)
+    assert {"ppap/kernels/csrc/build.py", "ppap/kernels/csrc/cuda/relation_masks.cu"} <= set(names)
     if shutil.which("g++"):
         assert "ppap/kernels/_cpu.so" in names
     assert re.fullmatch(r"ppap-[\w.]+-py3-none-(?!any)\w+\.whl", wheel.name)
@@ -110,7 +110,7 @@ def test_source_archive_has_what_a_build_needs(built):
         names = {"/".join(name.split("/")[1:]) for name in tar.getnames()}
     assert {"setup.py", "pyproject.toml", "LICENSE", "kernels/dispatch.py", "ppap/train.py"} <= names
     assert {"ppap/assets/scenes-vit/model.safetensors", "ppap/assets/cocostuff/lists.npz"} <= names
-    assert {"csrc/build.py", "csrc/cpu/kernels.h", "csrc/cuda/tile.cuh"} <= names
+    assert {"csrc/build.py", "csrc/cpu/kernels.h", "csrc/cpu/simd.inc", "csrc/cuda/tile.cuh"} <= names
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppap.kernels import (
-    PackedMasks,
     PropagationConfig,
-    common,
-    contrastive_loss,
-    pack_masks,
+    guards,
     ppap_loss,
     propagate,
     use_backend,
 )
-from ppap.kernels.common import normalise
-from ppap.kernels.ppap_loss import group_mean, torch_impl
+from ppap.kernels.ppap_loss import Settings, composed_chunks, group_mean, torch_impl
+from ppap.kernels.precision import normalise
 from tests.helpers import CASES, GOLDEN_NAMES, golden_case, made_case, peak_bytes
 from tests.loss_forms import FORMS, fused, in_parts, loss_and_gradient, materialised, without_reduction
 
@@ -175,25 +172,6 @@ def test_compile_without_a_graph_break(form):
         torch.testing.assert_close(value, true, atol=1e-7, rtol=1e-6)
 
 
-def test_packed_masks_in_place_of_relations():
-    case = made_case(60, 16, 12, PropagationConfig(), 0.5)
-    rel = propagate(case.features, case.anchors, case.cfg)
-    wanted = contrastive_loss(case.z, rel, temperature=0.5)
-    rows = torch.arange(12)
-    positive, kept = rel.positives(rows), rel.positives(rows) | rel.negatives(rows)
-    masks = PackedMasks(pack_masks(positive), pack_masks(kept), case.anchors)
-    assert torch.allclose(contrastive_loss(case.z, masks, temperature=0.5), wanted, atol=1e-12)
-    everyone = propagate(case.features, None, case.cfg)
-    rows = torch.arange(60)
-    pair = [
-        pack_masks(m) for m in (everyone.positives(rows), everyone.positives(rows) | everyone.negatives(rows))
-    ]
-    wanted = contrastive_loss(case.z, everyone, temperature=0.5)
-    assert torch.allclose(contrastive_loss(case.z, tuple(pair), temperature=0.5), wanted, atol=1e-12)
-    with pytest.raises(ValueError, match="give PackedMasks"):
-        contrastive_loss(case.z, masks[:2], temperature=0.5)
-
-
 def test_without_a_gradient_none_is_formed():
     case = made_case(60, 16, 12, PropagationConfig(), 0.5)
     assert not fused(case, case.z).requires_grad
@@ -231,7 +209,8 @@ def test_temporaries_stay_within_the_budget(group_size):
     group = group_size or 300
 
     def run():
-        return torch_impl.ppap_loss(unit, case.z, case.anchors, cfg, 0.3, group, True, "fp32", budget)
+        settings = Settings(cfg, 0.3, 0.07, group, True, "fp32", budget)
+        return composed_chunks("torch", unit, case.z, case.anchors, settings)
 
     # Beyond the budget: the gradient, its part inside a group, and the operands of z.
     assert peak_bytes(run) <= budget + 4 * case.z.nbytes + 8 * 300 * 8
@@ -251,7 +230,7 @@ def test_bad_numbers_raise_on_cpus(bad):
 @pytest.mark.parametrize("bad", ["features", "z", "anchors"])
 def test_bad_numbers_never_look_like_zero_where_the_host_does_not_wait(bad, monkeypatch):
     """What runs on a GPU, run here: the guard gives a NaN factor in place of an exception."""
-    monkeypatch.setattr(common, "_host_waits_for", lambda device: False)
+    monkeypatch.setattr(guards, "_host_waits_for", lambda device: False)
     case = made_case(30, 8, 6, PropagationConfig(), 0.3)
     if bad == "anchors":
         case.anchors[2] = 30
@@ -307,21 +286,6 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.ppap.ppap_loss.default, arguments)
     arguments = (torch.ones(()), case.z.detach(), torch.ones(()), z.detach())
     torch.library.opcheck(torch.ops.ppap.ppap_loss_backward.default, arguments)
-
-
-@pytest.mark.parametrize("trustworthy", [True, False])
-def test_opcheck_of_the_parts(trustworthy):
-    cfg = PropagationConfig(trustworthy_positives=trustworthy)
-    case = made_case(40, 16, 8, cfg, 0.3).to(torch.float32)
-    rel = propagate(case.features, case.anchors, cfg)
-    q = rel.queries()
-    relations = (rel.features, rel.anchors, q.positive, q.phi, q.negative, q.psi)
-    rest = (0.3, "fp32", "fp32", 2**20, "torch")
-    z = case.z.requires_grad_()
-    torch.library.opcheck(torch.ops.ppap.contrastive_loss.default, (z, *relations, *rest))
-    lse = torch.ops.ppap.contrastive_loss(z, *relations, *rest)[1].detach()
-    arguments = (torch.ones(8), lse, z.detach(), *relations, *rest)
-    torch.library.opcheck(torch.ops.ppap.contrastive_loss_backward.default, arguments)
 
 
 @pytest.mark.parametrize(

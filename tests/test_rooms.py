@@ -1,6 +1,7 @@
 """Imports go down: no room knows of one above it, the kernels know of nothing, and no room of a command."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,3 +41,21 @@ def test_imports_go_down(part):
         names = imported(path, ["ppap", *path.relative_to(base).parent.parts])
         used = {room for name in names if name[0] == "ppap" for room in name[1:2]} & set(ORDER)
         assert used <= allowed, path
+
+
+def test_an_op_has_one_name_everywhere():
+    for op in ("proxy_average", "relation_masks", "masked_log_softmax"):
+        files = [f"kernels/{op}/{backend}_impl.py" for backend in ("torch", "triton", "cuda", "native")]
+        files += [f"kernels/{op}/reference.py", f"kernels/{op}/triton_kernels.py", f"tests/test_{op}.py"]
+        files += [f"csrc/cpu/{op}.inc", f"csrc/cuda/{op}.cu"]
+        assert not [file for file in files if not (ROOT / file).exists()]
+    for op in ("propagate", "contrastive_loss", "ppap_loss", "dense_crf"):
+        assert (ROOT / "kernels" / op / "__init__.py").exists() and (ROOT / f"tests/test_{op}.py").exists()
+
+
+def test_the_walk_to_a_kernel_leads_to_files():
+    """CONTRIBUTING: from `ppap_loss(...)` to the body of each of its kernels."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    walk = text.split("## From `ppap_loss(...)`")[1].split("\n## ")[0]
+    names = re.findall(r"`((?:kernels|csrc)/[\w/.]+\.\w+)`", walk)
+    assert len(names) > 15 and not [name for name in names if not (ROOT / name).exists()]

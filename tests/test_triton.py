@@ -15,7 +15,7 @@ import triton
 
 from bench import aot
 from bench.aot_table import Figures, Line, Table
-from ppap.kernels import available_backends, dispatch, proxy_average
+from ppap.kernels import availability, available_backends, environment, proxy_average
 from ppap.kernels.tiles import autotune, launch
 from ppap.kernels.tiles.launch import Launch
 
@@ -146,17 +146,17 @@ def test_without_a_gpu_the_reason_is_said():
 
 
 def test_without_triton_the_remedy_is_said(monkeypatch):
-    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
-    assert "pip install triton" in dispatch._probe("triton")
+    monkeypatch.setattr(availability.importlib.util, "find_spec", lambda name: None)
+    assert "pip install triton" in availability._probe("triton")
 
 
 def test_a_search_is_asked_for_by_one(monkeypatch):
-    assert not dispatch.autotune_wanted()
+    assert not environment.autotune_wanted()
     monkeypatch.setenv("PPAP_AUTOTUNE", "1")
-    assert dispatch.autotune_wanted()
+    assert environment.autotune_wanted()
     monkeypatch.setenv("PPAP_AUTOTUNE", "false")
     with pytest.raises(ValueError, match="PPAP_AUTOTUNE is 'false'; give 0 or 1"):
-        dispatch.autotune_wanted()
+        environment.autotune_wanted()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,10 +38,9 @@ def sweep(
     inputs = Inputs.of(SHAPE, torch.device("cuda"))
     for form in FORMS:
         seen: set[str] = set()
-        original = launch.run
+        original = launch.choose
 
-        def run(kernel, operand, problem, start, form=form, seen=seen):
-            go = launch.launcher(operand, start)
+        def choose(kernel, operand, problem, again, form=form, seen=seen):
             shipped = launch.configuration(kernel, operand.high.device, operand.split)
             flags = [flag for flag in problem if isinstance(flag, bool)]
             name = " ".join([form, kernel, *(str(int(flag)) for flag in flags)])
@@ -48,24 +48,24 @@ def sweep(
                 seen.add(name)
                 every = [shipped, *launch.alternatives(kernel, shipped)]
                 every = [one for one in every if launch.fits(kernel, one, operand.high.shape[1])]
-                found(name, _try(every if share is None else every[share[0] :: share[1]], go, share is None))
-            go(shipped)
+                part = every if share is None else every[share[0] :: share[1]]
+                found(name, _try(part, again, share is None))
             return shipped
 
-        launch.run = run
+        launch.choose = choose
         try:
             runner(form, STEP, inputs, inputs.anchors)()
         finally:
-            launch.run = original
+            launch.choose = original
 
 
-def _try(configs: list[launch.Launch], go: Callable, timed: bool) -> list[dict[str, object]]:
+def _try(configs: list[launch.Launch], again: Callable, timed: bool) -> list[dict[str, object]]:
     rows = []
     for config in configs:
         try:
-            go(config)
+            again(config=config)
             synchronise()
-            ms = time_calls(lambda config=config: go(config), 10).ms if timed else None
+            ms = time_calls(partial(again, config=config), 10).ms if timed else None
         except (TritonError, RuntimeError) as error:
             if timed:
                 rows.append({**asdict(config), "ms": None, "note": str(error).strip().splitlines()[0][:80]})

@@ -46,7 +46,8 @@ struct Kernels {
 Kernels build_kernels(const PpapDenseCrf& problem);
 
 // Probabilities (C, H, W) of one map from its scores (C, H, W).
-using MeanField = void(const PpapDenseCrf& problem, const Kernels& kernels, const float* scores, int64_t classes, float* q);
+using MeanField = void(const PpapDenseCrf& problem, const Kernels& kernels, const float* scores, int64_t classes,
+                       float* q);
 
 }  // namespace ppap::crf
 

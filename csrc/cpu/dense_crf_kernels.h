@@ -19,7 +19,7 @@ namespace ppap::PPAP_ISA {
 
 namespace {
 
-#include "simd.h"
+#include "simd.inc"
 
 using crf::Entry;
 

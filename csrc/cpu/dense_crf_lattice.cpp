@@ -13,7 +13,7 @@ namespace ppap::crf {
 namespace {
 
 #define PPAP_LANES 4
-#include "simd.h"
+#include "simd.inc"
 
 constexpr uint64_t EMPTY = ~uint64_t{0};
 constexpr int64_t BLOCK = 16;  // pixels whose table slots are fetched together
@@ -34,9 +34,7 @@ struct Key {
     static constexpr uint64_t ORIGIN = units() << (BITS - 1);
 
     // The next vertex along an axis: every coordinate less 1, that of the axis plus d.
-    static uint64_t next(uint64_t key, int axis) {
-        return (key & 7 ? key - 1 : key + D - units()) + unit(axis);
-    }
+    static uint64_t next(uint64_t key, int axis) { return (key & 7 ? key - 1 : key + D - units()) + unit(axis); }
 };
 
 // Keys of the vertices, numbered as they come.
@@ -150,7 +148,8 @@ void locate(const vf* feature, const std::array<float, D>& scale, Simplices<D>& 
     for (int i = 0; i <= D; ++i) {
         // Off the plane of the lattice: back to the nearest vertex on it.
         rank[i] += total;
-        const vi below = rank[i] < 0, above = rank[i] > D;
+        const vi below = rank[i] < 0;
+        const vi above = rank[i] > D;
         rank[i] += (D + 1) * (above - below);
         q[i] += above - below;
         const vf distance = (elevated[i] - __builtin_convertvector(q[i] * (D + 1), vf)) * inverse;

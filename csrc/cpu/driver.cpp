@@ -80,10 +80,21 @@ struct Masks {
 static Masks masks_of(int isa, const Problem& p) {
     Masks m{std::vector<uint8_t>(p.N * p.stride), std::vector<uint8_t>(p.N * p.stride), std::vector<int64_t>(p.C),
             std::vector<int64_t>(p.C)};
-    const PpapSimilarity cosines = {p.queries.data(), p.keys.data(), p.scale.data(), p.phi.data(), p.psi.data(),
-                                    m.positive.data(), m.kept.data(), m.num_positive.data(), m.num_kept.data(),
-                                    p.C, p.N, p.D, p.stride, p.bf16};
-    ppap_similarity(isa, 2, &cosines);
+    const PpapRelationMasks cosines = {p.queries.data(),
+                                       p.keys.data(),
+                                       p.scale.data(),
+                                       p.phi.data(),
+                                       p.psi.data(),
+                                       m.positive.data(),
+                                       m.kept.data(),
+                                       m.num_positive.data(),
+                                       m.num_kept.data(),
+                                       p.C,
+                                       p.N,
+                                       p.D,
+                                       p.stride,
+                                       p.bf16};
+    ppap_relation_masks(isa, 2, &cosines);
     return m;
 }
 
@@ -163,13 +174,29 @@ static std::vector<float> numbers_of(int isa, const Problem& p, const Masks& m) 
     const int64_t group = 32;
     std::vector<float> sums(p.C * p.D), weight(p.C, 1.0f), loss(p.C), lse(p.C), dz(p.N * p.E), dz_own(p.C * p.E);
     std::vector<float> workspace(p.N * group);
-    const PpapMaskSum selected = {m.positive.data(), p.keys.data(), p.scale.data(), sums.data(),
-                                  p.C, p.N, p.D, p.stride};
-    ppap_mask_sum(isa, 2, &selected);
-    const PpapContrast contrast = {p.own.data(), p.z.data(), m.positive.data(), m.kept.data(), m.num_positive.data(),
-                                   nullptr, weight.data(), loss.data(), lse.data(), dz_own.data(), dz.data(),
-                                   workspace.data(), p.C, p.N, p.E, p.stride, group, p.bf16, 0.1f};
-    ppap_contrast(isa, 2, &contrast);
+    const PpapProxyAverage selected = {m.positive.data(), p.keys.data(), p.scale.data(), sums.data(), p.C, p.N, p.D,
+                                       p.stride};
+    ppap_proxy_average(isa, 2, &selected);
+    const PpapMaskedLogSoftmax contrast = {p.own.data(),
+                                           p.z.data(),
+                                           m.positive.data(),
+                                           m.kept.data(),
+                                           m.num_positive.data(),
+                                           nullptr,
+                                           weight.data(),
+                                           loss.data(),
+                                           lse.data(),
+                                           dz_own.data(),
+                                           dz.data(),
+                                           workspace.data(),
+                                           p.C,
+                                           p.N,
+                                           p.E,
+                                           p.stride,
+                                           group,
+                                           p.bf16,
+                                           0.1f};
+    ppap_masked_log_softmax(isa, 2, &contrast);
     for (float value : loss)
         if (!std::isfinite(value)) fail("a loss that is not finite");
     std::vector<float> numbers;
@@ -196,7 +223,8 @@ static std::vector<float> crf(int isa, int64_t H, int64_t W, int64_t C, float ga
     const float* const maps[] = {scores.data(), scores.data()};
     float* const results[] = {q.data(), one.data()};
     const int64_t classes[] = {C, 1};
-    const PpapDenseCrf arguments = {image.data(), maps, results, classes, H, W, 2, 3, gaussian_sxy, 3.0f, 67.0f, 3.0f, 4.0f};
+    const PpapDenseCrf arguments = {image.data(), maps, results, classes, H,   W, 2, 3,
+                                    gaussian_sxy, 3.0f, 67.0f,   3.0f,    4.0f};
     if (ppap_dense_crf(isa, &arguments)) fail("dense_crf refuses");
     for (float value : q)
         if (!(value >= 0 && value <= 1.0001f)) fail("a probability outside 0..1");
@@ -246,7 +274,8 @@ int main(int count, char** words) {
         }
         for (int64_t C : {1, 9, 27, 40})
             for (float sxy : {1.0f, 2.5f})
-                for (int64_t H : {1, 13}) compare(crf(isa, H, 21, C, sxy), crf(portable, H, 21, C, sxy), 1e-5f, name + " crf");
+                for (int64_t H : {1, 13})
+                    compare(crf(isa, H, 21, C, sxy), crf(portable, H, 21, C, sxy), 1e-5f, name + " crf");
         std::printf("%s: as portable\n", name.c_str());
     }
     return 0;

@@ -17,9 +17,9 @@
 
 namespace ppap::PPAP_ISA {
 
-#include "simd.h"
+#include "simd.inc"
 
-#include "pairs.h"
+#include "pairs.inc"
 
 #ifdef PPAP_PAIRS
 constexpr bool PAIRS = true;  // products of bf16 pairs are faster than those of float32
@@ -29,6 +29,7 @@ constexpr bool PAIRS = false;
 
 constexpr int ROWS = PPAP_ROWS;
 constexpr int PANEL = 2 * LANES;
+static_assert(PADDING % PANEL == 0, "padded rows are whole panels");
 constexpr int64_t TILE_BYTES = 160 << 10;  // of a tile of patches: it stays in the second cache over all panels
 constexpr int64_t DEPTH = 128;             // patches per step of the products over patches
 
@@ -132,12 +133,12 @@ static inline void write_bits(uint8_t* bits, int64_t panel, uint32_t word) {
     std::memcpy(bits + panel * (PANEL / 8), &word, PANEL / 8);
 }
 
-#include "similarity.h"
+#include "relation_masks.inc"
 
-#include "mask_sum.h"
+#include "proxy_average.inc"
 
-#include "contrast.h"
+#include "masked_log_softmax.inc"
 
-const KernelTable table = {similarity, mask_sum, contrast};
+const KernelTable table = {relation_masks, proxy_average, masked_log_softmax, tile_rows};
 
 }  // namespace ppap::PPAP_ISA

@@ -6,10 +6,14 @@
 
 namespace ppap {
 
+// What E and groups of anchors are padded to: whole panels of every instruction set.
+constexpr int64_t PADDING = 32;
+
 struct KernelTable {
-    void (*similarity)(int, const PpapSimilarity&);
-    void (*mask_sum)(int, const PpapMaskSum&);
-    void (*contrast)(int, const PpapContrast&);
+    void (*relation_masks)(int, const PpapRelationMasks&);
+    void (*proxy_average)(int, const PpapProxyAverage&);
+    void (*masked_log_softmax)(int, const PpapMaskedLogSoftmax&);
+    int64_t (*tile_rows)(int64_t width);
 };
 
 #if defined(__x86_64__)

@@ -52,7 +52,7 @@ int guarded(Job&& job) {
 
 extern "C" {
 
-int ppap_abi_version() { return 5; }
+int ppap_abi_version() { return 6; }
 
 const char* ppap_isa_name(int isa) { return isa >= 0 && isa < count ? isas[isa].name : nullptr; }
 
@@ -67,16 +67,20 @@ int ppap_isa_available(int isa) {
     return isa >= 0 && isa < count;
 }
 
-int ppap_similarity(int isa, int threads, const PpapSimilarity* arguments) {
-    return guarded([&] { isas[isa].table->similarity(threads, *arguments); });
+int64_t ppap_tile_rows(int isa, int64_t width) { return isas[isa].table->tile_rows(width); }
+
+int64_t ppap_panel() { return ppap::PADDING; }
+
+int ppap_relation_masks(int isa, int threads, const PpapRelationMasks* arguments) {
+    return guarded([&] { isas[isa].table->relation_masks(threads, *arguments); });
 }
 
-int ppap_mask_sum(int isa, int threads, const PpapMaskSum* arguments) {
-    return guarded([&] { isas[isa].table->mask_sum(threads, *arguments); });
+int ppap_proxy_average(int isa, int threads, const PpapProxyAverage* arguments) {
+    return guarded([&] { isas[isa].table->proxy_average(threads, *arguments); });
 }
 
-int ppap_contrast(int isa, int threads, const PpapContrast* arguments) {
-    return guarded([&] { isas[isa].table->contrast(threads, *arguments); });
+int ppap_masked_log_softmax(int isa, int threads, const PpapMaskedLogSoftmax* arguments) {
+    return guarded([&] { isas[isa].table->masked_log_softmax(threads, *arguments); });
 }
 
 int ppap_to_public(int threads, const uint8_t* bits, int64_t stride, int64_t C, int64_t N, int32_t* words) {
@@ -94,7 +98,7 @@ int ppap_to_public(int threads, const uint8_t* bits, int64_t stride, int64_t C, 
 }
 
 int ppap_from_public(int threads, const int32_t* words, int64_t C, int64_t N, uint8_t* bits, int64_t stride,
-                      int64_t* counts) {
+                     int64_t* counts) {
     const int64_t width = (N + 31) / 32;
     auto part = [&](int64_t w) {
         for (int64_t a = 0; a < 8 * stride; a += 32) {
@@ -123,7 +127,8 @@ int ppap_dense_crf(int isa, const PpapDenseCrf* arguments) {
     return guarded([&] {
         const ppap::crf::Kernels kernels = ppap::crf::build_kernels(*arguments);
         for (int64_t map = 0; map < arguments->maps; ++map)
-            isas[isa].mean_field(*arguments, kernels, arguments->scores[map], arguments->classes[map], arguments->q[map]);
+            isas[isa].mean_field(*arguments, kernels, arguments->scores[map], arguments->classes[map],
+                                 arguments->q[map]);
     });
 }
 }

@@ -17,11 +17,18 @@ int ppap_abi_version();
 const char* ppap_isa_name(int isa);
 int ppap_isa_available(int isa);
 
+// Rows of patches (of `width` floats) that a kernel works on at a time and keeps partial results of: per anchor two of
+// 4 bytes for each such tile.
+int64_t ppap_tile_rows(int isa, int64_t width);
+
+// E and groups of anchors are multiples of it.
+int64_t ppap_panel();
+
 // Rows of patches enter as they are: key_scale (N,) multiplies each, null = 1. So normalised features need no copy.
 // Where bf16 is not 0, all operands are rounded to bf16 beforehand, and products are of that type where the instruction
 // set has them; results are float32.
 
-struct PpapSimilarity {
+struct PpapRelationMasks {
     const float* queries;    // (C, D)
     const float* keys;       // (N, D)
     const float* key_scale;  // (N,) or null
@@ -34,9 +41,9 @@ struct PpapSimilarity {
     int64_t C, N, D, stride, bf16;
 };
 
-int ppap_similarity(int isa, int threads, const PpapSimilarity* arguments);
+int ppap_relation_masks(int isa, int threads, const PpapRelationMasks* arguments);
 
-struct PpapMaskSum {
+struct PpapProxyAverage {
     const uint8_t* positive;  // (N, stride) bits
     const float* keys;        // (N, D)
     const float* key_scale;   // (N,) or null
@@ -44,9 +51,9 @@ struct PpapMaskSum {
     int64_t C, N, D, stride;
 };
 
-int ppap_mask_sum(int isa, int threads, const PpapMaskSum* arguments);
+int ppap_proxy_average(int isa, int threads, const PpapProxyAverage* arguments);
 
-struct PpapContrast {
+struct PpapMaskedLogSoftmax {
     const float* z_anchors;         // (C, E)
     const float* z;                 // (N, E), E a multiple of 32
     const uint8_t* positive;        // (N, stride) bits
@@ -65,12 +72,12 @@ struct PpapContrast {
 };
 
 // Loss and log-sum-exp of every anchor and, with row_weight, the gradients of sum(row_weight * loss).
-int ppap_contrast(int isa, int threads, const PpapContrast* arguments);
+int ppap_masked_log_softmax(int isa, int threads, const PpapMaskedLogSoftmax* arguments);
 
 // Bits between the patch-major form and public words: int32 (C, ceil(N / 32)), bit k of word w = column 32 w + k.
 int ppap_to_public(int threads, const uint8_t* bits, int64_t stride, int64_t C, int64_t N, int32_t* words);
 int ppap_from_public(int threads, const int32_t* words, int64_t C, int64_t N, uint8_t* bits, int64_t stride,
-                      int64_t* counts);
+                     int64_t* counts);
 
 struct PpapDenseCrf {
     const uint8_t* image;          // (H, W, 3) RGB
@@ -78,7 +85,7 @@ struct PpapDenseCrf {
     float* const* q;               // per map (C, H, W): probabilities, written
     const int64_t* classes;        // C of every map
     int64_t H, W, maps, iterations;
-    float gaussian_sxy, gaussian_weight;                    // [pixels], [nats]; without the kernel where the weight is 0
+    float gaussian_sxy, gaussian_weight;  // [pixels], [nats]; without the kernel where the weight is 0
     float bilateral_sxy, bilateral_srgb, bilateral_weight;  // [pixels], [grey levels], [nats]
 };
 

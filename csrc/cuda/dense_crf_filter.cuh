@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int SEGMENT = 64;         // splat entries that one thread adds up
+constexpr int SEGMENT = 64;  // splat entries that one thread adds up
 constexpr int ITEMS = 4 * THREADS;  // values that one block makes
 
 int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }

@@ -66,7 +66,8 @@ int launch(Stream stream, int64_t grid_x, int64_t grid_y, const Kernel& kernel) 
     std::vector<Line> memory((sizeof(typename Kernel::Shared) + SHARED_ALIGN - 1) / SHARED_ALIGN);
     for (int64_t y = 0; y < grid_y; ++y)
         for (int64_t x = 0; x < grid_x; ++x) {
-            std::memset(memory.data(), 0xff, memory.size() * SHARED_ALIGN);  // NaN where a kernel reads what it has not written
+            // NaN where a kernel reads what it has not written.
+            std::memset(memory.data(), 0xff, memory.size() * SHARED_ALIGN);
             const Block block = backwards ? Block{grid_x - 1 - x, grid_y - 1 - y} : Block{x, y};
             kernel(block, *reinterpret_cast<typename Kernel::Shared*>(memory.data()));
         }

@@ -43,14 +43,14 @@ extern "C" {
 int ppap_cuda_abi_version();
 const char* ppap_cuda_error(int code);
 
-// As ppap_similarity_fwd. counts (C,) int64 must be 0 before; they are added to.
-int ppap_cuda_similarity(void* stream, int precision, const float* queries, int64_t C, const float* keys, int64_t N,
-                         int64_t D, const float* scale, const float* phi, const float* psi, uint8_t* positive,
-                         uint8_t* kept, int64_t stride, int64_t* num_positive, int64_t* num_kept);
+// As ppap_relation_masks of the CPU library. counts (C,) int64 must be 0 before; they are added to.
+int ppap_cuda_relation_masks(void* stream, int precision, const float* queries, int64_t C, const float* keys, int64_t N,
+                             int64_t D, const float* scale, const float* phi, const float* psi, uint8_t* positive,
+                             uint8_t* kept, int64_t stride, int64_t* num_positive, int64_t* num_kept);
 
 // sums (parts, C, D): part s of the patches; the caller adds the parts in their order.
-int ppap_cuda_mask_sum(void* stream, const uint8_t* positive, int64_t stride, int64_t C, const float* keys, int64_t N,
-                       int64_t D, int64_t parts, float* sums);
+int ppap_cuda_proxy_average(void* stream, const uint8_t* positive, int64_t stride, int64_t C, const float* keys,
+                            int64_t N, int64_t D, int64_t parts, float* sums);
 
 // Per tile of ppap_cuda_tile() patches and anchor, (tiles, C): largest kept x, sum of 2^(x - largest) over the kept,
 // sum of x over the positives; -inf, 0, 0 where there is none. x = scale * z_i . z_j.

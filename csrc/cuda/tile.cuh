@@ -27,9 +27,15 @@ PPAP_DEVICE static inline void narrow(float value, float& to) { to = value; }
 PPAP_DEVICE static inline float infinity() { return __int_as_float(0x7f800000); }
 #endif
 
-template <int P> struct Operand { using type = half_t; };
-template <> struct Operand<BF16> { using type = bfloat_t; };
-template <> struct Operand<PLAIN> { using type = float; };
+template <int P> struct Operand {
+    using type = half_t;
+};
+template <> struct Operand<BF16> {
+    using type = bfloat_t;
+};
+template <> struct Operand<PLAIN> {
+    using type = float;
+};
 
 // Values of two planes are scaled so that the low one stays in fp16's normal range.
 constexpr float SPLIT_SCALE = 32768.0f;
@@ -56,7 +62,7 @@ struct Tile {
     // Fragments of 16 by 16 start at any multiple of 16 rows and columns of a plane, all at aligned addresses.
     static constexpr bool aligned(size_t entries, size_t size) { return entries * size % SHARED_ALIGN == 0; }
     static_assert(aligned(16, sizeof(Value)) && aligned(16 * PITCH, sizeof(Value)), "fragments of operands");
-    static_assert(aligned(SIDE * PITCH, sizeof(Value)), "planes of operands");
+    static_assert(aligned(SIDE* PITCH, sizeof(Value)), "planes of operands");
     static_assert(aligned(16, sizeof(float)) && aligned(16 * OUT_PITCH, sizeof(float)), "fragments of the product");
     static_assert(PITCH * sizeof(Value) % 16 == 0 && OUT_PITCH * sizeof(float) % 16 == 0, "rows of fragments");
     static_assert(DEPTH % 16 == 0, "whole fragments");
@@ -66,7 +72,7 @@ struct Tile {
                                     int64_t left_first, const float* right, int64_t right_rows, int64_t right_first,
                                     int64_t depth);
 
-   private:
+  private:
     PPAP_DEVICE static void put(float value, Value (*to)[SIDE * PITCH], int at) {
         if (P == FP32) {
             value *= SPLIT_SCALE;
@@ -133,7 +139,8 @@ __device__ void Tile<P>::product(const Block& block, Shared& shared, const float
             for (int d = 0; d < DEPTH; ++d)
                 for (int i = 0; i < 4; ++i)
                     for (int j = 0; j < 4; ++j)
-                        sums[i][j] += shared.in.left[0][(row + i) * PITCH + d] * shared.in.right[0][(column + j) * PITCH + d];
+                        sums[i][j] +=
+                            shared.in.left[0][(row + i) * PITCH + d] * shared.in.right[0][(column + j) * PITCH + d];
             __syncthreads();
         }
         for (int i = 0; i < 4; ++i)
@@ -176,8 +183,8 @@ __device__ void Tile<P>::product(const Block& block, Shared& shared, const float
                 if (P == FP32)
                     for (int e = 0; e < sums[i][j].num_elements; ++e)
                         sums[i][j].x[e] *= 1.0f / (SPLIT_SCALE * SPLIT_SCALE);
-                wmma::store_matrix_sync(&shared.out[(row + 16 * i) * OUT_PITCH + column + 16 * j], sums[i][j], OUT_PITCH,
-                                        wmma::mem_row_major);
+                wmma::store_matrix_sync(&shared.out[(row + 16 * i) * OUT_PITCH + column + 16 * j], sums[i][j],
+                                        OUT_PITCH, wmma::mem_row_major);
             }
         __syncthreads();
 #endif

@@ -8,8 +8,8 @@ results were made with. They are chosen by ``impl=`` alone, not by the backend v
 import collections
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -64,7 +64,9 @@ def dense_crf(
     Example:
         >>> labels = dense_crf(image, logits).argmax(dim=0)
     """
-    return _dense_crf_op(*_checked(image, [scores], iterations, gaussian, bilateral, impl))[0]
+    q: Tensor
+    (q,) = _dense_crf_op(*_checked(image, [scores], iterations, gaussian, bilateral, impl))
+    return q
 
 
 def dense_crf_batch(
@@ -98,13 +100,13 @@ def dense_crf_batch(
         ...     show(cluster_q.argmax(dim=0))
     """
     threads = torch.get_num_threads() if impl in (None, "cpp") else 1
-    waiting: collections.deque = collections.deque()
+    waiting: collections.deque[Future[list[Tensor]]] = collections.deque()
     pool = ThreadPoolExecutor(threads, "ppap-crf")
     try:
         for image, scores in pairs:
-            scores = [_as_tensor("scores", part).detach() for part in scores]
-            *arguments, name = _checked(image, scores, iterations, gaussian, bilateral, impl)
-            name = _chosen(name, scores)
+            maps = [_as_tensor("scores", part).detach() for part in scores]
+            *arguments, name = _checked(image, maps, iterations, gaussian, bilateral, impl)
+            name = _chosen(name, maps)
             if name == "cuda":
                 while waiting:
                     yield tuple(waiting.popleft().result())
@@ -122,7 +124,8 @@ def dense_crf_batch(
 def unavailable_reason(impl: str | None = None, device: torch.device | str = "cpu") -> str | None:
     """None if an implementation can run here, else why not and what to do; None stands for ``automatic``."""
     name = _known(impl)
-    return _IMPLS[automatic(device) if name == _AUTO else name].unavailable_reason()
+    reason: str | None = _IMPLS[automatic(device) if name == _AUTO else name].unavailable_reason()
+    return reason
 
 
 def automatic(device: torch.device | str) -> str:
@@ -236,11 +239,18 @@ def _dense_crf_op(
 
 
 @_dense_crf_op.register_fake
-def _(image, scores, iterations, gaussian, bilateral, impl):
+def _(
+    image: Tensor,
+    scores: Sequence[Tensor],
+    iterations: int,
+    gaussian: Sequence[float],
+    bilateral: Sequence[float],
+    impl: str,
+) -> list[Tensor]:
     return [part.new_empty(part.shape, dtype=torch.float32) for part in scores]
 
 
-def _refuse_backward(ctx, dq):
+def _refuse_backward(ctx: Any, dq: Any) -> NoReturn:
     raise RuntimeError(
         "dense_crf is not differentiable; detach its result or compute it under torch.no_grad()"
     )

@@ -6,6 +6,7 @@ Legend: ``C`` classes; an entry is a pixel and one of the d + 1 vertices of its 
 import contextlib
 import ctypes
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ _INT32_MAX = 2**31 - 1
 class _Arguments(ctypes.Structure):
     """``struct PpapCudaLattice``."""
 
-    _fields_ = (
+    _fields_: ClassVar[list[Any]] = (
         [("image", ctypes.c_void_p), ("height", ctypes.c_int64), ("width", ctypes.c_int64)]
         + [("slots", ctypes.c_int64)]
         + [(name, ctypes.c_void_p) for name in ("table", "first", "slot", "number")]
@@ -91,7 +92,12 @@ def dense_crf(
         ) from None
 
 
-def _check_size(image: Tensor, scores: Sequence[Tensor], gaussian, bilateral) -> None:
+def _check_size(
+    image: Tensor,
+    scores: Sequence[Tensor],
+    gaussian: tuple[float, float],
+    bilateral: tuple[float, float, float],
+) -> None:
     height, width, _ = image.shape
     if height * width > PIXELS_MAX:
         raise ValueError(
@@ -105,7 +111,13 @@ def _check_size(image: Tensor, scores: Sequence[Tensor], gaussian, bilateral) ->
         check_lattice(name, span, LIMITS[name])
 
 
-def _inference(image, scores, iterations, gaussian, bilateral) -> list[Tensor]:
+def _inference(
+    image: Tensor,
+    scores: Sequence[Tensor],
+    iterations: int,
+    gaussian: tuple[float, float],
+    bilateral: tuple[float, float, float],
+) -> list[Tensor]:
     height, width, _ = image.shape
     edges = _Lattice(image.contiguous(), (height, width), *bilateral) if bilateral[-1] > 0 else None
     smooth = _Lattice(None, (height, width), gaussian[0], 1.0, gaussian[1]) if gaussian[-1] > 0 else None
@@ -116,7 +128,7 @@ def _inference(image, scores, iterations, gaussian, bilateral) -> list[Tensor]:
     for lattice, count in zip(lattices, counts, strict=True):
         lattice.link(count)
         lattice.weigh(max(map(len, scores)))
-    passed = [lattice and lattice.arguments for lattice in (edges, smooth)]
+    passed = [None if lattice is None else lattice.arguments for lattice in (edges, smooth)]
     results = []
     for part in scores:
         part = part.contiguous()

@@ -77,5 +77,5 @@ def dense_crf(
     return results
 
 
-def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array:
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])

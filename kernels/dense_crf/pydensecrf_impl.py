@@ -52,7 +52,8 @@ def dense_crf(
     reason = unavailable_reason()
     if reason is not None:
         raise RuntimeError(f"dense_crf: {reason}")
-    for name, span in spans(*image.shape[:2], gaussian, bilateral).items():
+    height, width, _ = image.shape
+    for name, span in spans(height, width, gaussian, bilateral).items():
         check_lattice(name, span, LATTICE_MAX)
     return [_one_map(image, part, iterations, gaussian, bilateral) for part in scores]
 

@@ -135,8 +135,9 @@ def enclosing_simplices(feature_Nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     weights[:, 0] = ordered[:, d] + (1 - ordered[:, 0])
     for r in range(1, d + 1):
         weights[:, r] = ordered[:, d - r] - ordered[:, d - r + 1]
-    r = np.arange(d + 1)[None, :, None]
-    coordinates = origin[:, None, :d] + np.where(rank[:, None, :d] <= d - r, r, r - (d + 1))
+    remainder = np.arange(d + 1)[None, :, None]
+    moved = np.where(rank[:, None, :d] <= d - remainder, remainder, remainder - (d + 1))
+    coordinates = origin[:, None, :d] + moved
     return coordinates, weights
 
 

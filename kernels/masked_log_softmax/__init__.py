@@ -1,11 +1,20 @@
 """``masked_log_softmax``: the contrastive loss of every anchor over its packed sets (Eq. 8)."""
 
+from functools import partial
+from types import ModuleType
+from typing import Any, NoReturn
+
 import torch
 
 from .. import dispatch
+from ..budget import DEFAULT_BUDGET
 from ..checks import check_budget, check_positive, check_rows, require
-from ..common import DEFAULT_BUDGET, accumulator, computing_on, guard, nan_if_any, poison, resolve_precision
+from ..guards import guard, nan_if_any, poison
 from ..masks import PackedMasks, num_words
+from ..plain_products import computing_on
+from ..precision import accumulator, resolve_precision
+from ..relation_masks.sets import Sets
+from .chunks import Settings, gradients, losses
 
 
 def masked_log_softmax(
@@ -52,7 +61,17 @@ def masked_log_softmax(
     precision = resolve_precision(precision, z_anchors, z)
     budget = check_budget(op, memory_budget)
     tau = check_positive(op, "temperature", temperature)
-    return _masked_log_softmax(z_anchors, z, positive, kept, tau, precision, budget, backend)[0]
+    loss: torch.Tensor
+    loss, _ = _masked_log_softmax(z_anchors, z, positive, kept, tau, precision, budget, backend)
+    return loss
+
+
+def _sets(
+    impl: ModuleType, positive_AW: torch.Tensor, kept_AW: torch.Tensor, z_NE: torch.Tensor, part: slice
+) -> Sets[Any]:
+    """The sets of some anchors in the form of a backend."""
+    sets: Sets[Any] = impl.from_words(positive_AW[part], kept_AW[part], z_NE.shape[0])
+    return sets
 
 
 @torch.library.custom_op("ppap::masked_log_softmax", mutates_args=())
@@ -68,17 +87,29 @@ def _masked_log_softmax(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and log-sum-exp of the kept logits, both (A,); the latter is for the backend's own backward."""
     factor = guard({"z_anchors": z_anchors, "z": z}, None, 0)
-    dtype = accumulator(precision)
+    dtype, settings = accumulator(precision), Settings(temperature, precision, memory_budget)
+    impl, z_NE = dispatch.load("masked_log_softmax", backend), z.to(dtype)
+
     with computing_on(z.device):
-        loss, lse = dispatch.load("masked_log_softmax", backend).masked_log_softmax(
-            z_anchors.to(dtype), z.to(dtype), positive, kept, temperature, precision, memory_budget
+        rows = impl.chunk_rows(z_NE, settings, with_gradient=False)
+        loss, lse = losses(
+            impl, z_anchors.to(dtype), z_NE, settings, rows, partial(_sets, impl, positive, kept, z)
         )
     poison(factor, loss, lse)
     return loss, lse
 
 
 @_masked_log_softmax.register_fake
-def _(z_anchors, z, positive, kept, temperature, precision, memory_budget, backend):
+def _(
+    z_anchors: torch.Tensor,
+    z: torch.Tensor,
+    positive: torch.Tensor,
+    kept: torch.Tensor,
+    temperature: float,
+    precision: str,
+    memory_budget: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
     rows, dtype = z_anchors.shape[0], accumulator(precision)
     return z.new_empty(rows, dtype=dtype), z.new_empty(rows, dtype=dtype)
 
@@ -96,49 +127,64 @@ def _masked_log_softmax_backward(
     memory_budget: int,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    dtype = accumulator(precision)
+    dtype, settings = accumulator(precision), Settings(temperature, precision, memory_budget)
+    impl, z_NE = dispatch.load("masked_log_softmax", backend), z.to(dtype)
+
     with computing_on(z.device):
-        dz_anchors, dz = dispatch.load("masked_log_softmax", backend).masked_log_softmax_backward(
+        rows = impl.chunk_rows(z_NE, settings, with_gradient=True)
+        dz_anchors, dz = gradients(
+            impl,
             dloss.to(dtype),
-            z_anchors.to(dtype),
-            z.to(dtype),
-            positive,
-            kept,
             lse,
-            temperature,
-            precision,
-            memory_budget,
+            z_anchors.to(dtype),
+            z_NE,
+            settings,
+            rows,
+            partial(_sets, impl, positive, kept, z),
         )
     poison(nan_if_any(lse), dz_anchors, dz)
     return dz_anchors.to(z_anchors.dtype), dz.to(z.dtype)
 
 
 @_masked_log_softmax_backward.register_fake
-def _(dloss, z_anchors, z, positive, kept, lse, temperature, precision, memory_budget, backend):
+def _(
+    dloss: torch.Tensor,
+    z_anchors: torch.Tensor,
+    z: torch.Tensor,
+    positive: torch.Tensor,
+    kept: torch.Tensor,
+    lse: torch.Tensor,
+    temperature: float,
+    precision: str,
+    memory_budget: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
     return z_anchors.new_empty(z_anchors.shape), z.new_empty(z.shape)
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     z_anchors, z, positive, kept, *ctx.settings = inputs
     ctx.save_for_backward(z_anchors, z, positive, kept, output[1])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dloss, _dlse):
+def _backward(
+    ctx: Any, dloss: torch.Tensor | None, *_others: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
     if dloss is None:
         return (None,) * 8
     dz_anchors, dz = _masked_log_softmax_backward(dloss, *ctx.saved_tensors, *ctx.settings)
     return (dz_anchors, dz) + (None,) * 6
 
 
-def refuse_second_derivative(ctx, *grads):
+def refuse_second_derivative(ctx: Any, *grads: torch.Tensor | None) -> NoReturn:
     """Backward of a backward op: there is none."""
     raise RuntimeError(
         "ppap losses are differentiable once; a second derivative (create_graph) is not supported"
     )
 
 
-def no_context(ctx, inputs, output) -> None:
+def no_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Nothing is saved for a derivative that does not exist."""
 
 

@@ -1,4 +1,4 @@
-"""``masked_log_softmax`` in the native CPU library: see ``csrc/cpu/contrast.h`` for the mathematics."""
+"""``masked_log_softmax`` in the native CPU library; ``csrc/cpu/masked_log_softmax.inc`` has the formulas."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,13 @@ from dataclasses import dataclass
 import torch
 
 from .. import native
-from ..common import MemoryBudgetError, row_chunks, scaled_operand
+from ..budget import MemoryBudgetError
+from ..precision import scaled_operand
+from ..relation_masks.native_impl import from_words
+from ..relation_masks.sets import Sets
+from .chunks import Settings, Target
+
+__all__ = ["Embeddings", "bytes_per_anchor", "chunk", "chunk_rows", "from_words", "prepare", "split_budget"]
 
 # Below this bound of the logits, in powers of two, the bound itself serves as the shift of the exponentials.
 _TIGHT_BOUND = 50.0
@@ -17,15 +23,6 @@ _Arguments = native.structure(
     "C N E stride group bf16",
     "temperature",
 )
-
-
-@dataclass(frozen=True)
-class Sets:
-    """Bits (N, stride) of positives and kept patches of some anchors, and the number of positives (C,)."""
-
-    positive: torch.Tensor
-    kept: torch.Tensor
-    num_positive: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -42,60 +39,30 @@ class Embeddings:
     longest: float
     bf16: bool
 
-    @classmethod
-    def of(cls, z: torch.Tensor, precision: str) -> "Embeddings":
-        """Of embeddings (rows, E) float32, one row at least."""
-        values, scale = scaled_operand(z, precision)
-        values = values * scale if precision == "fp16" else values
-        missing = -z.shape[1] % native.PANEL
-        values = torch.nn.functional.pad(values, (0, missing)) if missing else values.contiguous()
-        longest = float(values.norm(dim=1).amax()) if len(values) else 0.0
-        return cls(values, longest, precision == "bf16")
+    @property
+    def width(self) -> int:
+        """Channels, padding included."""
+        return self.values.shape[1]
+
+    def take(self, rows: torch.Tensor | slice) -> "Embeddings":
+        """Some rows; the bound of their norms stays that of all."""
+        return Embeddings(self.values[rows], self.longest, self.bf16)
 
 
-def contrast_chunk(
-    z_CE: torch.Tensor,
-    patches: Embeddings,
-    sets: Sets,
-    temperature: float,
-    group: int,
-    row_weight_C: torch.Tensor | None = None,
-    dz_NE: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Loss (C,), log-sum-exp (C,) and gradient (C, E) of some anchors; adds the patches' gradient to `dz_NE`.
+def prepare(z: torch.Tensor, precision: str) -> Embeddings:
+    """Embeddings (rows, E) float32 as the library reads them."""
+    values, scale = scaled_operand(z, precision)
+    values = values * scale if precision == "fp16" else values
+    missing = -z.shape[1] % native.PANEL
+    values = torch.nn.functional.pad(values, (0, missing)) if missing else values.contiguous()
+    longest = float(values.norm(dim=1).amax()) if len(values) else 0.0
+    return Embeddings(values, longest, precision == "bf16")
 
-    The anchors' rows are those of :class:`Embeddings`; gradients are those of sum(row_weight * temperature *
-    loss), and None without `row_weight_C`.
-    """
-    bound_C = z_CE.norm(dim=1) * (patches.longest * (1.01 * math.log2(math.e) / temperature))
-    tight = bool(bound_C.amax() < _TIGHT_BOUND)
-    own_CE = None if row_weight_C is None else torch.empty_like(z_CE)
-    loss_C, lse_C = torch.empty_like(bound_C), torch.empty_like(bound_C)
-    (rows, width), num_patches = z_CE.shape, patches.values.shape[0]
-    native.run(
-        "contrast",
-        _Arguments,
-        z_anchors=z_CE,
-        z=patches.values,
-        positive=sets.positive,
-        kept=sets.kept,
-        num_positive=sets.num_positive,
-        shift=bound_C if tight else None,
-        row_weight=row_weight_C,
-        loss=loss_C,
-        lse=lse_C,
-        dz_anchors=own_CE,
-        dz=dz_NE,
-        workspace=None if row_weight_C is None else z_CE.new_empty((num_patches, group)),
-        C=rows,
-        N=num_patches,
-        E=width,
-        stride=native.stride(rows),
-        group=group,
-        bf16=patches.bf16,
-        temperature=temperature,
-    )
-    return loss_C, lse_C, own_CE
+
+def chunk_rows(z_NE: torch.Tensor, settings: Settings, with_gradient: bool) -> int:
+    """Anchors per chunk."""
+    per_anchor = bytes_per_anchor(*z_NE.shape)
+    return split_budget(settings.memory_budget, z_NE.shape[0], per_anchor, with_gradient)[0]
 
 
 def split_budget(
@@ -108,15 +75,19 @@ def split_budget(
     """
     if not gradient:
         return native.chunk_rows(memory_budget, bytes_per_anchor), native.GROUP
-    smallest = 4 * native.PANEL * max(num_patches, 1)
+    smallest, group = 4 * native.PANEL * max(num_patches, 1), _group(memory_budget, num_patches)
     if memory_budget < smallest + bytes_per_anchor:
         raise MemoryBudgetError(
             f"memory_budget is {memory_budget} bytes; one anchor needs {smallest + bytes_per_anchor}: "
             "give more"
         )
-    groups = max(memory_budget // 2 // smallest, 1)
-    group = min(groups * native.PANEL, native.GROUP)
     return native.chunk_rows(memory_budget - group // native.PANEL * smallest, bytes_per_anchor), group
+
+
+def _group(memory_budget: int, num_patches: int) -> int:
+    """Anchors whose exponentials are kept at once with a gradient: those of half of the budget."""
+    panels = max(memory_budget // 2 // (4 * native.PANEL * max(num_patches, 1)), 1)
+    return min(panels * native.PANEL, native.GROUP)
 
 
 def bytes_per_anchor(num_patches: int, width: int) -> int:
@@ -125,61 +96,44 @@ def bytes_per_anchor(num_patches: int, width: int) -> int:
     return 2 * (num_patches // 8 + 1) + tiles + 24 * (width + native.PANEL) + 64
 
 
-def masked_log_softmax(
-    z_AE: torch.Tensor,
-    z_NE: torch.Tensor,
-    positive_AW: torch.Tensor,
-    kept_AW: torch.Tensor,
-    temperature: float,
-    precision: str,
-    memory_budget: int,
+def chunk(
+    own: Embeddings,
+    patches: Embeddings,
+    sets: Sets[torch.Tensor],
+    settings: Settings,
+    lse_C: torch.Tensor | None = None,
+    target: Target | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and log-sum-exp [nats] of every anchor; embeddings are float32."""
-    loss_A, lse_A = z_AE.new_zeros(z_AE.shape[0]), z_AE.new_full((z_AE.shape[0],), -torch.inf)
-    num_patches, width = z_NE.shape
-    if num_patches == 0:
-        return loss_A, lse_A
-    anchors, patches = Embeddings.of(z_AE, precision).values, Embeddings.of(z_NE, precision)
-    rows, group = split_budget(memory_budget, num_patches, bytes_per_anchor(num_patches, width), False)
-    for chunk in row_chunks(z_AE.shape[0], rows):
-        sets = _sets(positive_AW[chunk], kept_AW[chunk], num_patches)
-        loss_A[chunk], lse_A[chunk], _ = contrast_chunk(anchors[chunk], patches, sets, temperature, group)
-        del sets  # before the next chunk's are made
-    return loss_A, lse_A
-
-
-def masked_log_softmax_backward(
-    dloss_A: torch.Tensor,
-    z_AE: torch.Tensor,
-    z_NE: torch.Tensor,
-    positive_AW: torch.Tensor,
-    kept_AW: torch.Tensor,
-    lse_A: torch.Tensor,
-    temperature: float,
-    precision: str,
-    memory_budget: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients (A, E) and (N, E) in float32; logits and their sums are formed again."""
-    num_patches, width = z_NE.shape
-    if num_patches == 0:
-        return torch.zeros_like(z_AE), torch.zeros_like(z_NE)
-    anchors, patches = Embeddings.of(z_AE, precision).values, Embeddings.of(z_NE, precision)
-    dz_AE, dz_NE = torch.zeros_like(z_AE), torch.zeros_like(patches.values)
-    rows, group = split_budget(memory_budget, num_patches, bytes_per_anchor(num_patches, width), True)
-    for chunk in row_chunks(z_AE.shape[0], rows):
-        sets = _sets(positive_AW[chunk], kept_AW[chunk], num_patches)
-        weight_C = (dloss_A[chunk] / temperature).contiguous()
-        _, _, own_CE = contrast_chunk(anchors[chunk], patches, sets, temperature, group, weight_C, dz_NE)
-        dz_AE[chunk] = own_CE[:, :width]
-        del sets, own_CE  # before the next chunk's are made
-    return dz_AE, dz_NE[:, :width].contiguous()
-
-
-def _sets(positive_CW: torch.Tensor, kept_CW: torch.Tensor, num_patches: int) -> Sets:
-    """The library's form of public words."""
-    rows = positive_CW.shape[0]
-    bits = [native.empty_bits(num_patches, rows) for _ in range(2)]
-    counts = torch.empty((2, rows), dtype=torch.int64)
-    for words, out, count in zip((positive_CW, kept_CW), bits, counts, strict=True):
-        native.call("from_public", words.contiguous(), rows, num_patches, out, native.stride(rows), count)
-    return Sets(bits[0], bits[1], counts[0])
+    """Losses and log-sum-exp [nats], (C,) each: always formed, a log-sum-exp that is given is not needed."""
+    z_CE, (num_patches, width) = own.values, patches.values.shape
+    bound_C = z_CE.norm(dim=1) * (patches.longest * (1.01 * math.log2(math.e) / settings.temperature))
+    tight = bool(bound_C.amax() < _TIGHT_BOUND)
+    loss_C, lse_C = torch.empty_like(bound_C), torch.empty_like(bound_C)
+    group = native.GROUP if target is None else _group(settings.memory_budget, num_patches)
+    own_CE = None if target is None else torch.empty_like(z_CE)
+    native.run(
+        "masked_log_softmax",
+        _Arguments,
+        z_anchors=z_CE,
+        z=patches.values,
+        positive=sets.positive,
+        kept=sets.kept,
+        num_positive=sets.num_positive,
+        shift=bound_C if tight else None,
+        row_weight=None if target is None else target.row_C,
+        loss=loss_C,
+        lse=lse_C,
+        dz_anchors=own_CE,
+        dz=None if target is None else target.dz_NE,
+        workspace=None if target is None else z_CE.new_empty((num_patches, group)),
+        C=z_CE.shape[0],
+        N=num_patches,
+        E=width,
+        stride=native.stride(z_CE.shape[0]),
+        group=group,
+        bf16=patches.bf16,
+        temperature=settings.temperature,
+    )
+    if target is not None and own_CE is not None:
+        target.own[target.rows] += own_CE
+    return loss_C, lse_C

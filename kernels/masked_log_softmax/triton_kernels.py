@@ -1,12 +1,24 @@
-"""The Triton kernels of ``masked_log_softmax``; ``triton_impl.py`` has the mathematics and launches them."""
+"""The Triton kernels of ``masked_log_softmax`` and their launches; ``triton_impl.py`` has the mathematics."""
 
+from dataclasses import dataclass
+from functools import partial
+
+import torch
 import triton
 import triton.language as tl
 
-from ..common import FP16_WEIGHT_SCALE
-from ..tiles import device
+from ..precision import FP16_WEIGHT_SCALE
+from ..tiles import device, launch
+from ..tiles.bits import Bits
+from ..tiles.planes import Planes
 
 WEIGHT_SCALE = tl.constexpr(FP16_WEIGHT_SCALE)
+# Below this bound of |x|, in powers of two, the bound itself serves as the shift: no exponential of a
+# difference of logits leaves float32's normal range, and no maximum is taken. The price is the rounding of
+# the shift in the last bits of a loss that is exactly 0.
+TIGHT_BOUND = 50.0
+# Rounding of the operands may lengthen rows a little.
+SLACK = 1.01
 
 
 @triton.jit
@@ -236,3 +248,131 @@ def add_rows_kernel(
     b_own = tl.load(p_source + o_row[:, None] * width + o_channel[None, :], m_entry, other=0.0)
     b_sum = tl.load(p_target + o_target, m_entry, other=0.0) + b_own * b_factor[:, None]
     tl.store(p_target + o_target, b_sum, m_entry)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """x = z_i . z_j log2(e) / temperature of some anchors (one at least) and all patches: never stored.
+
+    Attributes:
+        left: embeddings of the anchors.
+        right: embeddings of the patches.
+        scale: scalar, turns products of planes into x.
+        bound: (C,) float32, no |x| of a row is larger.
+        tight: scalar, not 0 where all bounds are below TIGHT_BOUND.
+        positive: positives of the anchors.
+        kept: kept patches of the anchors.
+        flags: tiles with positives, see :func:`.occupancy.flags`.
+        count_C: (C,) int64, numbers of positives.
+    """
+
+    left: Planes
+    right: Planes
+    scale: torch.Tensor
+    bound: torch.Tensor
+    tight: torch.Tensor
+    positive: Bits
+    kept: Bits
+    flags: torch.Tensor
+    count_C: torch.Tensor
+
+
+def _over_tiles(
+    kernel: triton.JITFunction,
+    name: str,
+    logits: Logits,
+    arguments: tuple[object, ...],
+    config: launch.Launch | None = None,
+) -> launch.Launch:
+    """Launch a kernel over all tiles, in the configuration returned; `arguments` stand before the sizes."""
+    bits, left, right = logits.positive, logits.left, logits.right
+    if config is None:
+        again = partial(_over_tiles, kernel, name, logits, arguments)
+        config = launch.choose(name, right, (bits.rows, bits.columns), again)
+    kernel[launch.tiles(bits.rows, bits.groups * 128, config.block_m, config.block_n)](
+        launch.source(left.high, config.block_m, config.block_k, config.tma),
+        launch.source(left.low, config.block_m, config.block_k, config.tma),
+        launch.source(right.high, config.block_n, config.block_k, config.tma),
+        launch.source(right.low, config.block_n, config.block_k, config.tma),
+        bits.words,
+        logits.kept.words,
+        logits.flags,
+        logits.scale,
+        logits.tight,
+        *arguments,
+        bits.rows,
+        bits.groups,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        BAND=launch.BAND,
+        **config.options(right),
+    )
+    return config
+
+
+def log_sum_exp(logits: Logits) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses (C,) [nats] and log-sum-exp (C,) [powers of two] over the kept patches."""
+    rows, per_program = logits.positive.rows, launch.rows_per_program()
+    parts = [torch.empty(logits.positive.counts.shape, device=logits.scale.device) for _ in range(3)]
+    config = _over_tiles(log_sum_exp_kernel, "log_sum_exp", logits, (logits.bound, *parts))
+    loss_C, lse_C = torch.empty_like(logits.bound), torch.empty_like(logits.bound)
+    combine_kernel[(triton.cdiv(rows, per_program),)](
+        *parts,
+        logits.count_C,
+        loss_C,
+        lse_C,
+        rows,
+        logits.positive.groups // (config.block_n // 128),
+        ROWS=per_program,
+        BLOCK=256,
+        **launch.ROW_OPTIONS,
+    )
+    return loss_C, lse_C
+
+
+def weights(logits: Logits, lse_C: torch.Tensor) -> Planes:
+    """d loss / d logits (C, N) of every anchor as operands, 0 in rows without positives."""
+    bits = logits.positive
+    shape = (bits.counts.shape[0], bits.groups * 128)
+    high = torch.empty(shape, dtype=logits.right.high.dtype, device=logits.scale.device)
+    low = torch.empty_like(high) if logits.right.split else None
+    _over_tiles(weights_kernel, "weights", logits, (lse_C, logits.count_C, high, low))
+    return Planes(high, low, 1 / FP16_WEIGHT_SCALE, bits.rows, bits.columns)
+
+
+def group_weights(count_C: torch.Tensor, group: int) -> torch.Tensor:
+    """group / (anchors of the group that have positives), (C,), of a chunk of whole groups."""
+    rows = count_C.shape[0]
+    weight_C = torch.empty(rows, device=count_C.device)
+    group_kernel[(triton.cdiv(rows, group),)](count_C, None, weight_C, None, rows, group, BLOCK=1024)
+    return weight_C
+
+
+def group_means(loss_A: torch.Tensor, count_A: torch.Tensor, group: int) -> torch.Tensor:
+    """Mean of the losses of every group's anchors that have positives, (groups,)."""
+    mean = torch.empty(triton.cdiv(loss_A.shape[0], group), device=loss_A.device)
+    group_kernel[mean.shape](count_A, loss_A, None, mean, loss_A.shape[0], group, BLOCK=1024)
+    return mean
+
+
+def add_rows(
+    source_CE: torch.Tensor,
+    index_C: torch.Tensor,
+    factor_C: torch.Tensor | None,
+    target_NE: torch.Tensor,
+    scale: float,
+) -> None:
+    """target[index] += source factor scale; indices differ."""
+    rows, width, per_program = index_C.shape[0], target_NE.shape[1], launch.rows_per_program()
+    add_rows_kernel[(triton.cdiv(rows, per_program),)](
+        source_CE,
+        index_C,
+        factor_C,
+        target_NE,
+        rows,
+        width,
+        scale,
+        ROWS=per_program,
+        BLOCK=triton.next_power_of_2(width),
+        **launch.ROW_OPTIONS,
+    )

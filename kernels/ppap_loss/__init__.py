@@ -1,16 +1,31 @@
-"""``ppap_loss``: propagation and contrastive loss in one pass, the form for training (Eq. 1-8)."""
+"""``ppap_loss``: propagation and contrastive loss in one pass, the form for training (Eq. 1-8).
+
+From here it is one step to what calls the kernels. Most backends run :class:`Composition`, whose chunks call
+``<op>/<backend>_impl.py`` of ``proxy_average``, ``relation_masks`` and ``masked_log_softmax``. Triton has a
+form of its own, ``triton_impl.py``, whose chunks call ``<op>/triton_kernels.py``.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any
 
 import torch
 
 from .. import dispatch
+from ..budget import DEFAULT_BUDGET
 from ..checks import check_anchors, check_budget, check_positive, check_rows, require
-from ..common import DEFAULT_BUDGET, accumulator, computing_on, refuse_on_cpu, resolve_precision
-from ..contrastive import contrastive_loss
+from ..contrastive_loss import contrastive_loss
+from ..guards import guard, in_range, poison, refuse_on_cpu
+from ..masked_log_softmax import chunks as softmax_chunks
 from ..masked_log_softmax import no_context, refuse_second_derivative
-from ..propagation import PropagationConfig, all_rows, propagate
-from .guarded import Result, Settings, group_mean, guarded
+from ..plain_products import computing_on
+from ..precision import accumulator, normalise, resolve_precision
+from ..propagate import PropagationConfig, all_rows, propagate, walk
+from .chunks import chunked_loss, row_weights
+from .settings import Result, Settings, group_mean
 
-__all__ = ["Result", "group_mean", "ppap_loss"]
+__all__ = ["Composition", "Result", "Settings", "composed_loss", "group_mean", "ppap_loss"]
 
 
 def ppap_loss(
@@ -105,6 +120,93 @@ def ppap_loss(
     return (loss, *counts) if return_counts else loss
 
 
+@dataclass(frozen=True)
+class Composition:
+    """One call of the loss, composed of the three ops of a backend: what every chunk of anchors shares.
+
+    Attributes:
+        features_ND: as given.
+        averaging: implementation of ``proxy_average``.
+        masking: implementation of ``relation_masks``.
+        contrasting: implementation of ``masked_log_softmax``.
+        keys: the features as the first two read them.
+        patches: the embeddings as the third reads them.
+        settings: of the call.
+    """
+
+    features_ND: torch.Tensor
+    averaging: ModuleType
+    masking: ModuleType
+    contrasting: ModuleType
+    keys: Any
+    patches: Any
+    settings: Settings
+
+    @classmethod
+    def of(
+        cls, backend: str, features_ND: torch.Tensor, z_NE: torch.Tensor, settings: Settings
+    ) -> "Composition":
+        """Prepare features and embeddings (in the accumulator's dtype) once for all chunks."""
+        averaging, masking, contrasting = (
+            dispatch.load(op, backend) for op in ("proxy_average", "relation_masks", "masked_log_softmax")
+        )
+        keys = averaging.prepare_features(features_ND, settings.precision)
+        patches = contrasting.prepare(z_NE, settings.precision)
+        return cls(features_ND, averaging, masking, contrasting, keys, patches, settings)
+
+    def chunk(
+        self, anchors_C: torch.Tensor, group: int | None, target_NE: torch.Tensor | None, _first: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Losses and counts of some anchors; adds their gradient to `target_NE`.
+
+        `group` = anchors per group weights the gradient, None leaves it unweighted.
+        """
+        cfg, precision = self.settings.cfg, self.settings.precision
+        start_CD = normalise(self.features_ND[anchors_C], accumulator(precision))
+        queries = walk(start_CD, cfg, partial(self.averaging.chunk, self.keys, precision))
+        sets, num_kept_C = self.masking.chunk(self.keys, precision, queries, anchors_C)
+        target = None
+        if target_NE is not None:
+            row_C = row_weights(sets.num_positive, group, start_CD.dtype) / self.settings.temperature
+            target = softmax_chunks.Target(row_C, target_NE, target_NE, anchors_C)
+        own, of_softmax = self.patches.take(anchors_C), self.settings.of_softmax
+        loss_C, _ = self.contrasting.chunk(own, self.patches, sets, of_softmax, target=target)
+        return loss_C, sets.num_positive, num_kept_C - sets.num_positive
+
+
+def composed_loss(
+    backend: str, features: torch.Tensor, z: torch.Tensor, anchors: torch.Tensor, settings: Settings
+) -> Result:
+    """The loss in chunks of a :class:`Composition`; NaN and counts of -1 say that numbers were bad."""
+    factor = guard({"features": features, "z": z}, anchors, features.shape[0])
+    z_NE, width = z.to(accumulator(settings.precision)), z.shape[1]
+    loss_A, dz, num_positives, num_negatives = composed_chunks(
+        backend, features, z_NE, in_range(anchors, z.shape[0]), settings
+    )
+    loss = group_mean(loss_A, num_positives > 0, settings.group)
+    loss *= settings.temperature / settings.base_temperature
+    dz_scale = loss.new_full((), settings.gradient_scale(len(anchors)))
+    poison(factor, loss, dz_scale)
+    if factor is not None:
+        num_positives = num_positives.masked_fill(factor.isnan(), -1)
+        num_negatives = num_negatives.masked_fill(factor.isnan(), -1)
+    return Result(loss, dz[:, :width].contiguous(), dz_scale, num_positives, num_negatives)
+
+
+def composed_chunks(
+    backend: str, features_ND: torch.Tensor, z_NE: torch.Tensor, anchors_A: torch.Tensor, settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses (A,), gradient (N, E or more) or (0, ...), set sizes (A,) int64 twice: see :mod:`.chunks`."""
+    group, with_gradient = settings.group, settings.with_gradient
+    if not anchors_A.numel():
+        return chunked_loss(None, z_NE, anchors_A, group, with_gradient, group)
+    rows = dispatch.load("ppap_loss", backend).chunk_rows(features_ND, z_NE, settings)
+    composition = Composition.of(backend, features_ND, z_NE, settings)
+    # Gradients are as wide as prepared embeddings.
+    like = z_NE.new_empty(()).expand(z_NE.shape[0], composition.patches.width)
+    return chunked_loss(composition.chunk, like, anchors_A, group, with_gradient, rows)
+
+
 @torch.library.custom_op("ppap::ppap_loss", mutates_args=())
 def _ppap_loss(
     features: torch.Tensor,
@@ -122,28 +224,30 @@ def _ppap_loss(
     count = max(anchors.shape[0], 1)
     group = min(group_size or count, count)
     cfg = PropagationConfig.from_floats(propagation)
-    settings = Settings(cfg, *temperatures, group, with_gradient, precision, memory_budget)
+    tau, base = temperatures
+    settings = Settings(cfg, tau, base, group, with_gradient, precision, memory_budget)
     impl = dispatch.load("ppap_loss", backend)
     with computing_on(z.device):
-        if hasattr(impl, "guarded_loss"):
+        if anchors.numel() and hasattr(impl, "guarded_loss"):
             refuse_on_cpu({"features": features, "z": z}, anchors, features.shape[0])
-            return impl.guarded_loss(features, z, anchors, settings)
-        return guarded(impl.ppap_loss, features, z, anchors, settings)
+            result: Result = impl.guarded_loss(features, z, anchors, settings)
+            return result
+        return composed_loss(backend, features, z, anchors, settings)
 
 
 @_ppap_loss.register_fake
 def _(
-    features,
-    z,
-    anchors,
-    propagation,
-    temperatures,
-    group_size,
-    with_gradient,
-    precision,
-    memory_budget,
-    backend,
-):
+    features: torch.Tensor,
+    z: torch.Tensor,
+    anchors: torch.Tensor,
+    propagation: list[float],
+    temperatures: list[float],
+    group_size: int,
+    with_gradient: bool,
+    precision: str,
+    memory_budget: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     dtype = accumulator(precision)
     dz = z.new_empty((z.shape[0] if with_gradient else 0, z.shape[1]), dtype=dtype)
     loss, scale = z.new_empty((), dtype=dtype), z.new_empty((), dtype=dtype)
@@ -159,16 +263,23 @@ def _ppap_loss_backward(
 
 
 @_ppap_loss_backward.register_fake
-def _(dloss, dz, dz_scale, z):
+def _(
+    dloss: torch.Tensor,
+    dz: torch.Tensor,
+    dz_scale: torch.Tensor,
+    z: torch.Tensor,
+) -> torch.Tensor:
     return z.new_empty(z.shape)
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     ctx.save_for_backward(output[1], output[2], inputs[1])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dloss, *_others):
+def _backward(
+    ctx: Any, dloss: torch.Tensor | None, *_others: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
     if dloss is None:
         return (None,) * 10
     return (None, _ppap_loss_backward(dloss, *ctx.saved_tensors)) + (None,) * 8

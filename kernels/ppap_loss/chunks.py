@@ -19,7 +19,7 @@ Work = Callable[
 
 
 def chunked_loss(
-    work: Work,
+    work: Work | None,
     z_NE: torch.Tensor,
     anchors_A: torch.Tensor,
     group: int,
@@ -30,7 +30,7 @@ def chunked_loss(
     """Losses (A,), gradient (see above) (N, E) or (0, E), set sizes (A,) int64 twice; none of them scaled.
 
     Args:
-        work: one chunk of an implementation.
+        work: one chunk of an implementation; None without anchors.
         z_NE: embeddings in the accumulator's dtype.
         anchors_A: row of each anchor.
         group: anchors per group.
@@ -38,21 +38,22 @@ def chunked_loss(
         rows: anchors per chunk at most.
         zeroed: whether the gradient is 0 before the first chunk; else that chunk must write all of it.
     """
-    make = torch.zeros if zeroed else torch.empty
+    make = z_NE.new_zeros if zeroed else z_NE.new_empty
     count = anchors_A.shape[0]
-    of_z = {"dtype": z_NE.dtype, "device": z_NE.device}
-    dz_NE = make(z_NE.shape, **of_z) if with_gradient else z_NE.new_zeros((0, z_NE.shape[1]))
+    dz_NE = make(z_NE.shape if with_gradient else (0, z_NE.shape[1]))
     apart = with_gradient and rows < group < count
-    part_NE = make(z_NE.shape, **of_z) if apart else dz_NE
+    part_NE = make(z_NE.shape) if apart else dz_NE
     results = []
     for chunk, start_of_group in _plan(count, group, rows):
         inside = start_of_group is not None
         target_NE = (part_NE if inside else dz_NE) if with_gradient else None
         first = chunk.start == (start_of_group if inside else 0)
+        assert work is not None, "anchors need an implementation"
         results.append(work(anchors_A[chunk], None if inside else group, target_NE, first))
-        if inside and with_gradient and chunk.stop == min(start_of_group + group, count):
+        if start_of_group is not None and with_gradient and chunk.stop == min(start_of_group + group, count):
             own = -(-(chunk.stop - start_of_group) // rows)
-            valid = sum((num_positives_C > 0).sum() for _, num_positives_C, _ in results[-own:])
+            counts = [(num_positives_C > 0).sum() for _, num_positives_C, _ in results[-own:]]
+            valid = sum(counts[1:], counts[0])
             part_NE *= group / valid.clamp(min=1).to(part_NE.dtype)
             if apart:
                 dz_NE = dz_NE.add_(part_NE) if zeroed or start_of_group else dz_NE.copy_(part_NE)

@@ -7,36 +7,43 @@ per use, and what is known of a whole call (units, bounds, whether all is finite
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import triton
 
-from ..common import FP16_WEIGHT_SCALE, rows_within
 from ..masked_log_softmax import triton_impl as contrast
-from ..masked_log_softmax.triton_kernels import add_rows_kernel, group_kernel
-from ..tiles import launch, occupancy
+from ..masked_log_softmax.triton_kernels import (
+    SLACK,
+    TIGHT_BOUND,
+    Logits,
+    add_rows,
+    group_means,
+    group_weights,
+    log_sum_exp,
+    weights,
+)
+from ..precision import FP16_WEIGHT_SCALE
+from ..propagate.config import PropagationConfig
+from ..proxy_average.triton_impl import bytes_per_query
+from ..proxy_average.triton_kernels import Proxies, Thresholds, finish, mask_sum
+from ..relation_masks.triton_kernels import relation_bits, similarity
+from ..tiles import bits, launch, occupancy
 from ..tiles import rows as row_kernels
-from ..tiles.bits import sizes
-from ..tiles.planes import Planes, fill, raw_product
+from ..tiles.bits import Bits
+from ..tiles.planes import Planes, fill, plane_count, raw_product
 from ..tiles.rows import SPLIT_SCALE
 from ..tiles.sizes import COLUMN_BLOCK, padded_channels
 from .chunks import chunked_loss
-from .guarded import Result, Settings, guarded
-from .triton_kernels import BOUND, GRADIENT, POISON, SCALE, TIGHT, UNIT
-from .triton_sets import Claims, find_scalars, form_sets, guarded_propagate
-from .triton_sets import bytes_per_anchor as sets_bytes
-
-__all__ = ["bytes_per_anchor", "guarded_loss", "guarded_propagate"]
+from .settings import Result, Settings
+from .triton_kernels import BOUND, GRADIENT, POISON, SCALE, TIGHT, UNIT, Claims, find_scalars
 
 
 def guarded_loss(
     features_ND: torch.Tensor, z_NE: torch.Tensor, anchors_A: torch.Tensor, settings: Settings
 ) -> Result:
-    """The whole op, bad numbers included; floating inputs of any type."""
-    if anchors_A.numel() == 0:
-        return guarded(_nothing, features_ND, z_NE, anchors_A, settings)
+    """The whole op, bad numbers included; floating inputs of any type, one anchor at least."""
     per_row = bytes_per_anchor(features_ND, z_NE, settings.precision, settings.with_gradient)
-    rows = rows_within(settings.memory_budget, per_row, launch.row_block(z_NE.device))
+    rows = launch.rows_within(settings.memory_budget, per_row, z_NE.device)
     # Inside a group there are no weights yet that would need room.
     shrink = _shrink(settings.precision, settings.group) if settings.group <= rows else 1.0
     call = _Call.of(features_ND.contiguous(), z_NE.contiguous(), anchors_A, settings, shrink)
@@ -59,9 +66,63 @@ def bytes_per_anchor(
     return max(walking, masks + loss)
 
 
-def _nothing(features_ND, z_NE, anchors_A, cfg, temperature, group, with_gradient, *_):
-    """The result without anchors."""
-    return chunked_loss(None, z_NE, anchors_A, group, with_gradient, group)
+@dataclass(frozen=True)
+class Propagated:
+    """Of some anchors.
+
+    Attributes:
+        positive: bits of the positives.
+        kept: bits of the kept patches.
+        proxies: (C, D) float32, after the last move.
+        phi: (C,) thresholds that decide the positives.
+        psi: (C,) thresholds that decide the negatives.
+    """
+
+    positive: Bits
+    kept: Bits
+    proxies: torch.Tensor
+    phi: torch.Tensor
+    psi: torch.Tensor
+
+
+def form_sets(
+    features_ND: torch.Tensor,
+    keys: Planes,
+    anchors_C: torch.Tensor,
+    cfg: PropagationConfig,
+    precision: str,
+) -> Propagated:
+    """Walk from the anchors' features, then compare (Eq. 1-7); `keys` are operands of the unit features."""
+    (rows, width), device = (anchors_C.shape[0], features_ND.shape[1]), anchors_C.device
+    block, values = launch.row_block(device), torch.empty((rows, width), device=device)
+    operands = fill(features_ND, precision, block, index=anchors_C, normalise=True, out=values)
+    start = proxies = Proxies(values, operands)
+    phi_C, psi_C = (torch.full((rows,), value, device=device) for value in (cfg.phi0, cfg.psi0))
+    thresholds = Thresholds(phi_C, psi_C, cfg.sigma_pos, cfg.sigma_amb)
+    for _ in range(cfg.steps):
+        proxies = _move(proxies, keys, precision, thresholds)
+    if not cfg.ambiguity_excluded:
+        psi_C.fill_(torch.inf)
+    pos, negative = proxies, None
+    if not cfg.trustworthy_positives:
+        phi_C.fill_(cfg.phi0)
+        pos, negative = start, proxies.planes
+    positive, kept = relation_bits(keys, pos.planes, phi_C, psi_C, anchors_C, negative)
+    return Propagated(positive, kept, proxies.values, phi_C, psi_C)
+
+
+def _move(proxies: Proxies, keys: Planes, precision: str, thresholds: Thresholds) -> Proxies:
+    """One step (Eq. 2-5); its masks end with it."""
+    positive = Bits.empty(proxies.planes.rows, keys.rows, launch.row_block(keys.high.device), proxies.values)
+    similarity(proxies.planes, keys, positive, phi_C=thresholds.phi)
+    return finish(mask_sum(positive, keys), proxies, precision, thresholds)
+
+
+def sets_bytes(num_patches: int, width: int, precision: str, row_block: int) -> tuple[int, int]:
+    """Bytes of temporaries that one anchor needs while it walks, and from then on."""
+    proxies = 2 * (4 + 2 * plane_count(precision)) * padded_channels(width) + 64
+    walking = bytes_per_query(num_patches, width, precision, row_block) + proxies
+    return walking, 2 * bits.bytes_per_row(num_patches) + proxies
 
 
 @dataclass(frozen=True)
@@ -117,10 +178,10 @@ class _Call:
         scalars = find_scalars(
             norms,
             claims,
-            contrast.SLACK * factor,
+            SLACK * factor,
             factor * plane_unit**2,
             gradient,
-            contrast.TIGHT_BOUND,
+            TIGHT_BOUND,
             embeddings=True,
             scaled=scaled,
         )
@@ -134,10 +195,10 @@ class _Call:
         cfg, precision = self.settings.cfg, self.settings.precision
         sets = form_sets(self.features_ND, self.keys, anchors_C, cfg, precision)
         flags = occupancy.flags(sets.positive, launch.row_block(anchors_C.device))
-        count_C, negatives_C = sizes(sets.positive, sets.kept)
+        count_C, negatives_C = bits.sizes(sets.positive, sets.kept)
         bound_C = torch.empty(anchors_C.shape[0], device=anchors_C.device)
         own = self._rows(anchors_C, norm=bound_C, norm_scale=self.scalars[BOUND])
-        logits = contrast.Logits(
+        logits = Logits(
             own,
             self.patches,
             self.scalars[SCALE],
@@ -148,30 +209,23 @@ class _Call:
             flags,
             count_C,
         )
-        loss_C, lse_C = logits.log_sum_exp()
+        loss_C, lse_C = log_sum_exp(logits)
         if target_NE is not None:
-            weight_C = None if group is None else self._weights(count_C, group)
-            self._add_gradient(target_NE, anchors_C, logits.weights(lse_C), weight_C, first)
+            weight_C = None if group is None else group_weights(count_C, group)
+            self._add_gradient(target_NE, anchors_C, weights(logits, lse_C), weight_C, first)
         return loss_C, count_C, negatives_C
 
-    def _rows(self, anchors_C: torch.Tensor, **options: object) -> Planes:
+    def _rows(self, anchors_C: torch.Tensor, **options: Any) -> Planes:
         """Operands of the anchors' embeddings."""
         unit = None if self.settings.precision == "bf16" else self.scalars[UNIT]
         block = launch.row_block(anchors_C.device)
         return fill(self.z_NE, self.settings.precision, block, index=anchors_C, unit=unit, **options)
 
-    def _weights(self, count_C: torch.Tensor, group: int) -> torch.Tensor:
-        """See :func:`.chunks.row_weights`."""
-        rows = count_C.shape[0]
-        weight_C = torch.empty(rows, device=count_C.device)
-        group_kernel[(triton.cdiv(rows, group),)](count_C, None, weight_C, None, rows, group, BLOCK=1024)
-        return weight_C
-
     def _add_gradient(
         self,
         target_NE: torch.Tensor,
         anchors_C: torch.Tensor,
-        weights: Planes,
+        of_logits: Planes,
         weight_C: torch.Tensor | None,
         first: bool,
     ) -> None:
@@ -179,29 +233,20 @@ class _Call:
 
         The first product into the target overwrites it.
         """
-        rows, width = anchors_C.shape[0], target_NE.shape[1]
         other = self._rows(anchors_C, factor=weight_C, scale=self.shrink)
-        raw_product(weights, other, transposed=True, target=target_NE, overwrite=first)
-        own_CE = raw_product(weights, self.patches)
-        per_program = launch.rows_per_program()
-        add_rows_kernel[(triton.cdiv(rows, per_program),)](
-            own_CE,
-            anchors_C,
-            weight_C,
-            target_NE,
-            rows,
-            width,
-            self.shrink,
-            ROWS=per_program,
-            BLOCK=triton.next_power_of_2(width),
-            **launch.ROW_OPTIONS,
-        )
+        raw_product(of_logits, other, transposed=True, target=target_NE, overwrite=first)
+        add_rows(raw_product(of_logits, self.patches), anchors_C, weight_C, target_NE, self.shrink)
 
-    def result(self, loss_A, dz_NE, num_positives_A, num_negatives_A) -> Result:
+    def result(
+        self,
+        loss_A: torch.Tensor,
+        dz_NE: torch.Tensor,
+        num_positives_A: torch.Tensor,
+        num_negatives_A: torch.Tensor,
+    ) -> Result:
         """Mean of the losses, scales and counts, poisoned where the inputs were bad."""
         group = self.settings.group
-        mean = torch.empty(triton.cdiv(loss_A.shape[0], group), device=loss_A.device)
-        group_kernel[mean.shape](num_positives_A, loss_A, None, mean, loss_A.shape[0], group, BLOCK=1024)
+        mean = group_means(loss_A, num_positives_A, group)
         scale = self.settings.temperature / self.settings.base_temperature
         loss = mean.mean() * (self.scalars[POISON] * scale)
         bad = self.scalars[POISON].isnan()

@@ -1,7 +1,15 @@
-"""Triton kernels that look at the inputs of ``ppap_loss`` as a whole: the host never waits for them."""
+"""Triton kernels that look at the inputs of ``ppap_loss`` as a whole, and their launches.
 
+The host never waits for them.
+"""
+
+from dataclasses import dataclass
+
+import torch
 import triton
 import triton.language as tl
+
+from ..tiles import launch
 
 # Places in the scalars of a call: unit of the embeddings; factor of products of their planes to logits in
 # powers of two; factor of a norm to a bound of the logits; not 0 where all bounds are tight; factor of the
@@ -87,3 +95,58 @@ def scalars_kernel(
     tl.store(p_scalars + 3, (bound_factor * norm * norm < tight_bound).to(tl.float32))
     tl.store(p_scalars + 5, tl.where(tl.max(b_bad, 0) == 0, 1.0, float("nan")))
     tl.store(p_scalars + 4, tl.where(tl.max(b_bad, 0) == 0, gradient_factor * unit, float("nan")))
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Anchors as they came, and what shows whether they are good.
+
+    Attributes:
+        given_A: int64, contiguous.
+        clamped_A: int64, in range.
+        claims_N: int32, see :func:`claim_kernel`.
+    """
+
+    given_A: torch.Tensor
+    clamped_A: torch.Tensor
+    claims_N: torch.Tensor
+
+    @classmethod
+    def of(cls, anchors_A: torch.Tensor, patches: int) -> "Claims":
+        """Let every anchor claim its patch."""
+        given_A, count = anchors_A.contiguous(), anchors_A.shape[0]
+        claims_N = torch.empty(patches, dtype=torch.int32, device=anchors_A.device)
+        clamped_A = torch.empty_like(given_A)
+        claim_kernel[(triton.cdiv(count, 1024),)](given_A, claims_N, clamped_A, count, patches, BLOCK=1024)
+        return cls(given_A, clamped_A, claims_N)
+
+
+def find_scalars(
+    norms_3N: torch.Tensor,
+    claims: Claims,
+    bound_factor: float = 1.0,
+    logit_factor: float = 1.0,
+    gradient_factor: float = 1.0,
+    tight_bound: float = 1.0,
+    embeddings: bool = False,
+    scaled: bool = False,
+) -> torch.Tensor:
+    """(SCALARS,) float32, see :func:`scalars_kernel`."""
+    scalars = torch.empty(SCALARS, device=norms_3N.device)
+    scalars_kernel[(1,)](
+        norms_3N,
+        claims.given_A,
+        claims.claims_N,
+        scalars,
+        norms_3N.shape[1],
+        claims.given_A.shape[0],
+        bound_factor,
+        logit_factor,
+        gradient_factor,
+        tight_bound,
+        EMBEDDINGS=embeddings,
+        SCALED=scaled,
+        BLOCK=1024 if launch.interpreted() else 8192,
+        num_warps=16,
+    )
+    return scalars

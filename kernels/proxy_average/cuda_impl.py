@@ -1,44 +1,42 @@
-"""``proxy_average`` in the CUDA library: selected keys as bits, then their sums."""
+"""``proxy_average`` in the CUDA library (``csrc/cuda/proxy_average.cu``): sums of selected keys."""
 
 import torch
 import torch.nn.functional as F
 
 from .. import native_cuda as cuda
-from ..common import row_chunks, rows_within
+from ..budget import rows_within
+from ..precision import accumulator, normalise
+from ..relation_masks.cuda_impl import similarity
+
+# Parts of the patches that are summed apart and added in order.
+_PARTS = 8
+
+# Keys as the library reads them.
+prepare = cuda.Operand.of
 
 
-def average_chunk(
-    queries_CD: torch.Tensor, keys: cuda.Operand, threshold_C: torch.Tensor, precision: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Proxies (C, D) and counts (C,) of some queries; at least one query and one key."""
-    rows = queries_CD.shape[0]
-    bits = cuda.empty_bits(keys.values.shape[0], rows, queries_CD.device)
-    queries = cuda.Operand.of(queries_CD, precision)
-    count_C, _ = cuda.similarity(queries, keys, precision, bits, phi_C=threshold_C)
-    return F.normalize(cuda.mask_sum(bits, keys, rows), dim=1), count_C
+def prepare_features(features_ND: torch.Tensor, precision: str) -> cuda.Operand:
+    """Features divided by their norms, as keys."""
+    return prepare(normalise(features_ND, accumulator(precision)), precision)
+
+
+def chunk_rows(keys: cuda.Operand, precision: str, memory_budget: int) -> int:
+    """Queries per chunk."""
+    return rows_within(memory_budget, bytes_per_query(*keys.values.shape))
 
 
 def bytes_per_query(num_keys: int, width: int) -> int:
-    """Bytes of temporaries of :func:`average_chunk` for one query: a bit a key, queries, parts of sums."""
+    """Bytes of temporaries of :func:`chunk` for one query: a bit a key, queries, parts of sums."""
     return num_keys // 8 + 1 + 64 * width + 128
 
 
-def proxy_average(
-    queries_AD: torch.Tensor,
-    keys_ND: torch.Tensor,
-    threshold_A: torch.Tensor,
-    precision: str,
-    memory_budget: int,
+def chunk(
+    keys: cuda.Operand, precision: str, queries_CD: torch.Tensor, threshold_C: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See the public function; inputs are float32."""
-    (num_queries, width), num_keys = queries_AD.shape, keys_ND.shape[0]
-    proxy_AD = torch.zeros((num_queries, width), device=keys_ND.device)
-    count_A = torch.zeros(num_queries, dtype=torch.int64, device=keys_ND.device)
-    if num_keys == 0:
-        return proxy_AD, count_A
-    keys = cuda.Operand.of(keys_ND, precision)
-    for chunk in row_chunks(num_queries, rows_within(memory_budget, bytes_per_query(num_keys, width))):
-        proxy_AD[chunk], count_A[chunk] = average_chunk(
-            queries_AD[chunk], keys, threshold_A[chunk], precision
-        )
-    return proxy_AD, count_A
+    """Proxies (C, D) and counts (C,) of some queries."""
+    rows, (patches, width) = queries_CD.shape[0], keys.values.shape
+    bits = cuda.empty_bits(patches, rows, queries_CD.device)
+    count_C, _ = similarity(cuda.Operand.of(queries_CD, precision), keys, precision, bits, phi_C=threshold_C)
+    sums = torch.empty((_PARTS, rows, width), device=bits.device)
+    cuda.call("proxy_average", bits, bits.shape[1], rows, keys.values, patches, width, _PARTS, sums)
+    return F.normalize(sums.sum(dim=0), dim=1), count_C

@@ -1,40 +1,35 @@
-"""``proxy_average`` in plain torch, one chunk of queries at a time."""
+"""``proxy_average`` in plain torch: a similarity matrix of a chunk of queries."""
 
 import torch
 import torch.nn.functional as F
 
-from ..common import operand, product, row_chunks, rows_within
+from ..budget import rows_within
+from ..precision import accumulator, normalise, operand, product
+
+# Keys as they enter the products.
+prepare = operand
 
 
-def proxy_average(
-    queries_AD: torch.Tensor,
-    keys_ND: torch.Tensor,
-    threshold_A: torch.Tensor,
-    precision: str,
-    memory_budget: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See the public function; inputs are in the accumulator's dtype."""
-    num_queries, width = queries_AD.shape
-    proxy_AD = torch.empty_like(queries_AD)
-    count_A = torch.empty(num_queries, dtype=torch.int64, device=keys_ND.device)
-    keys_op = operand(keys_ND, precision)
-    rows = rows_within(memory_budget, bytes_per_query(keys_ND.shape[0], width, keys_ND.element_size()))
-    for chunk in row_chunks(num_queries, rows):
-        proxy_AD[chunk], count_A[chunk] = average_chunk(
-            queries_AD[chunk], keys_op, threshold_A[chunk], precision
-        )
-    return proxy_AD, count_A
+def prepare_features(features_ND: torch.Tensor, precision: str) -> torch.Tensor:
+    """Features divided by their norms, as keys."""
+    return prepare(normalise(features_ND, accumulator(precision)), precision)
+
+
+def chunk_rows(keys_op: torch.Tensor, precision: str, memory_budget: int) -> int:
+    """Queries per chunk."""
+    size = accumulator(precision).itemsize
+    return rows_within(memory_budget, bytes_per_query(keys_op.shape[0], keys_op.shape[1], size))
 
 
 def bytes_per_query(num_keys: int, width: int, element_size: int) -> int:
-    """Bytes of temporaries that :func:`average_chunk` needs for one query."""
+    """Bytes of temporaries that :func:`chunk` needs for one query."""
     return 2 * element_size * num_keys + 4 * element_size * width
 
 
-def average_chunk(
-    queries_CD: torch.Tensor, keys_op: torch.Tensor, threshold_C: torch.Tensor, precision: str
+def chunk(
+    keys_op: torch.Tensor, precision: str, queries_CD: torch.Tensor, threshold_C: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Proxies and counts of a chunk; `keys_op` is the :func:`operand` of the keys."""
+    """Proxies (C, D) and counts (C,) of some queries."""
     selected_CN = product(operand(queries_CD, precision), keys_op.T).gt_(threshold_C[:, None])
     # A sum of ones is exact in float32 up to 2^24, and many times faster than counting.
     exact = keys_op.shape[0] <= 2**24

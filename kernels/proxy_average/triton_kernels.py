@@ -1,10 +1,20 @@
-"""The Triton kernels of ``proxy_average``; ``triton_impl.py`` launches them."""
+"""The Triton kernels of ``proxy_average`` and their launches."""
 
+from dataclasses import dataclass
+from functools import partial
+
+import torch
 import triton
 import triton.language as tl
 
-from ..tiles import device
-from ..tiles.rows import store_planes
+from ..tiles import device, launch, occupancy
+from ..tiles.bits import Bits
+from ..tiles.occupancy import Occupancy
+from ..tiles.planes import Planes
+from ..tiles.rows import rounding, store_planes
+
+# Programs that share the occupied tiles of a row tile, and add up into as many partial sums, at most.
+PARTS_MAX = 16
 
 
 @triton.jit
@@ -150,3 +160,136 @@ def finish_kernel(
         b_psi = tl.load(p_psi + o_row, m_row, other=0.0) + tl.div_rn(b_movement, sigma_amb)
         tl.store(p_phi + o_row, b_phi, m_row)
         tl.store(p_psi + o_row, b_psi, m_row)
+
+
+@dataclass(frozen=True)
+class Proxies:
+    """Queries of a similarity, as values and as operands.
+
+    Attributes:
+        values: (C, D) float32, unit norm or zero.
+        planes: their operands.
+    """
+
+    values: torch.Tensor
+    planes: Planes
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Thresholds that follow the proxies, (C,) float32 each, moved in place.
+
+    Attributes:
+        phi: of the positives.
+        psi: of the negatives.
+        sigma_pos: divides the movement before it lowers phi (Eq. 3).
+        sigma_amb: divides the movement before it raises psi (Eq. 5).
+    """
+
+    phi: torch.Tensor
+    psi: torch.Tensor
+    sigma_pos: float
+    sigma_amb: float
+
+
+def parts(row_tiles: int, programs_per_tile: int, slots: int) -> int:
+    """Into how many parts the tiles of a row tile are cut, so that the last programs leave few units idle.
+
+    Args:
+        row_tiles: row tiles.
+        programs_per_tile: programs that each part of a row tile takes.
+        slots: programs that the device runs at a time.
+    """
+
+    def idle(count: int) -> float:
+        programs = row_tiles * programs_per_tile * count
+        waves = -(-programs // slots)
+        # A part costs a partial sum: a little more of it must be worth it.
+        return 1 - programs / (waves * slots) + 0.01 * count
+
+    return min(range(1, PARTS_MAX + 1), key=idle)
+
+
+def mask_sum(positive: Bits, keys: Planes) -> torch.Tensor:
+    """(parts, padded rows, padded width) float32 partial sums of the selected keys, without the unit."""
+    padded_rows, (_, width) = positive.words.shape[0], keys.high.shape
+    device = keys.high.device
+    block_d, row_tiles = _block_d(width), padded_rows // launch.row_block(device)
+    tiles = _accumulators(launch.configuration("mask_sum", device, keys.split), width)
+    slots = launch.multiprocessors(device) * (2 if tiles == 1 else 1)
+    num_parts = parts(row_tiles, width // (block_d * tiles), slots)
+    sums = torch.empty((num_parts, padded_rows, width), device=device)
+    add_keys(positive, occupancy.occupancy(positive, launch.row_block(device)), keys, sums)
+    return sums
+
+
+def add_keys(
+    positive: Bits, found: Occupancy, keys: Planes, sums: torch.Tensor, config: launch.Launch | None = None
+) -> None:
+    """Fill the partial sums, see :func:`mask_sum_kernel`."""
+    if config is None:
+        again = partial(add_keys, positive, found, keys, sums)
+        config = launch.choose("mask_sum", keys, (positive.rows, keys.rows), again)
+    num_parts, padded_rows, width = sums.shape
+    block_d, tiles = _block_d(width), _accumulators(config, width)
+    grid = (padded_rows // config.block_m, width // (block_d * tiles), num_parts)
+    mask_sum_kernel[grid](
+        positive.words,
+        launch.source(keys.high, config.block_k, block_d, config.tma),
+        launch.source(keys.low, config.block_k, block_d, config.tma),
+        found.tiles,
+        found.num_tiles,
+        sums,
+        padded_rows,
+        positive.groups,
+        num_parts,
+        BLOCK_D=block_d,
+        TILES=tiles,
+        BLOCK_K=config.block_k,
+        **config.options(keys),
+    )
+
+
+def _block_d(width: int) -> int:
+    """Channels of an accumulator."""
+    return 128 if width % 128 == 0 else 64
+
+
+def _accumulators(config: launch.Launch, width: int) -> int:
+    """Accumulators of a program."""
+    return config.accumulators if width // _block_d(width) % config.accumulators == 0 else 1
+
+
+def finish(
+    sums: torch.Tensor, queries: Proxies, precision: str, thresholds: Thresholds | None = None
+) -> Proxies:
+    """Normalised sums (Eq. 2, 4) as proxies and operands, see :func:`finish_kernel`.
+
+    With `thresholds` these are moved too (Eq. 3, 5).
+    """
+    (rows, width), (num_parts, padded_rows, padded_width) = queries.values.shape, sums.shape
+    device, per_program = sums.device, launch.rows_per_program()
+    operands = Planes.empty(rows, width, precision, launch.row_block(device), device)
+    moved = Proxies(torch.empty((rows, width), device=device), operands)
+    both = (None, None) if thresholds is None else (thresholds.phi, thresholds.psi)
+    sigmas = (1.0, 1.0) if thresholds is None else (thresholds.sigma_pos, thresholds.sigma_amb)
+    finish_kernel[(triton.cdiv(padded_rows, per_program),)](
+        sums,
+        queries.values,
+        *both,
+        moved.values,
+        moved.planes.high,
+        moved.planes.low,
+        rows,
+        padded_rows,
+        width,
+        num_parts,
+        *sigmas,
+        WIDTH=padded_width,
+        ROWS=per_program,
+        BLOCK=triton.next_power_of_2(padded_width),
+        SPLIT=moved.planes.split,
+        ROUND=rounding(moved.planes.high),
+        **launch.ROW_OPTIONS,
+    )
+    return moved

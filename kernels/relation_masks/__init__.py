@@ -1,11 +1,30 @@
-"""``relation_masks``: positive and kept sets of every anchor, packed to bits (Eq. 1, 6, 7)."""
+"""``relation_masks``: positive and kept sets of every anchor, packed to bits (Eq. 1, 6, 7).
+
+A backend is a module ``*_impl.py`` with
+
+- ``prepare(keys, precision)``, whose result serves ``proxy_average`` too,
+- ``chunk_rows(keys, precision, memory_budget)``,
+- ``chunk(keys, precision, queries, self_index)``: :class:`Sets` in its own form, and numbers of kept patches,
+- ``to_words`` and ``from_words``, from that form to the public one and back.
+
+The loop over chunks is :func:`count_sets`.
+"""
+
+from types import ModuleType
+from typing import Any
 
 import torch
 
 from .. import dispatch
+from ..budget import DEFAULT_BUDGET, row_chunks
 from ..checks import check_anchors, check_budget, check_rows, check_vector, require
-from ..common import DEFAULT_BUDGET, accumulator, computing_on, guard, resolve_precision
+from ..guards import guard
 from ..masks import PackedMasks, num_words
+from ..plain_products import computing_on
+from ..precision import accumulator, resolve_precision
+from .sets import Queries, Sets
+
+__all__ = ["Queries", "Sets", "count_sets", "relation_masks"]
 
 
 def relation_masks(
@@ -76,6 +95,37 @@ def relation_masks(
     return PackedMasks(positive, kept, self_index), num_positives, num_kept
 
 
+def count_sets(
+    impl: ModuleType,
+    keys: Any,
+    precision: str,
+    queries: Queries,
+    self_index_A: torch.Tensor,
+    memory_budget: int,
+    words: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers of positives and of kept patches (A,) int64 of all anchors, formed chunk by chunk.
+
+    Args:
+        impl: implementation of ``relation_masks``.
+        keys: what its ``prepare`` made of the keys (N, D).
+        precision: ``fp64 | fp32 | fp16 | bf16``.
+        queries: of the anchors, in the accumulator's dtype.
+        self_index_A: int64, row of each anchor among the keys.
+        memory_budget: [bytes].
+        words: (A, W) int32 twice, where the sets are written, or None: they are only counted.
+    """
+    num_positive_A, num_kept_A = torch.zeros_like(self_index_A), torch.zeros_like(self_index_A)
+    count = self_index_A.shape[0]
+    for part in row_chunks(count, impl.chunk_rows(keys, precision, memory_budget) if count else 1):
+        sets, num_kept_A[part] = impl.chunk(keys, precision, queries.take(part), self_index_A[part])
+        num_positive_A[part] = sets.num_positive
+        if words is not None:
+            impl.to_words(sets, words[0][part], words[1][part])
+        del sets  # before the next chunk's are made
+    return num_positive_A, num_kept_A
+
+
 @torch.library.custom_op("ppap::relation_masks", mutates_args=())
 def _relation_masks(
     pos_queries: torch.Tensor,
@@ -93,18 +143,18 @@ def _relation_masks(
         {} if neg_queries is None else {"neg_queries": neg_queries}
     )
     factor = guard(values, self_index, keys.shape[0])
-    dtype = accumulator(precision)
+    dtype, shape = accumulator(precision), (pos_queries.shape[0], num_words(keys.shape[0]))
+    negative = None if neg_queries is None else neg_queries.to(dtype)
+    positive, kept = (torch.empty(shape, dtype=torch.int32, device=keys.device) for _ in range(2))
+    impl = dispatch.load("relation_masks", backend)
+    num_positives, num_kept = torch.zeros_like(self_index), torch.zeros_like(self_index)
     with computing_on(keys.device):
-        positive, kept, num_positives, num_kept = dispatch.load("relation_masks", backend).relation_masks(
-            pos_queries.to(dtype),
-            phi.to(dtype),
-            keys.to(dtype),
-            psi.to(dtype),
-            self_index,
-            None if neg_queries is None else neg_queries.to(dtype),
-            precision,
-            memory_budget,
-        )
+        if keys.shape[0]:
+            queries = Queries(pos_queries.to(dtype), phi.to(dtype), negative, psi.to(dtype))
+            prepared, words = impl.prepare(keys.to(dtype), precision), (positive, kept)
+            num_positives, num_kept = count_sets(
+                impl, prepared, precision, queries, self_index, memory_budget, words
+            )
     if factor is not None:
         # Integers cannot be NaN; a count of -1 is as impossible and as visible.
         bad = factor.isnan()
@@ -113,7 +163,17 @@ def _relation_masks(
 
 
 @_relation_masks.register_fake
-def _(pos_queries, phi, keys, psi, self_index, neg_queries, precision, memory_budget, backend):
+def _(
+    pos_queries: torch.Tensor,
+    phi: torch.Tensor,
+    keys: torch.Tensor,
+    psi: torch.Tensor,
+    self_index: torch.Tensor,
+    neg_queries: torch.Tensor | None,
+    precision: str,
+    memory_budget: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, words = pos_queries.shape[0], num_words(keys.shape[0])
     packed = [pos_queries.new_empty((rows, words), dtype=torch.int32) for _ in range(2)]
     counts = [pos_queries.new_empty(rows, dtype=torch.int64) for _ in range(2)]

@@ -1,36 +1,20 @@
-"""``relation_masks`` in the CUDA library: tiles of similarities are compared, packed and counted."""
+"""``relation_masks`` in the CUDA library (``csrc/cuda/relation_masks.cu``): bits of a chunk of anchors."""
 
 import torch
 
 from .. import native_cuda as cuda
-from ..common import in_range, row_chunks, rows_within
-from ..masks import num_words
+from ..budget import rows_within
+from ..guards import in_range
 from .native_impl import clear_own
+from .sets import Queries, Sets
+
+# Keys as the library reads them.
+prepare = cuda.Operand.of
 
 
-def relation_bits(
-    keys: cuda.Operand,
-    precision: str,
-    pos_queries_CD: torch.Tensor,
-    phi_C: torch.Tensor,
-    psi_C: torch.Tensor,
-    self_index_C: torch.Tensor,
-    neg_queries_CD: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Positive and kept bits of some anchors without the anchors themselves, and their counts (C,)."""
-    rows, patches = pos_queries_CD.shape[0], keys.values.shape[0]
-    positive, kept = (cuda.empty_bits(patches, rows, pos_queries_CD.device) for _ in range(2))
-    queries = cuda.Operand.of(pos_queries_CD, precision)
-    if neg_queries_CD is None:
-        arguments = (queries, keys, precision, positive, kept, phi_C, psi_C)
-        num_positive, num_kept = cuda.similarity(*arguments)
-    else:
-        negative = cuda.Operand.of(neg_queries_CD, precision)
-        num_positive, _ = cuda.similarity(queries, keys, precision, positive, None, phi_C)
-        _, num_kept = cuda.similarity(negative, keys, precision, positive, kept, None, psi_C)
-    for bits, counts in ((positive, num_positive), (kept, num_kept)):
-        clear_own(bits, counts, in_range(self_index_C, patches))
-    return positive, kept, num_positive, num_kept
+def chunk_rows(keys: cuda.Operand, precision: str, memory_budget: int) -> int:
+    """Anchors per chunk."""
+    return rows_within(memory_budget, bytes_per_anchor(*keys.values.shape))
 
 
 def bytes_per_anchor(num_keys: int, width: int) -> int:
@@ -38,30 +22,54 @@ def bytes_per_anchor(num_keys: int, width: int) -> int:
     return 2 * (num_keys // 8 + 1) + 16 * width + 128
 
 
-def relation_masks(
-    pos_queries_AD: torch.Tensor,
-    phi_A: torch.Tensor,
-    keys_ND: torch.Tensor,
-    psi_A: torch.Tensor,
-    self_index_A: torch.Tensor,
-    neg_queries_AD: torch.Tensor | None,
+def chunk(
+    keys: cuda.Operand, precision: str, queries: Queries, self_index_C: torch.Tensor
+) -> tuple[Sets[torch.Tensor], torch.Tensor]:
+    """Sets of bits (N, stride), and the numbers of kept patches (C,)."""
+    rows, patches = queries.positive.shape[0], keys.values.shape[0]
+    positive, kept = (cuda.empty_bits(patches, rows, queries.positive.device) for _ in range(2))
+    query = cuda.Operand.of(queries.positive, precision)
+    if queries.negative is None:
+        num_positive, num_kept = similarity(query, keys, precision, positive, kept, queries.phi, queries.psi)
+    else:
+        negative = cuda.Operand.of(queries.negative, precision)
+        num_positive, _ = similarity(query, keys, precision, positive, None, queries.phi)
+        _, num_kept = similarity(negative, keys, precision, positive, kept, None, queries.psi)
+    for bits, counts in ((positive, num_positive), (kept, num_kept)):
+        clear_own(bits, counts, in_range(self_index_C, patches))
+    return Sets(positive, kept, num_positive), num_kept
+
+
+def similarity(
+    queries: cuda.Operand,
+    keys: cuda.Operand,
     precision: str,
-    memory_budget: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See the public function; floating inputs are float32."""
-    (num_anchors, width), num_keys = pos_queries_AD.shape, keys_ND.shape[0]
-    shape = (num_anchors, num_words(num_keys))
-    words = [torch.empty(shape, dtype=torch.int32, device=keys_ND.device) for _ in range(2)]
-    counts = [torch.zeros(num_anchors, dtype=torch.int64, device=keys_ND.device) for _ in range(2)]
-    if num_keys == 0:
-        return words[0], words[1], counts[0], counts[1]
-    keys = cuda.Operand.of(keys_ND, precision)
-    for chunk in row_chunks(num_anchors, rows_within(memory_budget, bytes_per_anchor(num_keys, width))):
-        negative = None if neg_queries_AD is None else neg_queries_AD[chunk]
-        *masks, counts[0][chunk], counts[1][chunk] = relation_bits(
-            keys, precision, pos_queries_AD[chunk], phi_A[chunk], psi_A[chunk], self_index_A[chunk], negative
-        )
-        for i, bits in enumerate(masks):
-            cuda.to_public(bits, chunk.stop - chunk.start, words[i][chunk])
-        del masks, bits  # before the next chunk's are made
-    return words[0], words[1], counts[0], counts[1]
+    positive: torch.Tensor,
+    kept: torch.Tensor | None = None,
+    phi_C: torch.Tensor | None = None,
+    psi_C: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fill bits `positive` (read where phi is None) and `kept` (unless None); counts (C,) of both."""
+    (rows, width), patches = queries.values.shape, keys.values.shape[0]
+    counts = torch.zeros((2, rows), dtype=torch.int64, device=positive.device)
+    thresholds = [None if t is None else t.float().contiguous() for t in (phi_C, psi_C)]
+    operands = (queries.values, rows, keys.values, patches, width, queries.unit * keys.unit)
+    out = (positive, kept, positive.shape[1], counts[0], counts[1])
+    cuda.call("relation_masks", *operands, *thresholds, *out, precision=precision)
+    return counts[0], counts[1]
+
+
+def to_words(sets: Sets[torch.Tensor], positive_CW: torch.Tensor, kept_CW: torch.Tensor) -> None:
+    """Write the public form of the sets."""
+    for bits, words in ((sets.positive, positive_CW), (sets.kept, kept_CW)):
+        cuda.call("to_public", bits, bits.shape[1], words.shape[0], bits.shape[0], words)
+
+
+def from_words(positive_CW: torch.Tensor, kept_CW: torch.Tensor, num_patches: int) -> Sets[torch.Tensor]:
+    """The inverse."""
+    rows = positive_CW.shape[0]
+    bits = [cuda.empty_bits(num_patches, rows, positive_CW.device) for _ in range(2)]
+    counts = torch.empty((2, rows), dtype=torch.int64, device=positive_CW.device)
+    for words, out, count in zip((positive_CW, kept_CW), bits, counts, strict=True):
+        cuda.call("from_public", words.contiguous(), rows, num_patches, out, out.shape[1], count)
+    return Sets(bits[0], bits[1], counts[0])

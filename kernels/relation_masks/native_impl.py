@@ -1,14 +1,47 @@
-"""``relation_masks`` in the native CPU library: tiles of similarities are compared, packed and counted."""
+"""``relation_masks`` in the native CPU library (``csrc/cpu/relation_masks.inc``): bits of some anchors."""
 
 import torch
 
 from .. import native
-from ..common import in_range, operand, row_chunks
-from ..masks import num_words
+from ..guards import in_range
+from ..precision import operand
+from .sets import Queries, Sets
 
 _Arguments = native.structure(
     "queries keys key_scale phi psi positive kept num_positive num_kept", "C N D stride bf16"
 )
+
+# Keys as the library reads them.
+prepare = native.Keys.of
+
+
+def chunk_rows(keys: native.Keys, precision: str, memory_budget: int) -> int:
+    """Anchors per chunk."""
+    return native.chunk_rows(memory_budget, bytes_per_anchor(*keys.values.shape))
+
+
+def bytes_per_anchor(num_keys: int, width: int) -> int:
+    """Bytes of temporaries that one anchor needs: two bits a key, counts per tile, queries in three forms."""
+    return 2 * (num_keys // 8 + 1) + native.tile_bytes(num_keys, width) + 16 * width + 64
+
+
+def chunk(
+    keys: native.Keys, precision: str, queries: Queries, self_index_C: torch.Tensor
+) -> tuple[Sets[torch.Tensor], torch.Tensor]:
+    """Sets of bits (N, stride), and the numbers of kept patches (C,)."""
+    rows, patches = queries.positive.shape[0], keys.values.shape[0]
+    positive, kept = (native.empty_bits(patches, rows) for _ in range(2))
+    query_CD = operand(queries.positive, precision)
+    phi_C, psi_C = queries.phi.contiguous(), queries.psi.contiguous()
+    if queries.negative is None:
+        num_positive, num_kept = similarity(query_CD, keys, positive, kept, phi_C, psi_C)
+    else:
+        negative_CD = operand(queries.negative, precision)
+        num_positive, _ = similarity(query_CD, keys, positive, phi_C=phi_C)
+        _, num_kept = similarity(negative_CD, keys, positive, kept, None, psi_C)
+    for bits, counts in ((positive, num_positive), (kept, num_kept)):
+        clear_own(bits, counts, in_range(self_index_C, patches))
+    return Sets(positive, kept, num_positive), num_kept
 
 
 def similarity(
@@ -23,7 +56,7 @@ def similarity(
     (rows, width), patches = queries_CD.shape, keys.values.shape[0]
     counts = torch.zeros((2, rows), dtype=torch.int64)
     native.run(
-        "similarity",
+        "relation_masks",
         _Arguments,
         queries=queries_CD.contiguous(),
         keys=keys.values,
@@ -43,29 +76,6 @@ def similarity(
     return counts[0], counts[1]
 
 
-def relation_bits(
-    keys: native.Keys,
-    precision: str,
-    pos_queries_CD: torch.Tensor,
-    phi_C: torch.Tensor,
-    psi_C: torch.Tensor,
-    self_index_C: torch.Tensor,
-    neg_queries_CD: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Positive and kept bits of some anchors without the anchors themselves, and their counts (C,)."""
-    rows, patches = pos_queries_CD.shape[0], keys.values.shape[0]
-    positive, kept = (native.empty_bits(patches, rows) for _ in range(2))
-    queries, phi_C, psi_C = operand(pos_queries_CD, precision), phi_C.contiguous(), psi_C.contiguous()
-    if neg_queries_CD is None:
-        num_positive, num_kept = similarity(queries, keys, positive, kept, phi_C, psi_C)
-    else:
-        num_positive, _ = similarity(queries, keys, positive, phi_C=phi_C)
-        _, num_kept = similarity(operand(neg_queries_CD, precision), keys, positive, kept, None, psi_C)
-    for bits, counts in ((positive, num_positive), (kept, num_kept)):
-        clear_own(bits, counts, in_range(self_index_C, patches))
-    return positive, kept, num_positive, num_kept
-
-
 def clear_own(bits: torch.Tensor, counts: torch.Tensor, own_C: torch.Tensor) -> None:
     """Take every anchor out of its own set, in place."""
     column = torch.arange(own_C.shape[0], device=bits.device)
@@ -77,33 +87,18 @@ def clear_own(bits: torch.Tensor, counts: torch.Tensor, own_C: torch.Tensor) -> 
         bits[own_C[one], place[one]] &= ~bit[one]
 
 
-def bytes_per_anchor(num_keys: int, width: int) -> int:
-    """Bytes of temporaries that one anchor needs: two bits a key, counts per tile, queries in three forms."""
-    return 2 * (num_keys // 8 + 1) + native.tile_bytes(num_keys, width) + 16 * width + 64
+def to_words(sets: Sets[torch.Tensor], positive_CW: torch.Tensor, kept_CW: torch.Tensor) -> None:
+    """Write the public form of the sets."""
+    rows, patches = sets.num_positive.shape[0], sets.positive.shape[0]
+    for bits, words in ((sets.positive, positive_CW), (sets.kept, kept_CW)):
+        native.call("to_public", bits, native.stride(rows), rows, patches, words)
 
 
-def relation_masks(
-    pos_queries_AD: torch.Tensor,
-    phi_A: torch.Tensor,
-    keys_ND: torch.Tensor,
-    psi_A: torch.Tensor,
-    self_index_A: torch.Tensor,
-    neg_queries_AD: torch.Tensor | None,
-    precision: str,
-    memory_budget: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See the public function; floating inputs are float32."""
-    (num_anchors, width), num_keys = pos_queries_AD.shape, keys_ND.shape[0]
-    words = [torch.empty((num_anchors, num_words(num_keys)), dtype=torch.int32) for _ in range(2)]
-    counts = [torch.zeros(num_anchors, dtype=torch.int64) for _ in range(2)]
-    keys = native.Keys.of(keys_ND, precision)
-    for chunk in row_chunks(num_anchors, native.chunk_rows(memory_budget, bytes_per_anchor(num_keys, width))):
-        negative = None if neg_queries_AD is None else neg_queries_AD[chunk]
-        *masks, counts[0][chunk], counts[1][chunk] = relation_bits(
-            keys, precision, pos_queries_AD[chunk], phi_A[chunk], psi_A[chunk], self_index_A[chunk], negative
-        )
-        rows = chunk.stop - chunk.start
-        for i, bits in enumerate(masks):
-            native.call("to_public", bits, native.stride(rows), rows, num_keys, words[i][chunk])
-        del masks, bits  # before the next chunk's are made
-    return words[0], words[1], counts[0], counts[1]
+def from_words(positive_CW: torch.Tensor, kept_CW: torch.Tensor, num_patches: int) -> Sets[torch.Tensor]:
+    """The inverse."""
+    rows = positive_CW.shape[0]
+    bits = [native.empty_bits(num_patches, rows) for _ in range(2)]
+    counts = torch.empty((2, rows), dtype=torch.int64)
+    for words, out, count in zip((positive_CW, kept_CW), bits, counts, strict=True):
+        native.call("from_public", words.contiguous(), rows, num_patches, out, native.stride(rows), count)
+    return Sets(bits[0], bits[1], counts[0])

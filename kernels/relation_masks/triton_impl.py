@@ -1,82 +1,26 @@
-"""``relation_masks`` in Triton: tiles of similarities are compared, packed and counted in registers."""
+"""``relation_masks`` in Triton: bits of a chunk of anchors; the launch is beside its kernel."""
 
 import torch
 
-from ..common import in_range, row_chunks, rows_within
-from ..masks import num_words
+from ..guards import in_range
 from ..tiles import bits as layout
 from ..tiles import launch
 from ..tiles.bits import Bits
 from ..tiles.planes import Planes, plane_count, planes
 from ..tiles.sizes import COLUMN_BLOCK, padded_channels
-from .triton_kernels import similarity_kernel
+from .sets import Queries, Sets
+from .triton_kernels import relation_bits
 
 
-def similarity(
-    queries: Planes,
-    keys: Planes,
-    positive: Bits,
-    kept: Bits | None = None,
-    phi_C: torch.Tensor | None = None,
-    psi_C: torch.Tensor | None = None,
-    self_C: torch.Tensor | None = None,
-) -> None:
-    """Fill `positive` (unless phi is None) and `kept` (unless None), see :func:`similarity_kernel`."""
-    # The queries' own unit is a constant or the keys': both are powers of two, thresholds are scaled exactly.
-    unit = queries.unit * keys.unit
-    scalar = isinstance(unit, torch.Tensor)
-    phi_C, psi_C = (None if t is None else t.float().contiguous() for t in (phi_C, psi_C))
-    out = (positive.words, positive.counts) + ((None, None) if kept is None else (kept.words, kept.counts))
-
-    def start(config: launch.Launch, options: dict[str, object]) -> None:
-        width = positive.groups * 128
-        grid = launch.tiles(queries.rows, width, config.block_m, config.block_n)
-        operands = (
-            launch.source(queries.high, config.block_m, config.block_k, config.tma),
-            launch.source(queries.low, config.block_m, config.block_k, config.tma),
-            launch.source(keys.high, config.block_n, config.block_k, config.tma),
-            launch.source(keys.low, config.block_n, config.block_k, config.tma),
-        )
-        similarity_kernel[grid](
-            *operands,
-            phi_C,
-            psi_C,
-            self_C,
-            *out,
-            unit if scalar else None,
-            queries.rows,
-            keys.rows,
-            positive.groups,
-            1.0 if scalar else 1.0 / unit,
-            BLOCK_N=config.block_n,
-            BLOCK_K=config.block_k,
-            BAND=launch.BAND,
-            POSITIVE=phi_C is not None,
-            KEPT=kept is not None,
-            **options,
-        )
-
-    form = (queries.rows, keys.rows, phi_C is not None, kept is not None)
-    launch.run("similarity" if kept is None else "relations", keys, form, start)
+def prepare(keys_ND: torch.Tensor, precision: str) -> Planes:
+    """Keys as operands of products."""
+    return planes(keys_ND, precision, COLUMN_BLOCK, scaled=True)
 
 
-def relation_bits(
-    keys: Planes,
-    queries: Planes,
-    phi_C: torch.Tensor,
-    psi_C: torch.Tensor,
-    own_C: torch.Tensor,
-    negative: Planes | None,
-) -> tuple[Bits, Bits]:
-    """Positive and kept bits of some anchors, rows `own_C` of the keys; `negative`: queries of those."""
-    block = launch.row_block(phi_C.device)
-    positive, kept = (Bits.empty(queries.rows, keys.rows, block, phi_C) for _ in range(2))
-    if negative is not None:
-        similarity(queries, keys, positive, kept, phi_C, torch.full_like(psi_C, -torch.inf), own_C)
-        similarity(negative, keys, positive, kept, None, psi_C, own_C)
-    else:
-        similarity(queries, keys, positive, kept, phi_C, psi_C, own_C)
-    return positive, kept
+def chunk_rows(keys: Planes, precision: str, memory_budget: int) -> int:
+    """Anchors per chunk: whole row tiles."""
+    per_anchor = bytes_per_anchor(keys.rows, keys.width, precision)
+    return launch.rows_within(memory_budget, per_anchor, keys.high.device)
 
 
 def bytes_per_anchor(num_keys: int, width: int, precision: str) -> int:
@@ -84,36 +28,28 @@ def bytes_per_anchor(num_keys: int, width: int, precision: str) -> int:
     return 2 * layout.bytes_per_row(num_keys) + (4 + 4 * plane_count(precision)) * padded_channels(width) + 64
 
 
-def relation_masks(
-    pos_queries_AD: torch.Tensor,
-    phi_A: torch.Tensor,
-    keys_ND: torch.Tensor,
-    psi_A: torch.Tensor,
-    self_index_A: torch.Tensor,
-    neg_queries_AD: torch.Tensor | None,
-    precision: str,
-    memory_budget: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See the public function; floating inputs are float32."""
-    (num_anchors, width), num_keys = pos_queries_AD.shape, keys_ND.shape[0]
-    shape = (num_anchors, num_words(num_keys))
-    words = [torch.empty(shape, dtype=torch.int32, device=keys_ND.device) for _ in range(2)]
-    counts = [torch.zeros(num_anchors, dtype=torch.int64, device=keys_ND.device) for _ in range(2)]
-    if num_anchors == 0 or num_keys == 0:
-        return words[0], words[1], counts[0], counts[1]
-    keys = planes(keys_ND, precision, COLUMN_BLOCK, scaled=True)
-    block = launch.row_block(keys_ND.device)
-    rows = rows_within(memory_budget, bytes_per_anchor(num_keys, width, precision), block)
-    for chunk in row_chunks(num_anchors, rows):
-        queries, negative = (
-            None if rows_AD is None else planes(rows_AD[chunk], precision, block, keys.scaled)
-            for rows_AD in (pos_queries_AD, neg_queries_AD)
-        )
-        # Clamped: the wrapper poisons the counts of an anchor out of range.
-        own_C = in_range(self_index_A[chunk], num_keys)
-        masks = relation_bits(keys, queries, phi_A[chunk], psi_A[chunk], own_C, negative)
-        for i, mask in enumerate(masks):
-            layout.to_public(mask, words[i][chunk])
-            counts[i][chunk] = mask.totals()
-        del queries, negative, masks, mask  # before the next chunk's are made
-    return words[0], words[1], counts[0], counts[1]
+def chunk(
+    keys: Planes, precision: str, queries: Queries, self_index_C: torch.Tensor
+) -> tuple[Sets[Bits], torch.Tensor]:
+    """Sets of bits, and the numbers of kept patches (C,)."""
+    block = launch.row_block(keys.high.device)
+    query, negative = planes(queries.positive, precision, block, keys.scaled), None
+    if queries.negative is not None:
+        negative = planes(queries.negative, precision, block, keys.scaled)
+    # Clamped: the wrapper poisons the counts of an anchor out of range.
+    own_C = in_range(self_index_C, keys.rows)
+    positive, kept = relation_bits(keys, query, queries.phi, queries.psi, own_C, negative)
+    return Sets(positive, kept, positive.totals()), kept.totals()
+
+
+def to_words(sets: Sets[Bits], positive_CW: torch.Tensor, kept_CW: torch.Tensor) -> None:
+    """Write the public form of the sets."""
+    layout.to_public(sets.positive, positive_CW)
+    layout.to_public(sets.kept, kept_CW)
+
+
+def from_words(positive_CW: torch.Tensor, kept_CW: torch.Tensor, num_patches: int) -> Sets[Bits]:
+    """The inverse."""
+    block = launch.row_block(positive_CW.device)
+    positive, kept = (layout.from_public(words, num_patches, block) for words in (positive_CW, kept_CW))
+    return Sets(positive, kept, positive.totals())

@@ -1,9 +1,14 @@
-"""The Triton kernel of ``relation_masks``; ``triton_impl.py`` launches it."""
+"""The Triton kernel of ``relation_masks`` and its launch: similarities are compared, packed and counted."""
 
+from functools import partial
+
+import torch
 import triton
 import triton.language as tl
 
-from ..tiles import device
+from ..tiles import device, launch
+from ..tiles.bits import Bits
+from ..tiles.planes import Planes
 
 
 @triton.jit
@@ -82,3 +87,69 @@ def similarity_kernel(
         b_kept = (device.pack(b_sim < b_psi[:, None, None, None]) & b_valid) | b_positive
         tl.store(p_kept + o_words, b_kept.to(tl.int16))
         tl.store(p_num_kept + o_counts, device.count_bits(b_kept).to(tl.int16))
+
+
+def similarity(
+    queries: Planes,
+    keys: Planes,
+    positive: Bits,
+    kept: Bits | None = None,
+    phi_C: torch.Tensor | None = None,
+    psi_C: torch.Tensor | None = None,
+    self_C: torch.Tensor | None = None,
+    config: launch.Launch | None = None,
+) -> None:
+    """Fill `positive` (unless phi is None) and `kept` (unless None), see :func:`similarity_kernel`."""
+    if config is None:
+        name = "similarity" if kept is None else "relations"
+        form = (queries.rows, keys.rows, phi_C is not None, kept is not None)
+        again = partial(similarity, queries, keys, positive, kept, phi_C, psi_C, self_C)
+        config = launch.choose(name, keys, form, again)
+    # The queries' own unit is a constant or the keys': both are powers of two, thresholds are scaled exactly.
+    unit = queries.unit * keys.unit
+    scalar = isinstance(unit, torch.Tensor)
+    phi_C, psi_C = (None if t is None else t.float().contiguous() for t in (phi_C, psi_C))
+    grid = launch.tiles(queries.rows, positive.groups * 128, config.block_m, config.block_n)
+    similarity_kernel[grid](
+        launch.source(queries.high, config.block_m, config.block_k, config.tma),
+        launch.source(queries.low, config.block_m, config.block_k, config.tma),
+        launch.source(keys.high, config.block_n, config.block_k, config.tma),
+        launch.source(keys.low, config.block_n, config.block_k, config.tma),
+        phi_C,
+        psi_C,
+        self_C,
+        positive.words,
+        positive.counts,
+        None if kept is None else kept.words,
+        None if kept is None else kept.counts,
+        unit if scalar else None,
+        queries.rows,
+        keys.rows,
+        positive.groups,
+        1.0 if scalar else 1.0 / unit,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        BAND=launch.BAND,
+        POSITIVE=phi_C is not None,
+        KEPT=kept is not None,
+        **config.options(keys),
+    )
+
+
+def relation_bits(
+    keys: Planes,
+    queries: Planes,
+    phi_C: torch.Tensor,
+    psi_C: torch.Tensor,
+    own_C: torch.Tensor,
+    negative: Planes | None,
+) -> tuple[Bits, Bits]:
+    """Positive and kept bits of some anchors, rows `own_C` of the keys; `negative`: queries of those."""
+    block = launch.row_block(phi_C.device)
+    positive, kept = (Bits.empty(queries.rows, keys.rows, block, phi_C) for _ in range(2))
+    if negative is not None:
+        similarity(queries, keys, positive, kept, phi_C, torch.full_like(psi_C, -torch.inf), own_C)
+        similarity(negative, keys, positive, kept, None, psi_C, own_C)
+    else:
+        similarity(queries, keys, positive, kept, phi_C, psi_C, own_C)
+    return positive, kept

@@ -7,8 +7,9 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import triton
@@ -18,7 +19,10 @@ from ..cache import cache_folder
 
 logger = logging.getLogger("ppap.kernels")
 
-_Config = TypeVar("_Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Config = TypeVar("_Config", bound="DataclassInstance")
 
 
 def cache_file(device: torch.device) -> Path:
@@ -47,8 +51,8 @@ def fastest(
     device: torch.device,
     shipped: _Config,
     others: Sequence[_Config],
-    go: Callable[[_Config], None],
-    timer: Callable[[Callable[[], None]], float] = triton.testing.do_bench,
+    go: Callable[[_Config], object],
+    timer: Callable[[Callable[[], object]], float] = triton.testing.do_bench,
 ) -> _Config:
     """The configuration that runs quickest, from the cache file or by timing all of them.
 
@@ -69,10 +73,10 @@ def fastest(
         if known.get(name) == asdict(config):
             return config
     # Not searched yet, or what was found is no choice of this version.
-    timings = [(timer(lambda: go(shipped)), shipped)]
+    timings = [(timer(partial(go, shipped)), shipped)]
     for config in others:
         try:
-            timings.append((timer(lambda config=config: go(config)), config))
+            timings.append((timer(partial(go, config)), config))
         except TritonError as error:
             logger.debug("autotune: %s does not run: %s", config, error)
     best_ms, best = min(timings, key=lambda timing: timing[0])

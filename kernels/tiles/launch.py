@@ -1,4 +1,4 @@
-"""Launch configurations of the Triton kernels per architecture, and the one place that launches them.
+"""Launch configurations of the Triton kernels per architecture, and the choice among them.
 
 Those of sm_90 were timed, the others are chosen from the compiler's figures, see ``bench/results/aot.md`` for
 every kernel and line: none spills. ``PPAP_AUTOTUNE=1`` times the alternatives on the device at hand instead,
@@ -14,7 +14,8 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..dispatch import autotune_wanted
+from .. import budget
+from ..environment import autotune_wanted
 from . import autotune
 from .sizes import COLUMN_BLOCK
 
@@ -43,6 +44,19 @@ class Launch:
     stages: int = 3
     tma: bool = False
     accumulators: int = 1
+
+    def options(self, operand: "Planes") -> dict[str, object]:
+        """What every tile kernel takes by name, for planes that are streamed through it."""
+        return {
+            "WIDTH": operand.high.shape[1],
+            "BLOCK_M": self.block_m,
+            "SPLIT": operand.split,
+            "TMA": self.tma,
+            "UPCAST": interpreted() and operand.high.dtype == torch.bfloat16,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+            "enable_fp_fusion": True,
+        }
 
 
 # Kernels with a configuration of their own. "split" = operands of two planes, the fp32 precision.
@@ -147,6 +161,11 @@ def row_block(device: torch.device) -> int:
     return TABLE[architecture(device)]["similarity"].block_m
 
 
+def rows_within(memory_budget: int, bytes_per_row: int, device: torch.device) -> int:
+    """Rows within a budget: whole row tiles."""
+    return budget.rows_within(memory_budget, bytes_per_row, row_block(device))
+
+
 def rows_per_program() -> int:
     """Rows that a program of a row kernel owns; the interpreter takes its time per program, not per entry."""
     return 64 if interpreted() else 4
@@ -157,49 +176,25 @@ def configuration(kernel: str, device: torch.device, split: bool) -> Launch:
     return TABLE[architecture(device)][f"{kernel}/split" if split else kernel]
 
 
-def run(
-    kernel: str,
-    operand: "Planes",
-    problem: tuple[object, ...],
-    start: Callable[[Launch, dict[str, object]], None],
+def choose(
+    kernel: str, operand: "Planes", problem: tuple[object, ...], again: Callable[..., object]
 ) -> Launch:
-    """Launch a tile kernel by `start(configuration, options)`; with PPAP_AUTOTUNE=1 in the fastest form.
+    """The configuration that a tile kernel runs in: the shipped one, with PPAP_AUTOTUNE=1 the fastest.
 
     Args:
         kernel: one of :data:`KERNELS`.
         operand: planes that are streamed through the kernel.
         problem: sizes and form that a search distinguishes.
-        start: launches the kernel; called many times by a search, so it must only overwrite.
-
-    Returns:
-        The configuration used last.
+        again: launches the kernel in a given `config`; called many times by a search, so it must only
+            overwrite.
     """
-    device = operand.high.device
+    device, width = operand.high.device, operand.high.shape[1]
     shipped = configuration(kernel, device, operand.split)
-    go = launcher(operand, start)
     if interpreted() or not autotune_wanted():
-        go(shipped)
         return shipped
-    key = (kernel, str(operand.high.dtype), operand.split, operand.high.shape[1], *problem)
-    others = [each for each in alternatives(kernel, shipped) if fits(kernel, each, operand.high.shape[1])]
-    best = autotune.fastest(key, device, shipped, others, go)
-    go(best)
-    return best
-
-
-def launcher(
-    operand: "Planes", start: Callable[[Launch, dict[str, object]], None]
-) -> Callable[[Launch], None]:
-    """`start` in a given configuration, with the options that every tile kernel takes."""
-    upcast = interpreted() and operand.high.dtype == torch.bfloat16
-
-    def go(config: Launch) -> None:
-        options = {"SPLIT": operand.split, "TMA": config.tma, "UPCAST": upcast, "BLOCK_M": config.block_m}
-        options |= {"WIDTH": operand.high.shape[1], "num_warps": config.warps, "num_stages": config.stages}
-        options["enable_fp_fusion"] = True
-        start(config, options)
-
-    return go
+    key = (kernel, str(operand.high.dtype), operand.split, width, *problem)
+    others = [each for each in alternatives(kernel, shipped) if fits(kernel, each, width)]
+    return autotune.fastest(key, device, shipped, others, lambda config: again(config=config))
 
 
 def alternatives(kernel: str, shipped: Launch) -> list[Launch]:

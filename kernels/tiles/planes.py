@@ -5,10 +5,11 @@ in magnitude: together they hold 22 bits of mantissa of any value down to 2^-19 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from ..common import add_product, power_of_two_above, product
+from ..precision import add_product, power_of_two_above, product
 from . import rows as row_kernels
 from .rows import SPLIT_SCALE
 from .sizes import padded, padded_channels
@@ -48,9 +49,8 @@ class Planes:
         shape = (padded(rows, multiple), padded_channels(width))
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
         split = precision == "fp32"
-        high, low = (
-            torch.empty(shape, dtype=dtype, device=device) if wanted else None for wanted in (True, split)
-        )
+        high = torch.empty(shape, dtype=dtype, device=device)
+        low = torch.empty_like(high) if split else None
         return cls(high, low, 1 / SPLIT_SCALE.value if split else 1.0, rows, width, divisor)
 
     @property
@@ -96,7 +96,7 @@ def fill(
     *,
     index: torch.Tensor | None = None,
     unit: torch.Tensor | None = None,
-    **options: object,
+    **options: Any,
 ) -> Planes:
     """Planes of `values`, or of those of its rows that `index` (rows,) names; see :func:`.rows.run`.
 
@@ -140,11 +140,13 @@ def raw_product(
         target: contiguous, what the product is added to, or None.
         overwrite: the target holds nothing yet.
     """
-    for a, b in _parts(left, right, transposed):
-        if target is None or overwrite:
-            target, overwrite = product(a, b, target), False
-        else:
-            add_product(target, a, b)
+    first, *others = _parts(left, right, transposed)
+    if target is None or overwrite:
+        target = product(*first, target)
+    else:
+        add_product(target, *first)
+    for a, b in others:
+        add_product(target, a, b)
     return target
 
 
@@ -158,7 +160,7 @@ def planes_product(left: Planes, right: Planes, transposed: bool = False) -> tor
 def _parts(left: Planes, right: Planes, transposed: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Pairs of planes whose products add up to the product; low times low is below fp32's rounding."""
     pairs = [(left.high, right.high)]
-    if left.split:
+    if left.low is not None and right.low is not None:
         pairs += [(left.high, right.low), (left.low, right.high)]
     cut = [(a[: left.rows, : left.width], b[: right.rows]) for a, b in pairs]
     return [(a.T if transposed else a, b) for a, b in cut]

@@ -123,7 +123,8 @@ def auto_condition(clusters: int) -> str:
     """``clip:S`` with S = 1 / (4 K): K clusters need about K directions, of which none may drown the others.
 
     Chosen by the purity of sets on four sets of labelled photographs (docs/conditioning.md), where
-    whitening and removing components are each good on one and bad on another."""
+    whitening and removing components are each good on one and bad on another.
+    """
     share = float(f"{1 / (4 * clusters):.2g}")
     return f"clip:{share:g}" if clusters > 1 else "centre"
 
@@ -150,7 +151,7 @@ def figures(survey: Survey, condition: Condition, clusters: int) -> Figures:
     rows = F.normalize(patch_rows(condition(survey.sample)), dim=1)
     cosines = (rows[:: max(len(rows) // 256, 1)] @ rows.T).flatten()
     half, most = (cosines.kthvalue(max(int(q * len(cosines)), 1)).values.item() for q in (0.5, 0.95))
-    return Figures(half, most, *dense_score(rows, clusters))
+    return Figures(half, most, *dense_score(rows, max(clusters, 2)))
 
 
 def candidates(survey: Survey, clusters: int, chosen: str) -> list[str]:

@@ -70,6 +70,13 @@ def frozen_of(batch: dict[str, torch.Tensor], device: torch.device, prefix: str 
 
 
 @torch.no_grad()
+def cache_bytes(net: Network, dataset: SegmentationDataset, dtype: CacheType = "fp16") -> int:
+    """Bytes on disk that :func:`cache_features` would fill."""
+    net.eval()
+    return _size(_describe(net, dataset, dtype))
+
+
+@torch.no_grad()
 def cache_features(
     net: Network,
     dataset: SegmentationDataset,

@@ -6,6 +6,20 @@ from typing import Any
 from ppap.evaluation.evaluate import Evaluation
 from ppap.evaluation.metrics import Scores
 
+KEPT = 0.1
+"""Share of the frozen features' neighbours below which the code is said to forget (docs/conditioning.md)."""
+
+
+def drift_hint(row: Mapping[str, Any]) -> str | None:
+    """What to do about a code that has lost the neighbours that patches have in the frozen features."""
+    kept = row.get("neighbours_kept", 1.0)
+    if kept >= KEPT:
+        return None
+    return (
+        f"the code keeps {100 * kept:.0f} % of the frozen features' nearest neighbours: it forgets what the "
+        "backbone knows; lower --optim.lr (auto = 3e-4 for backbones with a layer scale)"
+    )
+
 
 def sets_hint(row: Mapping[str, Any]) -> str | None:
     """What to do about a logged step of PPAP whose positive or negative sets were all empty."""

@@ -75,6 +75,8 @@ class DataConfig:
     """Loader processes; 0 = load in the main process."""
     cache_features: bool = False
     """Compute the frozen tokens of the training images once and train from disk; equal within rounding."""
+    cache_limit_gib: float = 32.0
+    """Features that would fill more than this on disk [GiB] are computed anew in every pass."""
     cache_dtype: Literal["fp16", "bf16"] = "fp16"
     """Type of the cached tokens."""
     cache_dir: str | None = None
@@ -116,6 +118,9 @@ class DataConfig:
             value = getattr(self, name)
             check_field(value >= 1, f"data.{name.replace('_', '-')}", value, "give at least 1")
         check_field(self.workers >= 0, "data.workers", self.workers, "give 0 or more")
+        check_field(
+            self.cache_limit_gib > 0, "data.cache-limit-gib", self.cache_limit_gib, "give more than 0"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,7 +346,8 @@ def of_seed(config: Config, seed: int) -> Config:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain containers, ready for JSON (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
 
 
 def from_dict(values: dict[str, Any], kind: type = Config, where: str = "config") -> Any:

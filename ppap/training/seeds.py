@@ -83,7 +83,7 @@ def resume(path: Path, run_one: RunOne) -> None:
 
 
 def _finished(folder: Path, config: Config) -> bool:
-    scores = folder / _scores_file(config)
+    scores = folder / _scores_file(folder)
     if not (scores.exists() and (folder / "report.md").exists()):
         return False
     if json.loads(scores.read_text())["provenance"]["settings"] != config_hash(config):
@@ -93,14 +93,16 @@ def _finished(folder: Path, config: Config) -> bool:
     return True
 
 
-def _scores_file(config: Config) -> str:
-    """What a finished run measured: its comparison, or where none is asked for its own scores."""
-    return "comparison.json" if config.compare.rows else FINAL_SCORES
+def _scores_file(folder: Path) -> str:
+    """What a finished run measured: its comparison, or where there is none its own scores."""
+    return "comparison.json" if (folder / "comparison.json").exists() else FINAL_SCORES
 
 
 def _write(path: Path, config: Config, seeds: Sequence[int]) -> None:
-    records = [json.loads((path / f"seed-{seed}" / _scores_file(config)).read_text()) for seed in seeds]
-    if not config.compare.rows:
+    folders = [path / f"seed-{seed}" for seed in seeds]
+    records = [json.loads((folder / _scores_file(folder)).read_text()) for folder in folders]
+    compared = _scores_file(folders[0]) != FINAL_SCORES
+    if not compared:
         records = [{**record, "summary": {config.method: record["summary"]}} for record in records]
     results = [record["summary"] for record in records]
     shared = {key: records[0][key] for key in ("backbone", "warning")}
@@ -112,10 +114,10 @@ def _write(path: Path, config: Config, seeds: Sequence[int]) -> None:
     lines = [f"# {config.preset}: {len(seeds)} seeds ({', '.join(map(str, seeds))})", ""]
     lines += [f"- backbone: {shared['backbone']}"]
     lines += [f"- protocol {config.protocol}, settings `{config_hash(config)}`", ""]
-    compared = comparison_lines(config, results) if config.compare.rows else table(results)
-    lines += [*compared, "", "Runs: " + ", ".join(f"[seed {s}](seed-{s}/report.md)" for s in seeds)]
+    scores = comparison_lines(config, results) if compared else table(results)
+    lines += [*scores, "", "Runs: " + ", ".join(f"[seed {s}](seed-{s}/report.md)" for s in seeds)]
     (path / "report.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(compared))
+    print("\n".join(scores))
     print(f"report: {path / 'report.md'}")
 
 

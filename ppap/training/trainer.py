@@ -20,20 +20,23 @@ from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.kernels import dispatch
 from ppap.methods.base import TrainingData
 from ppap.methods.choices import Choices, choose, needs_survey
+from ppap.methods.drift import Watch
 from ppap.methods.engine import Engine, build_engine, check_finite, load_engine, new_backbone, pick_device
 from ppap.methods.guidance import survey
 from ppap.methods.table import METHODS
 from ppap.nets.conditioning import Condition
-from ppap.nets.feature_cache import CachedFeatures, cache_features, cache_root
+from ppap.nets.feature_cache import CachedFeatures, cache_bytes, cache_features, cache_root
 from ppap.nets.model import Network
 from ppap.reports.markdown import write_report
 from ppap.reports.provenance import device_name
 from ppap.reports.records import FINAL_SCORES, RANDOM_WARNING, comparison_record, evaluation_record
-from ppap.reports.terminal import sets_hint
+from ppap.reports.terminal import drift_hint, sets_hint
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ppap.runs.randomness import own_randomness
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, config_hash, to_dict
+from ppap.settings.presets import preset
+from ppap.settings.published import with_method
 from ppap.training.stop import StopRequest
 
 
@@ -74,10 +77,7 @@ class Trainer:
         for name in {config.method, *config.compare.rows} - {"colour", "conditioned"}:
             METHODS[name].check(replace(config, method=name))
         self.data: Datasets = build_datasets(config.data)
-        if config.compare.rows and (self.data.val is None or not self.data.val.labelled):
-            raise UsageError("--compare.rows needs validation labels; give labels/val, or leave it out")
-        if config.compare.rows and not self.data.train.labelled:
-            raise UsageError("--compare.rows needs training labels for its linear probe; give labels/train")
+        self.rows = self._rows()
         if METHODS[config.method].needs_labels and not self.data.train.labelled:
             raise UsageError(f"--method {config.method} needs training labels; give labels/train")
         classes = self.data.train.classes
@@ -114,8 +114,26 @@ class Trainer:
                 "give as many or more"
             )
         self.loader = self.engine.start(self.training_set, self.step, lambda: self.stop.asked)
+        self.watch = Watch(self.engine, self.training_set) if config.method != "frozen" else None
         self.health = torch.zeros((), device=device)
         self.started = time.perf_counter()
+
+    def _rows(self) -> tuple[str, ...]:
+        """Rows of the comparison; those that only the preset asks for give way where labels are missing."""
+        rows = self.config.compare.rows
+        if not rows:
+            return rows
+        missing = None
+        if self.data.val is None or not self.data.val.labelled:
+            missing = "--compare.rows needs validation labels; give labels/val, or leave it out"
+        elif not self.data.train.labelled:
+            missing = "--compare.rows needs training labels for its linear probe; give labels/train"
+        if missing is None:
+            return rows
+        if rows != with_method(preset(self.config.preset), self.config.method).compare.rows:
+            raise UsageError(missing)
+        print("comparison: none, for want of labels")
+        return ()
 
     def _choose(self, net: Network, device: torch.device, classes: int) -> tuple[Choices, Condition | None]:
         """Settings that are auto, and the map of the condition, by a look at the training images."""
@@ -129,6 +147,13 @@ class Trainer:
     def _training_set(self, net: Network, device: torch.device) -> SegmentationDataset | CachedFeatures:
         data = self.config.data
         if not data.cache_features:
+            return self.data.train
+        size = cache_bytes(net, self.data.train, data.cache_dtype) / 2**30
+        if size > data.cache_limit_gib:
+            print(
+                f"features: {size:.0f} GiB would be cached, more than --data.cache-limit-gib "
+                f"{data.cache_limit_gib:g}; they are computed anew in every pass"
+            )
             return self.data.train
         return cache_features(
             net,
@@ -237,6 +262,8 @@ class Trainer:
         """Write a line of metrics, and print one where there is no progress bar."""
         check_finite({**values, "sum of losses": self.health}, self.step, self.engine.scaler.is_enabled())
         row = {"step": self.step, "epoch": epoch, **{name: value.item() for name, value in values.items()}}
+        if self.watch is not None:
+            row["neighbours_kept"] = self.watch.kept()
         self.run_dir.append({**row, "images_per_s": speed})
         text = (
             f"loss {row['loss']:.3f} contrast {row['contrast_loss']:.3f} linear {row['linear_loss']:.3f} "
@@ -245,7 +272,7 @@ class Trainer:
         if not sys.stderr.isatty():
             left = (self.total - self.step) * self.config.train.batch_size / speed / 60
             print(f"step {self.step}/{self.total} {text}, {left:.0f} min left", flush=True)
-        hint = sets_hint(row) if self.engine.method.propagation else None
+        hint = drift_hint(row) or (sets_hint(row) if self.engine.method.propagation else None)
         if hint and hint != self.hint:
             tqdm.write(f"step {self.step}: {hint}")
         self.hint = hint
@@ -292,7 +319,7 @@ class Trainer:
 
     def _compare(self, stop: StopRequest) -> dict[str, Row]:
         """The table of ``--compare.rows``; it starts anew where it was interrupted."""
-        if not self.config.compare.rows:
+        if not self.rows:
             return {}
         tqdm.write("comparison: the same probes for every row")
         try:

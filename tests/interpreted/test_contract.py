@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ppap.kernels import PropagationConfig, contrastive_loss, ppap_loss, propagate, use_backend
-from ppap.kernels.common import normalise
 from ppap.kernels.ppap_loss import group_mean, triton_impl
-from ppap.kernels.ppap_loss.guarded import Settings
+from ppap.kernels.ppap_loss.settings import Settings
+from ppap.kernels.precision import normalise
 from tests.helpers import made_case, peak_bytes
 from tests.interpreted.test_loss import BLOCK, budget_of_chunks, on_triton
 from tests.loss_forms import FORMS, fused, loss_and_gradient

@@ -7,7 +7,7 @@ from triton.runtime.interpreter import GridExecutor
 
 from ppap.kernels import PropagationConfig
 from ppap.kernels.ppap_loss import triton_impl
-from ppap.kernels.ppap_loss.guarded import Settings
+from ppap.kernels.ppap_loss.settings import Settings
 from ppap.kernels.tiles import planes
 from tests.helpers import LossCase, made_case
 from tests.interpreted.test_loss import BLOCK, budget_of_chunks

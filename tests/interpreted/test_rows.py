@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from ppap.kernels import common, ppap_loss, propagate
-from ppap.kernels.proxy_average.triton_impl import parts
+from ppap.kernels import guards, ppap_loss, propagate
+from ppap.kernels.proxy_average.triton_kernels import parts
 from ppap.kernels.tiles import bits, launch, occupancy
 from ppap.kernels.tiles.planes import fill
 from tests.helpers import PLAIN, made_case
@@ -108,7 +108,7 @@ def test_bad_numbers(bad, monkeypatch):
     with pytest.raises(ValueError):
         ppap_loss(case.features, case.z, case.anchors, case.cfg, **options)
     # On a GPU the host does not look at them: the kernels do.
-    monkeypatch.setattr(common, "_host_waits_for", lambda device: False)
+    monkeypatch.setattr(guards, "_host_waits_for", lambda device: False)
     z = case.z.requires_grad_()
     loss, positives, negatives = ppap_loss(case.features, z, case.anchors, case.cfg, **options)
     assert loss.isnan() and (positives == -1).all() and (negatives == -1).all()

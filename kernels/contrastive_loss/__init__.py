@@ -1,26 +1,22 @@
-"""``contrastive_loss``: Eq. 8 for given relations, masks rebuilt chunk by chunk on any backend."""
+"""``contrastive_loss``: Eq. 8 for given relations, the sets formed chunk by chunk on any backend."""
 
-from collections.abc import Iterator
+from functools import partial
+from types import ModuleType
+from typing import Any
 
 import torch
 
-from . import dispatch
-from .checks import check_anchors, check_budget, check_positive, check_rows, require
-from .common import (
-    DEFAULT_BUDGET,
-    accumulator,
-    computing_on,
-    guard,
-    in_range,
-    nan_if_any,
-    poison,
-    resolve_precision,
-    row_chunks,
-    rows_within,
-)
-from .masked_log_softmax import masked_log_softmax, no_context, refuse_second_derivative
-from .masks import PackedMasks, num_words
-from .propagation import Relations
+from .. import dispatch
+from ..budget import DEFAULT_BUDGET
+from ..checks import check_anchors, check_budget, check_positive, check_rows, require
+from ..guards import guard, in_range, nan_if_any, poison
+from ..masked_log_softmax import masked_log_softmax, no_context, refuse_second_derivative
+from ..masked_log_softmax.chunks import SetsOf, Settings, gradients, losses
+from ..masks import PackedMasks
+from ..plain_products import computing_on
+from ..precision import accumulator, resolve_precision
+from ..propagate import Relations
+from ..relation_masks import Queries, Sets
 
 
 def contrastive_loss(
@@ -67,7 +63,8 @@ def contrastive_loss(
     backend = dispatch.choose(impl, z, rel.features)
     q = rel.queries()
     settings = [resolve_precision(precision, z), rel.precision]
-    return _contrastive_loss(
+    loss: torch.Tensor
+    loss, _ = _contrastive_loss(
         z,
         rel.features,
         rel.anchors,
@@ -80,10 +77,18 @@ def contrastive_loss(
         settings[1],
         budget,
         backend,
-    )[0]
+    )
+    return loss
 
 
-def _loss_of_masks(z, masks, temperature, precision, memory_budget, impl):
+def _loss_of_masks(
+    z: torch.Tensor,
+    masks: PackedMasks | tuple[torch.Tensor, torch.Tensor],
+    temperature: float,
+    precision: str,
+    memory_budget: int,
+    impl: str | None,
+) -> torch.Tensor:
     anchors = masks[2] if len(masks) > 2 else None
     if anchors is None:
         rows = masks[0].shape[0]
@@ -134,22 +139,29 @@ def _contrastive_loss(
     factor = guard({"z": z, "pos_queries": pos_queries}, None, 0)
     dtype = accumulator(precision)
     z, anchors = z.to(dtype), in_range(anchors, z.shape[0])
-    loss, lse = z.new_empty(anchors.shape[0]), z.new_empty(anchors.shape[0])
-    impl = dispatch.load("masked_log_softmax", backend)
-    relations = (keys, anchors, pos_queries, phi, neg_queries, psi, mask_precision)
+    q, settings = Queries(pos_queries, phi, neg_queries, psi), Settings(temperature, precision, memory_budget)
     with computing_on(z.device):
-        for chunk, positive, kept in _mask_chunks(relations, memory_budget, backend):
-            loss[chunk], lse[chunk] = impl.masked_log_softmax(
-                z[anchors[chunk]], z, positive, kept, temperature, precision, memory_budget // 2
-            )
+        impl, settings, rows, sets_of = _parts(keys, anchors, q, mask_precision, z, settings, backend, False)
+        loss, lse = losses(impl, z[anchors], z, settings, rows, sets_of)
     poison(factor, loss, lse)
     return loss, lse
 
 
 @_contrastive_loss.register_fake
 def _(
-    z, keys, anchors, pos_q, phi, neg_q, psi, temperature, precision, mask_precision, memory_budget, backend
-):
+    z: torch.Tensor,
+    keys: torch.Tensor,
+    anchors: torch.Tensor,
+    pos_q: torch.Tensor,
+    phi: torch.Tensor,
+    neg_q: torch.Tensor | None,
+    psi: torch.Tensor,
+    temperature: float,
+    precision: str,
+    mask_precision: str,
+    memory_budget: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
     rows, dtype = anchors.shape[0], accumulator(precision)
     return z.new_empty(rows, dtype=dtype), z.new_empty(rows, dtype=dtype)
 
@@ -173,76 +185,78 @@ def _contrastive_loss_backward(
 ) -> torch.Tensor:
     dtype = accumulator(precision)
     values, anchors = z.to(dtype), in_range(anchors, z.shape[0])
-    dz, dloss = torch.zeros_like(values), dloss.to(dtype)
-    impl = dispatch.load("masked_log_softmax", backend)
-    relations = (keys, anchors, pos_queries, phi, neg_queries, psi, mask_precision)
+    q, settings = Queries(pos_queries, phi, neg_queries, psi), Settings(temperature, precision, memory_budget)
     with computing_on(z.device):
-        for chunk, positive, kept in _mask_chunks(relations, memory_budget, backend):
-            rows = anchors[chunk]
-            dz_anchors, dz_all = impl.masked_log_softmax_backward(
-                dloss[chunk],
-                values[rows],
-                values,
-                positive,
-                kept,
-                lse[chunk],
-                temperature,
-                precision,
-                memory_budget // 2,
-            )
-            dz += dz_all
-            dz[rows] += dz_anchors
+        impl, settings, rows, sets_of = _parts(
+            keys, anchors, q, mask_precision, values, settings, backend, True
+        )
+        dz_anchors, dz = gradients(
+            impl, dloss.to(dtype), lse, values[anchors], values, settings, rows, sets_of
+        )
+        dz[anchors] += dz_anchors
     poison(nan_if_any(lse), dz)
     return dz.to(z.dtype)
 
 
 @_contrastive_loss_backward.register_fake
 def _(
-    dloss,
-    lse,
-    z,
-    keys,
-    anchors,
-    pos_q,
-    phi,
-    neg_q,
-    psi,
-    temperature,
-    precision,
-    mask_precision,
-    budget,
-    backend,
-):
+    dloss: torch.Tensor,
+    lse: torch.Tensor,
+    z: torch.Tensor,
+    keys: torch.Tensor,
+    anchors: torch.Tensor,
+    pos_q: torch.Tensor,
+    phi: torch.Tensor,
+    neg_q: torch.Tensor | None,
+    psi: torch.Tensor,
+    temperature: float,
+    precision: str,
+    mask_precision: str,
+    budget: int,
+    backend: str,
+) -> torch.Tensor:
     return z.new_empty(z.shape)
 
 
-def _mask_chunks(relations: tuple, memory_budget: int, backend: str) -> Iterator[tuple]:
-    """(slice of anchors, positive words, kept words) of all anchors; masks take half of the budget."""
-    keys, anchors, pos_queries, phi, neg_queries, psi, mask_precision = relations
-    impl = dispatch.load("relation_masks", backend)
-    rows = rows_within(memory_budget // 2, 8 * num_words(keys.shape[0]))
-    for chunk in row_chunks(anchors.shape[0], rows):
-        negative = None if neg_queries is None else neg_queries[chunk]
-        positive, kept, _, _ = impl.relation_masks(
-            pos_queries[chunk],
-            phi[chunk],
-            keys,
-            psi[chunk],
-            anchors[chunk],
-            negative,
-            mask_precision,
-            memory_budget // 2,
-        )
-        yield chunk, positive, kept
+def _parts(
+    keys: torch.Tensor,
+    anchors_A: torch.Tensor,
+    queries: Queries,
+    mask_precision: str,
+    z_NE: torch.Tensor,
+    settings: Settings,
+    backend: str,
+    with_gradient: bool,
+) -> tuple[ModuleType, Settings, int, SetsOf]:
+    """What the loop over chunks takes: half of the budget is for sets, half for logits."""
+    masking, impl = dispatch.load("relation_masks", backend), dispatch.load("masked_log_softmax", backend)
+    half = settings.memory_budget // 2
+    settings = settings._replace(memory_budget=half)
+    prepared = masking.prepare(keys, mask_precision)
+    rows = min(
+        impl.chunk_rows(z_NE, settings, with_gradient),
+        masking.chunk_rows(prepared, mask_precision, half),
+    )
+    return impl, settings, rows, partial(_sets, masking, prepared, mask_precision, queries, anchors_A)
 
 
-def _save(ctx, inputs, output) -> None:
+def _sets(
+    masking: ModuleType, keys: Any, precision: str, queries: Queries, anchors_A: torch.Tensor, part: slice
+) -> Sets[Any]:
+    """The sets of some anchors."""
+    sets: Sets[Any] = masking.chunk(keys, precision, queries.take(part), anchors_A[part])[0]
+    return sets
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     *tensors, ctx.temperature, ctx.precision, ctx.mask_precision, ctx.budget, ctx.backend = inputs
     ctx.save_for_backward(output[1], *tensors)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dloss, _dlse):
+def _backward(
+    ctx: Any, dloss: torch.Tensor | None, *_others: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
     if dloss is None:
         return (None,) * 12
     settings = (ctx.temperature, ctx.precision, ctx.mask_precision, ctx.budget, ctx.backend)

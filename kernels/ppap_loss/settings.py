@@ -1,12 +1,11 @@
-"""What surrounds the chunks of ``ppap_loss``: bad numbers, mean over groups, factor of the gradient."""
+"""What one call of ``ppap_loss`` takes and gives, and the mean over groups."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from ..common import accumulator, guard, in_range, poison
-from ..propagation import PropagationConfig
+from ..masked_log_softmax import chunks as softmax
+from ..propagate.config import PropagationConfig
 
 
 class Settings(NamedTuple):
@@ -30,6 +29,11 @@ class Settings(NamedTuple):
     precision: str
     memory_budget: int
 
+    @property
+    def of_softmax(self) -> softmax.Settings:
+        """Those of ``masked_log_softmax``."""
+        return softmax.Settings(self.temperature, self.precision, self.memory_budget)
+
     def gradient_scale(self, anchors: int) -> float:
         """What turns the gradient of :mod:`.chunks` into that of the scaled mean."""
         groups = max(-(-anchors // self.group), 1)
@@ -52,32 +56,6 @@ class Result(NamedTuple):
     dz_scale: torch.Tensor
     num_positives: torch.Tensor
     num_negatives: torch.Tensor
-
-
-def guarded(
-    ppap_loss: Callable, features: torch.Tensor, z: torch.Tensor, anchors: torch.Tensor, settings: Settings
-) -> Result:
-    """Run a backend's `ppap_loss` on anchors in range; NaN and counts of -1 say that numbers were bad."""
-    factor = guard({"features": features, "z": z}, anchors, features.shape[0])
-    loss_A, dz, num_positives, num_negatives = ppap_loss(
-        features,
-        z.to(accumulator(settings.precision)),
-        in_range(anchors, z.shape[0]),
-        settings.cfg,
-        settings.temperature,
-        settings.group,
-        settings.with_gradient,
-        settings.precision,
-        settings.memory_budget,
-    )
-    loss = group_mean(loss_A, num_positives > 0, settings.group)
-    loss *= settings.temperature / settings.base_temperature
-    dz_scale = loss.new_full((), settings.gradient_scale(len(anchors)))
-    poison(factor, loss, dz_scale)
-    if factor is not None:
-        num_positives = num_positives.masked_fill(factor.isnan(), -1)
-        num_negatives = num_negatives.masked_fill(factor.isnan(), -1)
-    return Result(loss, dz, dz_scale, num_positives, num_negatives)
 
 
 def group_mean(values_A: torch.Tensor, valid_A: torch.Tensor, group: int) -> torch.Tensor:

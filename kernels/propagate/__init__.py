@@ -1,98 +1,31 @@
-"""Progressive proxy anchor propagation (paper section 3.2-3.3): settings, walk, result."""
+"""``propagate``: progressive proxy anchor propagation (paper section 3.2-3.3): walk and result.
 
-import math
+A backend that forms all sets in a way of its own has a ``triton_impl.py`` here; the others are composed of
+``proxy_average`` and ``relation_masks``, with keys that are prepared once for all steps and the sets.
+"""
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
-from . import dispatch
-from .checks import check_anchors, check_budget, check_rows, require
-from .common import (
-    DEFAULT_BUDGET,
-    accumulator,
-    computing_on,
-    guard,
-    in_range,
-    normalise,
-    poison,
-    refuse_on_cpu,
-    resolve_precision,
-    row_chunks,
-    rows_within,
-)
-from .masks import num_words, unpack_masks
+from .. import dispatch
+from ..budget import DEFAULT_BUDGET
+from ..checks import check_anchors, check_budget, check_rows, require
+from ..guards import guard, in_range, poison, refuse_on_cpu
+from ..masks import num_words, unpack_masks
+from ..plain_products import computing_on
+from ..precision import accumulator, normalise, resolve_precision
+from ..proxy_average import move
+from ..relation_masks import Queries, count_sets
+from .config import PropagationConfig
+
+__all__ = ["PropagationConfig", "Relations", "all_rows", "propagate", "walk"]
 
 
-@dataclass(frozen=True)
-class PropagationConfig:
-    """Settings of the propagation; the defaults are those of the paper's text.
-
-    Attributes:
-        phi0: initial threshold of the positives [cosine].
-        psi0: initial threshold of the negatives [cosine]; it may exceed phi0, then nothing is ambiguous.
-        steps: number T of moves of the proxy, 0 or more.
-        sigma_pos: divides the movement before it lowers phi (Eq. 3), above 0.
-        sigma_amb: divides the movement before it raises psi (Eq. 5), above 0.
-        trustworthy_positives: positives around the propagated proxy (TPS); off = above phi0 around the
-            anchor.
-        ambiguity_excluded: negatives below psi only (ANS); off = every patch that is not a positive.
-    """
-
-    phi0: float = 0.55
-    psi0: float = 0.15
-    steps: int = 2
-    sigma_pos: float = 3.0
-    sigma_amb: float = 4.0
-    trustworthy_positives: bool = True
-    ambiguity_excluded: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("phi0", "psi0"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(
-                    f"PropagationConfig: {name} is {getattr(self, name)!r}; give a finite cosine"
-                )
-        for name in ("sigma_pos", "sigma_amb"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"PropagationConfig: {name} is {getattr(self, name)!r}; give a number above 0"
-                )
-        if not isinstance(self.steps, int) or self.steps < 0:
-            raise ValueError(f"PropagationConfig: steps is {self.steps!r}; give a whole number, 0 or more")
-
-    def as_floats(self) -> list[float]:
-        """The settings as a list, the form in which they pass through registered ops."""
-        switches = [float(self.trustworthy_positives), float(self.ambiguity_excluded)]
-        numbers = [self.phi0, self.psi0, self.steps, self.sigma_pos, self.sigma_amb]
-        return [float(number) for number in numbers] + switches
-
-    @classmethod
-    def from_floats(cls, values: list[float]) -> "PropagationConfig":
-        """Inverse of :meth:`as_floats`."""
-        phi0, psi0, steps, sigma_pos, sigma_amb, trustworthy, excluded = values
-        return cls(phi0, psi0, int(steps), sigma_pos, sigma_amb, bool(trustworthy), bool(excluded))
-
-
-@dataclass(frozen=True)
-class Queries:
-    """What decides the two sets of some anchors: cosine to `positive` above `phi`, to `negative` below `psi`.
-
-    Attributes:
-        positive: (A, D) queries of the positives.
-        phi: (A,) thresholds of the positives.
-        negative: (A, D) queries of the negatives, or None where they are those of the positives.
-        psi: (A,) thresholds of the negatives; inf where every non-positive is a negative.
-        proxies: (A, D) the propagated proxies, whatever the switches.
-    """
-
-    positive: torch.Tensor
-    phi: torch.Tensor
-    negative: torch.Tensor | None
-    psi: torch.Tensor
-    proxies: torch.Tensor
-
-
+# Unit features, proxies, phi, psi, numbers of positives and of negatives.
+Propagated = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 Average = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -117,8 +50,8 @@ def walk(start_AD: torch.Tensor, cfg: PropagationConfig, average: Average) -> Qu
     if not cfg.ambiguity_excluded:
         psi_A = torch.full_like(psi_A, torch.inf)
     if cfg.trustworthy_positives:
-        return Queries(proxy_AD, phi_A, None, psi_A, proxy_AD)
-    return Queries(start_AD, torch.full_like(phi_A, cfg.phi0), proxy_AD, psi_A, proxy_AD)
+        return Queries(proxy_AD, phi_A, None, psi_A)
+    return Queries(start_AD, torch.full_like(phi_A, cfg.phi0), proxy_AD, psi_A)
 
 
 @dataclass(frozen=True)
@@ -153,8 +86,8 @@ class Relations:
             rows = slice(None)  # as a default, torch 2.11 could not trace it
         proxies, phi, psi = self.proxies[rows], self.phi[rows], self.psi[rows]
         if self.trustworthy_positives:
-            return Queries(proxies, phi, None, psi, proxies)
-        return Queries(self.features[self.anchors[rows]], phi, proxies, psi, proxies)
+            return Queries(proxies, phi, None, psi)
+        return Queries(self.features[self.anchors[rows]], phi, proxies, psi)
 
     def positives(self, rows: torch.Tensor) -> torch.Tensor:
         """Dense boolean (len(rows), N) positive sets, without the anchors; for analysis and pictures."""
@@ -167,19 +100,13 @@ class Relations:
 
     def _dense(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows = torch.as_tensor(rows, device=self.features.device, dtype=torch.int64).reshape(-1)
-        q, count = self.queries(rows), self.features.shape[0]
-        op = dispatch.load("relation_masks", self.backend)
-        with computing_on(self.features.device):
-            positive, kept, _, _ = op.relation_masks(
-                q.positive,
-                q.phi,
-                self.features,
-                q.psi,
-                self.anchors[rows],
-                q.negative,
-                self.precision,
-                DEFAULT_BUDGET,
-            )
+        count, device = self.features.shape[0], self.features.device
+        positive, kept = torch.empty((2, len(rows), num_words(count)), dtype=torch.int32, device=device)
+        impl = dispatch.load("relation_masks", self.backend)
+        with computing_on(device):
+            keys, words = impl.prepare(self.features, self.precision), (positive, kept)
+            queries, own = self.queries(rows), self.anchors[rows]
+            count_sets(impl, keys, self.precision, queries, own, DEFAULT_BUDGET, words)
         return unpack_masks(positive, count), unpack_masks(kept, count)
 
 
@@ -252,41 +179,24 @@ def _propagate(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     cfg = PropagationConfig.from_floats(settings)
-    fused = dispatch.load("ppap_loss", backend)
-    if anchors.numel() and hasattr(fused, "guarded_propagate"):
+    own_form = dispatch.load_if_any("propagate", backend)
+    if anchors.numel() and own_form is not None:
         refuse_on_cpu({"features": features}, anchors, features.shape[0])
         with computing_on(features.device):
-            return fused.guarded_propagate(features, anchors, cfg, precision, memory_budget)
+            found: Propagated = own_form.guarded_propagate(features, anchors, cfg, precision, memory_budget)
+            return found
     factor = guard({"features": features}, anchors, features.shape[0])
     unit_ND = normalise(features, accumulator(precision))
     anchors = in_range(anchors, features.shape[0])
     averaging, masking = dispatch.load("proxy_average", backend), dispatch.load("relation_masks", backend)
-
-    def average(queries_AD: torch.Tensor, phi_A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return averaging.proxy_average(queries_AD, unit_ND, phi_A, precision, memory_budget)
-
     with computing_on(features.device):
-        q = walk(unit_ND[anchors], cfg, average)
-        num_positives = torch.empty_like(anchors)
-        num_negatives = torch.empty_like(anchors)
-        # Counts come from packed masks; half of the budget for the masks, half for what makes them.
-        rows = rows_within(memory_budget // 2, 8 * num_words(features.shape[0]))
-        for chunk in row_chunks(anchors.shape[0], rows):
-            negative = None if q.negative is None else q.negative[chunk]
-            _, _, positive_C, kept_C = masking.relation_masks(
-                q.positive[chunk],
-                q.phi[chunk],
-                unit_ND,
-                q.psi[chunk],
-                anchors[chunk],
-                negative,
-                precision,
-                memory_budget // 2,
-            )
-            num_positives[chunk], num_negatives[chunk] = positive_C, kept_C - positive_C
+        keys = averaging.prepare(unit_ND, precision)
+        q = walk(unit_ND[anchors], cfg, partial(move, averaging, keys, precision, memory_budget))
+        num_positives, num_kept = count_sets(masking, keys, precision, q, anchors, memory_budget)
     # Without a step the proxies are the anchors' features and the thresholds constants: an op returns no
     # aliases.
     proxies, phi, psi = q.proxies.clone(), q.phi.clone(), q.psi.clone()
+    num_negatives = num_kept - num_positives
     poison(factor, proxies, phi, psi)
     if factor is not None:
         num_positives = num_positives.masked_fill(factor.isnan(), -1)
@@ -295,7 +205,14 @@ def _propagate(
 
 
 @_propagate.register_fake
-def _(features, anchors, settings, precision, memory_budget, backend):
+def _(
+    features: torch.Tensor,
+    anchors: torch.Tensor,
+    settings: list[float],
+    precision: str,
+    memory_budget: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     dtype, count = accumulator(precision), anchors.shape[0]
     unit = features.new_empty(features.shape, dtype=dtype)
     proxies = features.new_empty((count, features.shape[1]), dtype=dtype)
