@@ -57,7 +57,7 @@ class BackboneArguments(AnalysisArguments):
     images: int = 128
     """Training images at most, spread over the set, and as many validation images, that are looked at. Where
     these are all, and --data.cache-features is on, the features are kept for the next time."""
-    anchors: int = 1024
+    anchors: int = 512
     """Labelled patches, drawn at random, whose neighbours and sets are measured."""
     conditions: tuple[str, ...] = CANDIDATES
     """Candidates of --model.condition to measure; none and what auto chooses are always among them."""
