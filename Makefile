@@ -37,7 +37,7 @@ OF_VERSIONS = tests/test_triton.py tests/test_dispatch.py tests/test_ppap_loss.p
 
 # Of the interpreter's files and of the architectures compiled for, which take minutes, `make test` runs all with the
 # environment's own Triton.
-test-oldest: UNINTERPRETED = contract or training or launches or loss
+test-oldest: UNINTERPRETED = contract or training or launches
 test-newest: UNINTERPRETED = contract or training or loss or launches or rows
 
 test-oldest test-newest: test-%: $(VENV)/%/.done

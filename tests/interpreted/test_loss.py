@@ -29,8 +29,8 @@ def budget_of_chunks(case, rows: int, precision: str = "fp32") -> int:
     return rows * triton_impl.bytes_per_anchor(case.features, case.z, precision, True)
 
 
-# The interpreter takes a second for what a compiled kernel does at once, and the forms share their kernels: the
-# fused one meets every case, the others those in which they differ from it.
+# The interpreter takes a second for what a compiled kernel does at once, and the forms share their kernels:
+# the fused one meets every case, the others those in which they differ from it.
 OTHER_FORMS = [form for form in FORMS if form is not fused]
 OTHERS_TOO = ("ragged", "no positives", "fixed threshold")
 
