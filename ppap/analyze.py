@@ -11,6 +11,7 @@ from ppap.cli import first_positional, run
 from ppap.errors import UsageError, unknown_name
 
 ANALYSES = {
+    "backbone": "whether a backbone suits the images, and what suits it, before any training",
     "thresholds": "which phi0 and psi0 suit a backbone and a data set, without labels",
     "positives": "which patches become positives of an anchor, step by step (Fig. 5)",
     "sets": "how large and how pure the sets of PPAP, HP and others are (Table 6, Fig. 1b)",

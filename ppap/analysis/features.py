@@ -1,22 +1,101 @@
-"""Patch features and patch labels of training images, as the loss sees them, and HP's reference pool.
+"""The network of an analysis with all that is auto chosen, and the patches that its loss would compare.
 
 Legend: B images, h w patch grid, N = B h w patches, D channels, M entries of a pool.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ppap.data import SegmentationDataset, train_loader
 from ppap.data.loading import stream
 from ppap.data.patch_labels import LabelRule, labels_of
+from ppap.methods.choices import Choices, choose, needs_survey
+from ppap.methods.guidance import PATCHES, survey
 from ppap.methods.hidden_positives import draw_pool
-from ppap.nets.model import PPAPNet, patch_rows
+from ppap.nets.feature_cache import cache_features, cache_root
+from ppap.nets.model import Network, PPAPNet, build_net, patch_rows
+from ppap.runs.randomness import own_randomness
+from ppap.settings.config import Config
 
 _BATCH = 16  # images per forward pass
+
+
+class Prepared(NamedTuple):
+    """A network as training would start with it."""
+
+    net: PPAPNet
+    """On the device, in training mode, its condition in place."""
+    config: Config
+    """Without auto."""
+    choices: Choices
+    """What stands in the place of auto."""
+
+
+def prepare(config: Config, dataset: SegmentationDataset, device: torch.device) -> Prepared:
+    """Build the network and choose what is auto by a look at the training images; the choices are printed.
+
+    Args:
+        config: settings; torch's global generator starts from its seed.
+        dataset: training images.
+        device: where it computes.
+
+    Raises:
+        UsageError: no threshold gives sets of the size that is asked for.
+        DataError: the features' cache cannot be written.
+    """
+    torch.manual_seed(config.train.seed)
+    net = build_net(config.model).to(device)
+    with own_randomness():
+        seen = (
+            survey(net, _source(net, dataset, config, device), config, device)
+            if needs_survey(config)
+            else None
+        )
+        clusters = dataset.classes + config.train.extra_clusters
+        choices, condition = choose(config, net.backbone, seen, clusters)
+    for line in choices.reasons:
+        print(line, flush=True)
+    net.condition = None if condition is None else condition.to(device)
+    return Prepared(net, with_choices(config, choices), choices)
+
+
+def with_choices(config: Config, choices: Choices) -> Config:
+    """``config`` with numbers in the place of auto, that of the row fixed among them."""
+    compare = config.compare
+    if config.loss.phi0 == "auto" and compare.fixed_phi0 is None:
+        compare = replace(compare, fixed_phi0=choices.fixed_phi0)
+    return replace(choices.apply(config), compare=compare)
+
+
+def _source(
+    net: Network, dataset: SegmentationDataset, config: Config, device: torch.device
+) -> Dataset[dict[str, Any]]:
+    """What the survey looks at: the features' cache where training makes one and the survey needs all."""
+    patches = (config.data.resolution // net.backbone.patch_size) ** 2
+    if not config.data.cache_features or len(dataset) * patches > PATCHES:
+        return dataset
+    return cached(net, dataset, config, device)
+
+
+def cached(
+    net: Network, dataset: SegmentationDataset, config: Config, device: torch.device
+) -> Dataset[dict[str, Any]]:
+    """The images' frozen tokens, from the cache that ``config`` names or computed into it."""
+    return cache_features(
+        net,
+        dataset,
+        root=cache_root(config.data.cache_dir),
+        dtype=config.data.cache_dtype,
+        batch_size=config.eval.batch_size,
+        device=device,
+        workers=config.data.workers,
+    )
 
 
 class Patches(NamedTuple):

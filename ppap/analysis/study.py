@@ -23,12 +23,14 @@ from tqdm import tqdm
 
 import ppap
 from ppap.analysis.arguments import make_folder
-from ppap.data import build_datasets
+from ppap.analysis.features import cached, prepare, with_choices
+from ppap.data import SegmentationDataset, build_datasets
 from ppap.errors import DataError, NumberError, PpapError, Stopped, UsageError
 from ppap.evaluation.crf import require_crf
+from ppap.methods.choices import Choices, autos
 from ppap.methods.engine import pick_device
-from ppap.nets.feature_cache import cache_features, cache_root
-from ppap.nets.model import build_net
+from ppap.nets.feature_cache import cache_bytes
+from ppap.nets.model import Network, build_net
 from ppap.reports.measure import MeasureOptions, check_protocol, measure, settings_of, write_record
 from ppap.runs.checkpoint import exists, load_checkpoint
 from ppap.runs.rundir import RunDir, changed_settings, option_names
@@ -137,16 +139,46 @@ def check(config: Config, jobs: int, *, splits: Sequence[str] = ("train", "val")
         if split is None or not split.labelled:
             raise DataError(f"there are no labels to score with; give labels/{name}")
     net = build_net(config.model)
-    if jobs > 1 and config.data.cache_features:
-        cache_features(
-            net.to(device),
-            data.train,
-            root=cache_root(config.data.cache_dir),
-            dtype=config.data.cache_dtype,
-            batch_size=config.eval.batch_size,
-            device=device,
-            workers=config.data.workers,
-        )
+    if jobs > 1 and _is_cached(net, data.train, config):
+        cached(net.to(device), data.train, config, device)
+
+
+def _is_cached(net: Network, dataset: SegmentationDataset, config: Config) -> bool:
+    """Whether a run would cache its features."""
+    limit = config.data.cache_limit_gib * 2**30
+    return config.data.cache_features and cache_bytes(net, dataset, config.data.cache_dtype) <= limit
+
+
+def settle(study: Path, config: Config) -> Config:
+    """``config`` with numbers for what is auto: chosen when the study begins, kept in ``choices.json``.
+
+    Args:
+        study: folder of :func:`open_study`.
+        config: settings that the cells share.
+
+    Raises:
+        UsageError: no threshold gives sets of the size that is asked for.
+        DataError: ``choices.json`` is damaged.
+    """
+    if not autos(config):
+        return config
+    path = study / "choices.json"
+    if path.exists():
+        try:
+            choices = Choices.from_dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            raise DataError(f"{path} is damaged; start anew in another folder") from None
+        return with_choices(config, choices)
+    dataset = build_datasets(config.data, ("train",)).train
+    _, settled, choices = prepare(config, dataset, pick_device(config.train.device))
+    RunDir(study).write_json(path.name, choices.to_dict())
+    return settled
+
+
+def choices_of(study: Path, cell: str) -> Choices:
+    """What a finished cell chose for itself where settings are auto; nothing where its checkpoint is gone."""
+    path = study / "cells" / cell / "checkpoints" / "last" / "config.json"
+    return Choices.from_dict(json.loads(path.read_text()).get("choices") if path.exists() else None)
 
 
 def run_cells(study: Path, cells: Sequence[Cell], jobs: int = 1) -> dict[str, dict[str, Any]]:

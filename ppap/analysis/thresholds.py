@@ -1,10 +1,8 @@
-"""Which phi0 and psi0 suit a backbone: similarities of patch pairs, set sizes over a grid, a label-free rule.
+"""Which phi0 and psi0 suit a backbone: similarities of patch pairs, set sizes over a grid, a label-free
+rule.
 
-The rule: the paper's settings end, on its own backbones and data, with positive sets of 288 and 1838 of
-50,176 patches (Table 6, COCO-Stuff and Cityscapes, 27 clusters each), 0.15 and 0.99 of an average cluster of
-N / 27 patches, and with negative sets of 92 % and 86 % of the patches. Take the grid values whose sets, after
-propagation, come nearest to the middles: 0.4 average clusters and 89 %. Labels play no part, only the number
-of clusters.
+The rule is that of ``ppap.methods.thresholds``, which training follows where a threshold is auto. Here it
+picks among the values of a grid, which :func:`around` lays about the ones that training would choose.
 """
 
 import json
@@ -19,12 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ppap.kernels import PropagationConfig, propagate
+from ppap.methods.thresholds import NEGATIVE_SHARE, POSITIVE_CLUSTERS, ratio
 
-POSITIVE_CLUSTERS = 0.4
-"""Aim for the mean positive set [average clusters]: geometric middle of 0.15 and 0.99."""
-NEGATIVE_SHARE = 0.89
-"""Aim for the mean share of patches in a negative set: middle of 86 % and 92 %."""
 BINS = 100
+_STEP, _REACH = 0.05, 0.35  # of a grid [cosine]
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,13 @@ class Thresholds:
     """Suggested for positives by a fixed threshold, the baseline of Table 5, by the same rule."""
 
 
+def around(*values: float) -> tuple[float, ...]:
+    """A grid of round cosines about some values, and these themselves."""
+    first, last = min(values) - _REACH, max(values) + _REACH
+    steps = range(int(np.ceil(max(first, -0.95) / _STEP)), int(np.floor(min(last, 0.95) / _STEP)) + 1)
+    return tuple(sorted({*values, *(round(_STEP * i, 2) for i in steps)}))
+
+
 @torch.no_grad()
 def analyse(
     features: Tensor,
@@ -73,6 +76,7 @@ def analyse(
     psi_grid: Sequence[float],
     *,
     clusters: int,
+    positives: float = POSITIVE_CLUSTERS,
     anchors: int = 512,
     seed: int = 0,
 ) -> Thresholds:
@@ -84,15 +88,17 @@ def analyse(
         cfg: gives steps and sigmas; its thresholds are not used.
         phi_grid, psi_grid: values to try [cosine].
         clusters: number of clusters of the segmentation; the aim for positives is a share of one.
+        positives: aim for a positive set [average clusters].
         anchors: number of patches, drawn at random, whose sets are measured.
         seed: of the draw.
     """
+    phi_grid, psi_grid = sorted(set(phi_grid)), sorted(set(psi_grid))
     count = features.shape[0]
     order = np.random.Philox(key=[seed, 0]).random_raw(count).argsort()
     rows = torch.from_numpy(np.sort(order[:anchors])).to(features.device)
     unit = torch.nn.functional.normalize(features.float(), dim=1)
     edges = torch.linspace(-1, 1, BINS + 1)
-    same, other = _histograms(unit, images, rows, edges)
+    same, other = histograms(unit, images, rows)
     grid, fixed = [], []
     for phi0 in tqdm(phi_grid, desc="thresholds", disable=None):
         still = propagate(features, rows, PropagationConfig(phi0, steps=0), precision="fp32")
@@ -100,19 +106,23 @@ def analyse(
         for psi0 in psi_grid:
             point = PropagationConfig(phi0, psi0, cfg.steps, cfg.sigma_pos, cfg.sigma_amb)
             rel = propagate(features, rows, point, precision="fp32")
-            positives, negatives = (
-                n.double().mean().item() / count for n in (rel.num_positives, rel.num_negatives)
-            )
+            shares = (n.double().mean().item() / count for n in (rel.num_positives, rel.num_negatives))
             empty = (rel.num_positives == 0).double().mean().item()
-            grid.append(GridPoint(phi0, psi0, positives, negatives, empty))
-    aim = POSITIVE_CLUSTERS / clusters
-    fixed_phi0 = min(zip(phi_grid, fixed, strict=True), key=lambda p: (_distance(p[1], aim), p[0]))[0]
+            grid.append(GridPoint(phi0, psi0, *shares, empty))
+    aim = min(positives / clusters, 0.5)
+    fixed_phi0 = min(zip(phi_grid, fixed, strict=True), key=lambda p: (ratio(p[1], aim), p[0]))[0]
     suggested = (*suggest(grid, aim), fixed_phi0)
     return Thresholds(count, len(rows), edges.tolist(), same, other, grid, fixed, aim, *suggested)
 
 
-def _histograms(unit: Tensor, images: Tensor, rows: Tensor, edges: Tensor) -> tuple[list[float], list[float]]:
-    """Shares per bin of the similarities of anchors to patches of their own and of other images."""
+def histograms(unit: Tensor, images: Tensor, rows: Tensor) -> tuple[list[float], list[float]]:
+    """Shares of pairs in each of BINS bins from -1 to 1: anchors with patches of their own image, of others.
+
+    Args:
+        unit: (N, D) unit rows.
+        images: (N,) int64, the image of each patch.
+        rows: (A,) int64 anchors; an anchor is no pair with itself.
+    """
     counts = torch.zeros(2, BINS, dtype=torch.float64)
     for chunk in rows.split(64):
         sim = unit[chunk] @ unit.T
@@ -125,7 +135,7 @@ def _histograms(unit: Tensor, images: Tensor, rows: Tensor, edges: Tensor) -> tu
 
 
 def suggest(grid: Sequence[GridPoint], positives: float) -> tuple[float, float]:
-    """The pair of the grid by the rule in the module's docstring: phi0 first, then psi0 given phi0.
+    """The pair of the grid whose sets are nearest to the rule's sizes: phi0 first, then psi0 given phi0.
 
     Args:
         grid: measured set sizes.
@@ -137,19 +147,15 @@ def suggest(grid: Sequence[GridPoint], positives: float) -> tuple[float, float]:
 
     phi0 = min(
         {point.phi0 for point in grid},
-        key=lambda phi: (_distance(mean_positives(phi), positives), phi),
+        key=lambda phi: (ratio(mean_positives(phi), positives), phi),
     )
     row = [point for point in grid if point.phi0 == phi0]
     psi0 = min(row, key=lambda point: (abs(point.negatives - NEGATIVE_SHARE), point.psi0)).psi0
     return phi0, psi0
 
 
-def _distance(share: float, aim: float) -> float:
-    return abs(np.log(max(share, 1e-9) / aim))
-
-
 def write(
-    result: Thresholds, folder: Path, title: str, used: tuple[float, float], provenance: dict[str, Any]
+    result: Thresholds, folder: Path, title: str, facts: Sequence[str], provenance: dict[str, Any]
 ) -> None:
     """``thresholds.{json,md,png}`` in an existing folder.
 
@@ -157,7 +163,7 @@ def write(
         result: what was measured.
         folder: where.
         title: heading, such as the backbone's origin.
-        used: (phi0, psi0) of the settings.
+        facts: what else a reader must know, a sentence each.
         provenance: for the JSON, see :func:`ppap.reports.provenance.provenance`.
     """
     values = {"provenance": provenance, **asdict(result)}
@@ -169,11 +175,12 @@ def write(
     lines = [f"# Thresholds: {title}", ""]
     lines += [
         f"{result.patches} patches, {result.anchors} anchors. Suggested without labels: "
-        f"phi0 = {result.phi0:g}, psi0 = {result.psi0:g} (the settings have {used[0]:g} and {used[1]:g}); "
+        f"phi0 = {result.phi0:g}, psi0 = {result.psi0:g}; "
         f"for positives by a fixed threshold phi0 = {result.fixed_phi0:g}. The rule aims for positive sets "
         f"of {100 * result.aim:.1f} % and negative sets of {100 * NEGATIVE_SHARE:.1f} % of "
         "the patches.",
         "",
+        *(line for fact in facts for line in (fact, "")),
         "Mean positive set [% of the patches] after propagation and by a fixed threshold, and anchors "
         "without positives after propagation [%]:",
         "",

@@ -115,13 +115,32 @@ def linear_scores(
     """Score on `val` of a linear classifier fitted on `train`; counts patches.
 
     Args:
-        train, val: features (N, D) and labels (N,) int64; rows with a label below 0 are left out. Columns are
-            centred and scaled by the deviation of the training rows.
+        train, val: features (N, D) and labels (N,) int64; rows with a label below 0 are left out.
+        classes: C.
+        iterations: see :func:`linear_classifier`.
+    """
+    weight, bias = linear_classifier(*train, classes, iterations=iterations)
+    matrix = ConfusionMatrix(classes)
+    matrix.update((val[0] @ weight.T + bias).argmax(dim=1), val[1])
+    return matrix.scores()
+
+
+def linear_classifier(
+    rows: Tensor, labels: Tensor, classes: int, *, iterations: int = 60
+) -> tuple[Tensor, Tensor]:
+    """Weight (C, D) and bias (C,) of a multinomial logistic regression.
+
+    It is fitted to columns that are centred and scaled by their deviation; weight and bias are for the rows
+    as they are.
+
+    Args:
+        rows: (N, D) float.
+        labels: (N,) int64; rows with a label below 0 are left out.
         classes: C.
         iterations: L-BFGS steps on the cross-entropy, with weight decay 1e-4.
     """
-    known = train[1] >= 0
-    rows, target = train[0][known], train[1][known]
+    known = labels >= 0
+    rows, target = rows[known], labels[known]
     mean, spread = rows.mean(dim=0), rows.std(dim=0).clamp(min=1e-6)
     rows = (rows - mean) / spread
     weight = torch.zeros(classes, rows.shape[1], requires_grad=True)
@@ -136,7 +155,6 @@ def linear_scores(
 
     with torch.enable_grad():
         optimiser.step(closure)
-    matrix = ConfusionMatrix(classes)
     with torch.no_grad():
-        matrix.update((((val[0] - mean) / spread) @ weight.T + bias).argmax(dim=1), val[1])
-    return matrix.scores()
+        own = weight / spread
+        return own, bias - own @ mean

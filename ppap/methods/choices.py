@@ -6,7 +6,7 @@ on. Legend: K clusters, N patches, D channels.
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +129,31 @@ def auto_condition(clusters: int) -> str:
     return f"clip:{share:g}" if clusters > 1 else "centre"
 
 
+CANDIDATES = ("none", "centre", "whiten:0.5", "position")
+"""Conditions that are looked at beside the chosen one."""
+
+
+class Figures(NamedTuple):
+    """What can be said of conditioned features without labels."""
+
+    median: float
+    """Of the cosines of two patches."""
+    most: float
+    """95 % of the cosines are below it."""
+    separation: float
+    """How far K clusters stand apart, see :func:`ppap.nets.clustering.dense_score`."""
+    rank: float
+    """Effective number of directions."""
+
+
+def figures(survey: Survey, condition: Condition, clusters: int) -> Figures:
+    """Of the survey's batch."""
+    rows = F.normalize(patch_rows(condition(survey.sample)), dim=1)
+    cosines = (rows[:: max(len(rows) // 256, 1)] @ rows.T).flatten()
+    half, most = (cosines.kthvalue(max(int(q * len(cosines)), 1)).values.item() for q in (0.5, 0.95))
+    return Figures(half, most, *dense_score(rows, max(clusters, 2)))
+
+
 def candidates(survey: Survey, clusters: int, chosen: str) -> list[str]:
     """A table of conditions with label-free figures of the survey's batch, the chosen one marked."""
     values, _ = spectrum(survey.split.all)
@@ -140,13 +165,13 @@ def candidates(survey: Survey, clusters: int, chosen: str) -> list[str]:
         + f" % of the variance; R² of a patch's row and column read from features: {row:.2f}, {column:.2f}",
         f"  {'condition':<12} {'cosines: median':>15} {'95 %':>6} {'separation':>11} {'rank':>6}",
     ]
-    for name in dict.fromkeys(("none", "centre", "whiten:0.5", "position", chosen)):
-        rows = F.normalize(patch_rows(fit(name, survey.split)(survey.sample)), dim=1)
-        cosines = (rows[:: max(len(rows) // 256, 1)] @ rows.T).flatten()
-        half, most = (cosines.kthvalue(max(int(q * len(cosines)), 1)).values.item() for q in (0.5, 0.95))
-        separation, rank = dense_score(rows, max(clusters, 2))
+    for name in dict.fromkeys((*CANDIDATES, chosen)):
+        found = figures(survey, fit(name, survey.split), clusters)
         mark = "  <- chosen" if name == chosen else ""
-        lines.append(f"  {name:<12} {half:>15.2f} {most:>6.2f} {separation:>11.3f} {rank:>6.1f}{mark}")
+        lines.append(
+            f"  {name:<12} {found.median:>15.2f} {found.most:>6.2f} {found.separation:>11.3f} "
+            f"{found.rank:>6.1f}{mark}"
+        )
     return lines
 
 
@@ -166,14 +191,14 @@ def _thresholds(
 ) -> tuple[Choices, list[str]]:
     """Thresholds that are auto, and the sizes that they give."""
     loss, name = config.loss, chosen.condition or config.model.condition
-    patches = _as_compared(survey.sample, condition, config)
+    patches = as_compared(survey.sample, condition, config)
     sizes = SetSizes(patches, loss, config.train.seed)
     aim = min(loss.positives / clusters, 0.5)
     given = loss.phi0
     lines = [f"thresholds: {len(patches)} patches, {len(sizes.anchors)} anchors, without labels"]
     if given == "auto":
         found = sizes.phi0(aim)
-        check_size(found, aim, name, f"give {_remedy(name, clusters)}, or a number")
+        check_size(found, aim, name, f"give {remedy(name, clusters)}, or a number")
         still = sizes.phi0(aim, steps=0)
         given = found.value
         chosen = replace(chosen, phi0=found.value)
@@ -190,7 +215,7 @@ def _thresholds(
     return chosen, lines
 
 
-def _as_compared(sample: Tensor, condition: Condition | None, config: Config) -> Tensor:
+def as_compared(sample: Tensor, condition: Condition | None, config: Config) -> Tensor:
     """The survey's batch as the loss will see it, channel dropout too: (N, D) fp32."""
     maps, share = sample if condition is None else condition(sample), config.model.guidance_dropout
     with own_randomness():
@@ -198,7 +223,7 @@ def _as_compared(sample: Tensor, condition: Condition | None, config: Config) ->
         return patch_rows(F.dropout2d(maps, share, training=True)).contiguous()
 
 
-def _remedy(condition: str, clusters: int) -> str:
-    """Another condition to try."""
+def remedy(condition: str, clusters: int) -> str:
+    """Another condition to try, as an option."""
     share = auto_condition(clusters)
     return f"--model.condition {share if condition != share else 'whiten:0.5'}"

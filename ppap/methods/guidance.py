@@ -33,7 +33,7 @@ class Survey:
     """Frozen features of the training images, in numbers."""
 
     split: Split
-    """Moments of two halves of the images that were looked at."""
+    """Moments of two halves of the images that were looked at, on the CPU."""
     sample: Tensor
     """(n, D, h, w) fp32 features of random images, as many as a batch has, on the CPU."""
     images: int
@@ -85,7 +85,7 @@ def survey(
             if seen * patches >= PATCHES:
                 break
     first, second = halves
-    return Survey(Split(first, second or first), torch.cat(sample), seen)
+    return Survey(Split(first.cpu(), (second or first).cpu()), torch.cat(sample), seen)
 
 
 def _sum(one: Moments | None, two: Moments) -> Moments:

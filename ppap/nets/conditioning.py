@@ -56,6 +56,10 @@ class Moments:
         )
         return Moments(count, mean, scatter)
 
+    def cpu(self) -> "Moments":
+        """On the CPU, where maps are fitted."""
+        return Moments(self.count, self.mean.cpu(), self.scatter.cpu())
+
     @property
     def covariance(self) -> Tensor:
         """(D + 2, D + 2) float64."""

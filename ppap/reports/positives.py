@@ -140,7 +140,7 @@ def draw_positives(
     them have the anchor's class.
 
     Args:
-        net: network; its frozen features, without dropout, are compared.
+        net: network; its frozen features, conditioned and without dropout, are compared.
         dataset: images.
         indices: of the images that are compared; anchors come from any of them.
         cfg: thresholds, steps and sigmas.
@@ -154,7 +154,7 @@ def draw_positives(
     look = look or Look()
     device, patch = next(net.parameters()).device, net.backbone.patch_size
     samples = [dataset[i] for i in indices]
-    maps = net.features(torch.stack([sample["image"] for sample in samples]).to(device))
+    maps = net.compared(net.features(torch.stack([sample["image"] for sample in samples]).to(device)))
     grid, features = (maps.shape[2], maps.shape[3]), patch_rows(maps)
     found = examples(features, cfg, look.anchors, look.seed)
     if not found:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from ppap.analysis import paper
 from ppap.analysis.arguments import Out, check_seeds, parse_with_preset, run_config
-from ppap.analysis.study import Cell, check, open_study, run_cells
+from ppap.analysis.study import Cell, check, choices_of, open_study, run_cells
 from ppap.analysis.tables import Summary, has_crf, score_lines
 from ppap.errors import UsageError
+from ppap.methods.choices import Choices
 from ppap.reports.records import shared_provenance, spread_of
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, of_seed
@@ -20,7 +21,8 @@ TEXT = """Train the four losses of the paper's Table 5 and measure them with the
 
 none: positives above phi0 around the anchor itself, all other patches negatives; TPS: propagated positives
 alone; ANS: ambiguous patches left out alone; TPS + ANS: PPAP. All share initial weights, batches,
-thresholds and probes; only the switches differ.
+thresholds and probes; only the switches differ. With --loss.phi0 auto every seed chooses its own, and rows
+without propagation have the one that gives sets of the same size.
 
 Writes ablation.md and results.json; each seed is a run directory below cells/. The same command continues a
 stopped ablation. A seed costs four trainings: two minutes on two cores for the demo."""
@@ -66,17 +68,41 @@ def main(argv: Sequence[str]) -> None:
     print(f"{text}\nwritten: {path}")
 
 
+def thresholds_line(config: Config, chosen: Sequence[Choices]) -> str:
+    """The thresholds of every row, in words; those that each seed chose for itself in the order of the seeds.
+
+    Args:
+        config: of the ablation.
+        chosen: by each seed, where settings are auto.
+    """
+
+    def text(given: float | str, values: Sequence[float | None]) -> str:
+        if given != "auto":
+            return f"{given:g}"
+        return "auto" + (f" ({', '.join(f'{v:g}' for v in values)})" if None not in values else "")
+
+    loss, own = config.loss, config.compare.fixed_phi0
+    phi0 = text(loss.phi0, [choices.phi0 for choices in chosen])
+    still = text(loss.phi0, [choices.fixed_phi0 for choices in chosen])
+    none = still if own is None else f"{own:g}"
+    rows = f"rows none and ANS {still}" if none == still != phi0 else f"row none {none}"
+    psi0 = text(loss.psi0, [choices.psi0 for choices in chosen])
+    return f"phi0 {phi0} ({rows}), psi0 {psi0}, T = {loss.steps}"
+
+
 def write(
     path: Path, config: Config, seeds: Sequence[int], results: Sequence[dict], rows: dict[str, list[Summary]]
 ) -> str:
     """``results.json`` and ``ablation.md``; returns the text of the latter."""
     first = results[0]
+    chosen = [choices_of(path, f"seed-{seed}") for seed in seeds]
     values = {
         "analysis": "ablation",
         "backbone": first["backbone"],
         "warning": first["warning"],
         "seeds": list(seeds),
         "rows": {name: spread_of(summaries) for name, summaries in rows.items()},
+        "choices": [choices.to_dict() for choices in chosen],
         "provenance": shared_provenance([result["provenance"] for result in results]),
     }
     RunDir(path).write_json("results.json", values)
@@ -85,16 +111,15 @@ def write(
     for column in ("cluster_accuracy", "cluster_miou"):
         head = f"paper: {column.replace('_', ' ').replace('miou', 'mIoU')}"
         extra[head] = {name: paper.text(published.find(name, "ViT-S/16")[column]) for name in ROWS.values()}
-    loss, compare = config.loss, config.compare
-    still = loss.phi0 if compare.fixed_phi0 is None else compare.fixed_phi0
+    compare = config.compare
     lines = [f"# Ablation: {config.preset}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}", ""]
     if first["warning"]:
         lines += [f"> **{first['warning']}**", ""]
     lines += [
         f"- backbone: {first['backbone']}; seeds {', '.join(map(str, seeds))}"
         + (" (mean ± standard deviation)" if len(seeds) > 1 else ""),
-        f"- phi0 {loss.phi0:g} (row none {still:g}), psi0 {loss.psi0:g}, "
-        f"T = {loss.steps}; probes: {compare.steps} steps, {compare.starts} starts, the same for every row",
+        f"- condition {config.model.condition}; {thresholds_line(config, chosen)}; "
+        f"probes: {compare.steps} steps, {compare.starts} starts, the same for every row",
         f"- the paper's numbers are of its {published.title}",
         "",
         *score_lines(rows, extra={} if has_crf(rows) else extra),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ppap.analysis import paper
 from ppap.analysis.arguments import Out, check_seeds, parse_with_preset, run_config
-from ppap.analysis.study import Cell, check, open_study, run_cells
+from ppap.analysis.study import Cell, check, choices_of, open_study, run_cells
 from ppap.analysis.tables import (
     SCORES,
     Summary,
@@ -134,6 +134,9 @@ def write(
         "preset": config.preset,
         "seeds": list(seeds),
         "rows": {name: spread_of(runs) for name, runs in summaries.items()},
+        "choices": {
+            name: [choices_of(path, f"{name}-seed-{s}").to_dict() for s in seeds] for name in results
+        },
         "provenance": {
             name: shared_provenance([run["provenance"] for run in runs]) for name, runs in results.items()
         },

@@ -4,8 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ppap.analysis.arguments import (
     AnalysisArguments,
     Out,
@@ -14,11 +12,10 @@ from ppap.analysis.arguments import (
     new_folder,
     parse_with_preset,
 )
-from ppap.analysis.features import backbone_weights, reference_pool
+from ppap.analysis.features import backbone_weights, prepare, reference_pool
 from ppap.data import build_datasets
 from ppap.methods.engine import pick_device
 from ppap.methods.loss import PPAPLoss
-from ppap.nets.model import build_net
 from ppap.reports.positives import Example, Look, draw_positives
 from ppap.reports.provenance import provenance
 from ppap.reports.records import RANDOM_WARNING
@@ -67,8 +64,8 @@ def main(argv: Sequence[str]) -> None:
     out = new_folder(arguments.out)
     device = pick_device(arguments.device)
     dataset = build_datasets(arguments.data, ("train",)).train
-    torch.manual_seed(arguments.seed)
-    net = build_net(arguments.model).to(device).eval()
+    net, config, _ = prepare(arguments.config(arguments.seed), dataset, device)
+    net.eval()
     pool = None
     if arguments.hidden:
         workers = arguments.data.workers
@@ -78,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
         net,
         dataset,
         spread(len(dataset), arguments.images),
-        PPAPLoss(arguments.loss, 0).propagation,
+        PPAPLoss(config.loss, 0).propagation,
         out / "positives.png",
         Look(arguments.anchors, arguments.seed, arguments.width),
         pool=pool,
@@ -86,13 +83,11 @@ def main(argv: Sequence[str]) -> None:
     record = {
         "backbone": net.backbone.origin,
         "anchors": [example.to_dict() for example in found],
-        "provenance": provenance(arguments.config(arguments.seed), device, backbone_weights(net)),
+        "provenance": provenance(config, device, backbone_weights(net)),
     }
     (out / "positives.json").write_text(json.dumps(record, indent=2) + "\n")
     if not found:
-        print(
-            f"no patch has positives at phi0 = {arguments.loss.phi0:g}; nothing is drawn; lower --loss.phi0"
-        )
+        print(f"no patch has positives at phi0 = {config.loss.phi0:g}; nothing is drawn; lower --loss.phi0")
     else:
         print("\n".join(_lines(found)))
     print(f"written: {out}")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ppap.analysis import sweep_figure
 from ppap.analysis.arguments import Out, check_seeds, parse_with_preset, run_config
-from ppap.analysis.study import Cell, check, open_study, run_cells
+from ppap.analysis.study import Cell, check, open_study, run_cells, settle
 from ppap.analysis.tables import Summary, has_crf, score_lines
 from ppap.errors import UsageError
 from ppap.reports.records import shared_provenance, spread_of
@@ -18,9 +18,10 @@ from ppap.settings.config import Config, LossConfig, of_seed
 TEXT = """Train with other values of sigma_pos, sigma_amb, phi0 and psi0, and draw the scores over them (the
 paper's Fig. 4).
 
-One value is changed at a time, the others stay the preset's; --mode product takes all combinations. Every
-run is measured with the same settled probes. The scores use labels: whoever takes the best run has chosen
-it by labels ("analyze thresholds" suggests phi0 and psi0 without).
+One value is changed at a time, the others stay the preset's; --mode product takes all combinations. What is
+auto is chosen once, when the sweep begins, and is the same in all runs (choices.json). Every run is measured
+with the same settled probes. The scores use labels: whoever takes the best run has chosen it by labels
+("analyze thresholds" suggests phi0 and psi0 without).
 
 Writes sweep.md, results.json, sweep.png and sweep.pdf; each run is below cells/. The same command continues
 a stopped sweep, and adds values and seeds to a finished one. The default grid has 17 runs a seed: 25
@@ -35,14 +36,14 @@ class Grid:
     """Values of sigma_pos."""
     sigma_amb: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0)
     """Values of sigma_amb."""
-    phi0: tuple[float, ...] = ()
-    """Values of phi0 [cosine]."""
-    psi0: tuple[float, ...] = ()
-    """Values of psi0 [cosine]."""
+    phi0: tuple[float, ...] | None = ()
+    """Values of phi0 [cosine]; None = about the one that auto finds."""
+    psi0: tuple[float, ...] | None = ()
+    """Values of psi0 [cosine]; None = likewise."""
 
     def __post_init__(self) -> None:
         for name, values in asdict(self).items():
-            if len(set(values)) != len(values):
+            if values is not None and len(set(values)) != len(values):
                 raise ValueError(
                     f"--vary.{name.replace('_', '-')} {' '.join(map(str, values))}: name each once"
                 )
@@ -69,10 +70,27 @@ class SweepArguments(Config):
 
 
 def around(loss: LossConfig) -> Grid:
-    """The default grid: sigmas 1 to 5, thresholds up to 0.1 on either side of the preset's."""
+    """The default grid: sigmas 1 to 5, thresholds up to 0.1 on either side of the preset's.
+
+    None for a threshold that is auto: :func:`filled` knows the grid once it is chosen.
+    """
+    return Grid(phi0=_around(loss.phi0), psi0=_around(loss.psi0))
+
+
+def _around(value: float | str) -> tuple[float, ...] | None:
     steps = (-0.1, -0.05, 0.0, 0.05, 0.1)
-    phi0, psi0 = (tuple(round(value + step, 4) for step in steps) for value in (loss.phi0, loss.psi0))
-    return Grid(phi0=phi0, psi0=psi0)
+    return None if value == "auto" else tuple(round(value + step, 4) for step in steps)
+
+
+def filled(grid: Grid, loss: LossConfig) -> Grid:
+    """``grid`` with values about those of `loss` where it has None.
+
+    Args:
+        grid: of the command line.
+        loss: without auto.
+    """
+    own = {name: _around(getattr(loss, name)) for name, values in asdict(grid).items() if values is None}
+    return replace(grid, **own)
 
 
 def settings(loss: LossConfig, grid: Grid, mode: str) -> list[dict[str, float]]:
@@ -113,9 +131,16 @@ def main(argv: Sequence[str]) -> None:
     config = of_seed(run_config(arguments), 0)
     if config.method != "ppap" or config.compare.rows != ("ppap",):
         raise UsageError("a sweep trains and measures ppap: leave --method and --compare.rows out")
-    chosen = settings(config.loss, arguments.vary, arguments.mode)
-    if not chosen:
+    for name, values in asdict(arguments.vary).items():
+        for value in values or ():
+            _with(config, {name: value})  # refuse before any work
+    if all(values == () for values in asdict(arguments.vary).values()):
         raise UsageError("nothing is varied; give values, such as --vary.phi0 0.5 0.55 0.6")
+    check(config, arguments.jobs)
+    path = open_study(arguments.out, "sweep", config)
+    config = settle(path, config)
+    arguments = replace(arguments, vary=filled(arguments.vary, config.loss))
+    chosen = settings(config.loss, arguments.vary, arguments.mode)
     cells = {
         (number, seed): Cell(
             cell_name(setting, seed),
@@ -125,8 +150,6 @@ def main(argv: Sequence[str]) -> None:
         for number, setting in enumerate(chosen)
         for seed in arguments.seeds
     }
-    check(config, arguments.jobs)
-    path = open_study(arguments.out, "sweep", config)
     records = run_cells(path, list(cells.values()), arguments.jobs)
     runs = [
         (setting, [records[cells[number, seed].name]["result"] for seed in arguments.seeds])

@@ -1,9 +1,7 @@
 """``ppap analyze thresholds``: which phi0 and psi0 suit a backbone and a data set, without labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
+from dataclasses import dataclass, replace
 
 from ppap.analysis import thresholds
 from ppap.analysis.arguments import (
@@ -14,16 +12,20 @@ from ppap.analysis.arguments import (
     new_folder,
     parse_with_preset,
 )
-from ppap.analysis.features import backbone_weights, training_patches
+from ppap.analysis.features import backbone_weights, prepare, training_patches
 from ppap.data import build_datasets
+from ppap.errors import UsageError
+from ppap.methods.choices import remedy
 from ppap.methods.engine import pick_device
 from ppap.methods.loss import PPAPLoss
-from ppap.nets.model import build_net
+from ppap.methods.thresholds import Phi0, SetSizes, check_size
 from ppap.reports.provenance import provenance
 from ppap.reports.records import RANDOM_WARNING
 
 TEXT = """Draw the similarities of patch pairs and the sizes of the sets over a grid of phi0 and psi0, and
-suggest values without labels.
+suggest values without labels, for features through --model.condition.
+
+The rule is that of --loss.phi0 auto and --loss.psi0 auto; here it takes the best values of the grid.
 
 Writes thresholds.md, thresholds.json and thresholds.png. Half a minute on two cores for the demo."""
 
@@ -40,16 +42,16 @@ class ThresholdArguments(AnalysisArguments):
     """Patches, drawn at random, whose sets are measured."""
     seed: int = 0
     """Seed of all that is drawn at random."""
-    phi_grid: tuple[float, ...] = tuple(round(0.3 + 0.05 * i, 2) for i in range(14))
-    """Values of phi0 to try [cosine]."""
-    psi_grid: tuple[float, ...] = tuple(round(0.05 * i, 2) for i in range(15))
-    """Values of psi0 to try [cosine]."""
+    phi_grid: tuple[float, ...] | None = None
+    """Values of phi0 to try [cosine]; None = about the one that auto finds, that one among them."""
+    psi_grid: tuple[float, ...] | None = None
+    """Values of psi0 to try [cosine]; None = likewise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seed("seed", self.seed)
         for name in ("phi_grid", "psi_grid"):
-            if not getattr(self, name):
+            if getattr(self, name) == ():
                 raise ValueError(f"--{name.replace('_', '-')} is empty; give at least one value")
 
 
@@ -59,26 +61,47 @@ def main(argv: Sequence[str]) -> None:
     out = new_folder(arguments.out)
     device = pick_device(arguments.device)
     dataset = build_datasets(arguments.data, ("train",)).train
-    torch.manual_seed(arguments.seed)
-    net = build_net(arguments.model).to(device).train()
+    config = arguments.config(arguments.seed)
+    given = replace(
+        config, loss=replace(config.loss, phi0=0.0, psi0=0.0), optim=replace(config.optim, lr=1e-3)
+    )
+    net, settled, _ = prepare(given, dataset, device)  # the condition alone is to choose here
     patches = training_patches(
         net, dataset, arguments.images, seed=arguments.seed, workers=arguments.data.workers
     )
-    loss = arguments.loss
+    loss, clusters = config.loss, dataset.classes
+    aim = min(loss.positives / clusters, 0.5)
+    sizes = SetSizes(patches.features, loss, arguments.seed)
+    found, still = sizes.phi0(aim), sizes.phi0(aim, steps=0)
     result = thresholds.analyse(
         patches.features,
         patches.images,
-        PPAPLoss(loss, 0).propagation,
-        arguments.phi_grid,
-        arguments.psi_grid,
-        clusters=dataset.classes,
+        PPAPLoss(given.loss, 0).propagation,
+        arguments.phi_grid or thresholds.around(found.value, still.value),
+        arguments.psi_grid or thresholds.around(sizes.psi0(found.value)),
+        clusters=clusters,
+        positives=loss.positives,
         anchors=min(arguments.anchors, len(patches.features)),
         seed=arguments.seed,
     )
     make_folder(out)
-    origin = provenance(arguments.config(arguments.seed), device, backbone_weights(net))
-    thresholds.write(result, out, net.backbone.origin, (loss.phi0, loss.psi0), origin)
+    condition = settled.model.condition
+    origin = provenance(replace(config, model=settled.model), device, backbone_weights(net))
+    facts = [
+        f"Condition: {condition}. The settings have phi0 {loss.phi0} and psi0 {loss.psi0}.",
+        *_jump(found, aim, condition, clusters),
+    ]
+    thresholds.write(result, out, net.backbone.origin, facts, origin)
     print((out / "thresholds.md").read_text())
     print(f"written: {out}")
     if net.backbone.is_random:
         print(RANDOM_WARNING)
+
+
+def _jump(found: Phi0, aim: float, condition: str, clusters: int) -> list[str]:
+    """What to say where no threshold gives sets of the size aimed for; training with auto would refuse it."""
+    try:
+        check_size(found, aim, condition, f"give {remedy(condition, clusters)}")
+    except UsageError as error:
+        return [f"**{error}**"]
+    return []
