@@ -1,6 +1,5 @@
 """What is auto: sizes that thresholds give, choices that are stored, runs that go on with them bit by bit."""
 
-import dataclasses
 import json
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.shapes import clustered
-from ppap.errors import UsageError
+from ppap.errors import DataError, NumberError, UsageError
 from ppap.methods.choices import (
     BLOCK_RATE,
     HEAD_RATE,
@@ -23,7 +22,7 @@ from ppap.methods.engine import build_engine
 from ppap.methods.guidance import Survey
 from ppap.methods.thresholds import Phi0, SetSizes, check_size
 from ppap.nets.backbone import build_backbone
-from ppap.nets.conditioning import Moments, Split
+from ppap.nets.conditioning import Moments, Split, fit
 from ppap.runs.checkpoint import load_checkpoint
 from ppap.settings.config import Config, LossConfig, ModelConfig
 from ppap.settings.presets import folder
@@ -169,7 +168,6 @@ def test_a_comparison_has_the_conditioned_row_and_every_method_the_condition(tmp
     record = json.loads((run / "comparison.json").read_text())
     assert list(record["summary"]) == ["frozen", "conditioned", "fixed", "stego", "hp", "ppap"]
     assert "frozen, conditioned" in (run / "report.md").read_text()
-    assert record["scores"]["frozen"]["empty_clusters"] >= 0
 
 
 def test_the_folder_preset_needs_no_option_and_no_label(tmp_path, capsys):
@@ -183,8 +181,57 @@ def test_the_folder_preset_needs_no_option_and_no_label(tmp_path, capsys):
     assert (tmp_path / "run" / "report.md").exists()
 
 
-def test_settings_of_a_finished_run_are_those_that_were_asked_for(tmp_path):
+def test_the_report_says_what_was_chosen(tmp_path):
     run = tiny_run(tmp_path / "run", *AUTO, "--train.steps=1")
-    stored = json.loads((run / "config.json").read_text())["config"]
-    assert stored["model"]["condition"] == "auto"
-    assert dataclasses.fields(Choices)[0].name == "condition"
+    assert json.loads((run / "config.json").read_text())["config"]["model"]["condition"] == "auto"
+    chosen = load_checkpoint(run).info["choices"]
+    assert f"condition {chosen['condition']}, phi0 {chosen['phi0']:g}" in (run / "report.md").read_text()
+
+
+@pytest.mark.parametrize("clusters", [1, 2, 3])
+def test_few_clusters_leave_room_for_ambiguous_patches(clusters):
+    config = replace(folder(), model=replace(VIT, condition="centre"))
+    choices, _ = choose(config, build_backbone(VIT), seen(), clusters)
+    assert -1 < choices.psi0 < 0.95
+
+
+def test_thresholds_are_not_looked_for_where_no_method_has_them():
+    config = replace(folder(), method="stego", model=VIT)
+    config = replace(config, compare=replace(config.compare, rows=("frozen", "stego")))
+    choices, _ = choose(config, build_backbone(VIT), seen(), 4)
+    assert choices.apply(config).loss.phi0 == LossConfig().phi0 and not choices.reasons
+
+
+def test_cosines_within_a_hundredth_have_thresholds_too():
+    rows = F.normalize(clustered(600, 24, seed=2, clusters=4) + 6 * F.normalize(torch.ones(24), dim=0), dim=1)
+    assert SetSizes(rows, LossConfig(), seed=0).phi0(0.1).size == pytest.approx(0.1, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("condition", "values", "error"),
+    [
+        ("drop:24", None, "has 24 channels; drop fewer"),
+        ("clip:0.1", 1.0, "the same for every patch"),
+        ("centre", float("nan"), "not finite"),
+    ],
+)
+def test_features_that_have_no_map_are_refused(condition, values, error):
+    features = seen().sample if values is None else torch.full((4, 24, 3, 3), values)
+    with pytest.raises((UsageError, NumberError), match=error):
+        fit(condition, survey_of(features).split)
+
+
+def test_a_row_without_a_condition_is_left_out(tmp_path, capsys):
+    options = ["--compare.rows", "frozen", "conditioned", "--compare.steps=2", "--compare.starts=1"]
+    run = tiny_run(tmp_path / "run", "--train.steps=1", *options)
+    assert list(json.loads((run / "comparison.json").read_text())["summary"]) == ["frozen"]
+
+
+def test_a_folder_smaller_than_a_batch_is_refused_before_its_features(tmp_path):
+    make_folder(tmp_path / "data", count=2)
+    options = ["--model.weights=random", "--model.backbone=vit_tiny_patch16_224", "--data.workers=0"]
+    with pytest.raises(DataError, match="batch"):
+        main(
+            ["folder", f"--data.root={tmp_path / 'data'}", *options, f"--data.cache-dir={tmp_path / 'cache'}"]
+        )
+    assert not (tmp_path / "cache").exists()

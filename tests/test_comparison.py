@@ -22,7 +22,7 @@ from ppap.kernels import native
 from ppap.methods.loss import PPAPLoss
 from ppap.methods.ppap import SWITCHES
 from ppap.nets.probes import ClusterProbe
-from ppap.settings.config import CompareConfig
+from ppap.settings.config import CompareConfig, Config
 from ppap.settings.presets import demo
 from ppap.train import Trainer, main, parse_arguments
 from tests.runs import TINY, make_folder, tiny_run
@@ -116,7 +116,11 @@ def test_probes_do_not_depend_on_what_was_drawn_before():
     both = []
     for _ in range(2):
         torch.rand(7)
-        both.append(fit_probes(codes, labels, 3, settings, seed=5, patch_size=8, device=torch.device("cpu")))
+        both.append(
+            fit_probes(
+                codes, labels, 3, Config(compare=settings), seed=5, patch_size=8, device=torch.device("cpu")
+            )
+        )
     (a, b), (c, d) = both
     assert torch.equal(a.clusters, c.clusters) and torch.equal(b.classifier.weight, d.classifier.weight)
 
@@ -132,7 +136,9 @@ def test_the_cluster_probe_with_the_least_loss_is_kept(monkeypatch):
 
     monkeypatch.setattr(comparison, "ClusterProbe", Probe)
     settings = CompareConfig(steps=2, batch_size=3, starts=4)
-    kept, _ = fit_probes(codes, labels, 3, settings, seed=0, patch_size=8, device=torch.device("cpu"))
+    kept, _ = fit_probes(
+        codes, labels, 3, Config(compare=settings), seed=0, patch_size=8, device=torch.device("cpu")
+    )
     losses = [probe.loss(codes).item() for probe in made]
     assert len(made) == 4 and len(set(losses)) == 4 and kept is made[int(np.argmin(losses))]
 

@@ -1,4 +1,4 @@
-"""``contrastive_loss`` of relations and packed masks; ``test_ppap_loss.py`` compares it with its definition."""
+"""``contrastive_loss`` of relations and packed masks; ``test_ppap_loss.py`` compares it with a definition."""
 
 import pytest
 import torch

@@ -113,9 +113,11 @@ def form_sets(
 
 def _move(proxies: Proxies, keys: Planes, precision: str, thresholds: Thresholds) -> Proxies:
     """One step (Eq. 2-5); its masks end with it."""
-    positive = Bits.empty(proxies.planes.rows, keys.rows, launch.row_block(keys.high.device), proxies.values)
+    block = launch.row_block(keys.high.device)
+    positive = Bits.empty(proxies.planes.rows, keys.rows, block, proxies.values)
     similarity(proxies.planes, keys, positive, phi_C=thresholds.phi)
-    return finish(mask_sum(positive, keys), proxies, precision, thresholds)
+    sums = mask_sum(positive, occupancy.occupancy(positive, block), keys)
+    return finish(sums, proxies, precision, thresholds)
 
 
 def sets_bytes(num_patches: int, width: int, precision: str, row_block: int) -> tuple[int, int]:

@@ -45,5 +45,6 @@ def chunk(
     queries = Proxies(queries_CD, planes(queries_CD, precision, block, keys.scaled))
     positive = Bits.empty(queries_CD.shape[0], keys.rows, block, queries_CD)
     similarity(queries.planes, keys, positive, phi_C=threshold_C)
-    moved = finish(mask_sum(positive, keys), queries, precision)
+    sums = mask_sum(positive, occupancy.occupancy(positive, block), keys)
+    moved = finish(sums, queries, precision)
     return moved.values, positive.totals()

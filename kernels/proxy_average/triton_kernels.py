@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..tiles import device, launch, occupancy
+from ..tiles import device, launch
 from ..tiles.bits import Bits
 from ..tiles.occupancy import Occupancy
 from ..tiles.planes import Planes
@@ -210,8 +210,14 @@ def parts(row_tiles: int, programs_per_tile: int, slots: int) -> int:
     return min(range(1, PARTS_MAX + 1), key=idle)
 
 
-def mask_sum(positive: Bits, keys: Planes) -> torch.Tensor:
-    """(parts, padded rows, padded width) float32 partial sums of the selected keys, without the unit."""
+def mask_sum(positive: Bits, found: Occupancy, keys: Planes) -> torch.Tensor:
+    """(parts, padded rows, padded width) float32 partial sums of the selected keys, without the unit.
+
+    Args:
+        positive: which keys each row sums.
+        found: its tiles that hold any, the only ones that are read.
+        keys: operands.
+    """
     padded_rows, (_, width) = positive.words.shape[0], keys.high.shape
     device = keys.high.device
     block_d, row_tiles = _block_d(width), padded_rows // launch.row_block(device)
@@ -219,7 +225,7 @@ def mask_sum(positive: Bits, keys: Planes) -> torch.Tensor:
     slots = launch.multiprocessors(device) * (2 if tiles == 1 else 1)
     num_parts = parts(row_tiles, width // (block_d * tiles), slots)
     sums = torch.empty((num_parts, padded_rows, width), device=device)
-    add_keys(positive, occupancy.occupancy(positive, launch.row_block(device)), keys, sums)
+    add_keys(positive, found, keys, sums)
     return sums
 
 

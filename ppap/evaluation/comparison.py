@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ppap.data import Datasets, EpochSampler, val_loader
 from ppap.data.loading import stream
+from ppap.errors import NumberError
 from ppap.evaluation.evaluate import CodeOf, Evaluation, evaluate
 from ppap.methods.engine import Engine, build_engine, check_finite
 from ppap.methods.table import TITLES
@@ -70,6 +71,9 @@ def compare(
     settings = config.compare
     rows = {}
     for name in (name for name in TITLES if name in settings.rows):
+        if name == "conditioned" and engine.net.condition is None:
+            tqdm.write(f"{TITLES[name]:<19} left out: --model.condition is none, so it is the row above")
+            continue
         code_of, batch_code, source = _row(name, config, data, training_set, engine, should_stop)
         probes = _probes(batch_code, source, data.train.classes, engine, settings, should_stop)
         scores = evaluate(
@@ -84,7 +88,7 @@ def compare(
         )
         rows[name] = Row(code_of, probes, scores)
         summary = " ".join(f"{key} {value:.2f}" for key, value in scores.summary().items())
-        tqdm.write(f"{TITLES[name]:<17} {summary}")
+        tqdm.write(f"{TITLES[name]:<19} {summary}")
     return rows
 
 
@@ -154,11 +158,10 @@ def _probes(
             codes,
             labels,
             classes,
-            settings,
+            replace(engine.config, compare=settings),
             seed=engine.config.train.seed,
             patch_size=engine.net.backbone.patch_size,
             device=engine.device,
-            kmeans=engine.config.eval.cluster_init == "kmeans",
             should_stop=should_stop,
         )
 
@@ -191,12 +194,11 @@ def fit_probes(
     codes: Tensor,
     labels: Tensor,
     classes: int,
-    settings: CompareConfig,
+    config: Config,
     *,
     seed: int,
     patch_size: int,
     device: torch.device,
-    kmeans: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[ClusterProbe, LinearProbe]:
     """Fit both probes to fixed codes.
@@ -205,19 +207,20 @@ def fit_probes(
         codes: (n, D, h, w) float32.
         labels: (n, H, W) int64, -1 = ignored; for the linear probe alone.
         classes: number of classes and of clusters.
-        settings: steps, rate, batch size and starts.
+        config: its section ``compare`` has steps, rate, batch size and starts; ``eval.cluster_init``.
         seed: of initial weights and batches.
         patch_size: side of a patch [pixels].
         device: where they are trained.
-        kmeans: fit the centres of the cluster probe by k-means instead of training it.
         should_stop: asked after each step; True raises InterruptedError.
 
     Returns:
-        The best cluster probe of ``settings.starts``, by its loss over all codes (by k-means' own sum of
+        The best cluster probe of ``compare.starts``, by its loss over all codes (by k-means' own sum of
         squares), and the linear probe.
     """
+    settings = config.compare
     torch.manual_seed(seed)
     linear = LinearProbe(codes.shape[1], classes).to(device)
+    kmeans = config.eval.cluster_init == "kmeans"
     drawn = 0 if kmeans else settings.starts
     starts = [ClusterProbe(codes.shape[1], classes).to(device) for _ in range(drawn)]
     parameters = [p for probe in (linear, *starts) for p in probe.parameters()]
@@ -251,8 +254,11 @@ def fit_clusters(probe: ClusterProbe, codes: Tensor, *, starts: int, seed: int) 
     """Put k-means' centres of the patches of codes (n, D, h, w) into a cluster probe.
 
     Raises:
+        NumberError: the code is not finite.
         DataError: fewer patches than clusters.
     """
+    if not torch.isfinite(codes).all():
+        raise NumberError("the code is not finite: no clusters can be found in it")
     centres = cosine_kmeans(patch_rows(codes), len(probe.clusters), starts=starts, seed=seed).centres
     with torch.no_grad():
         probe.clusters.copy_(centres)

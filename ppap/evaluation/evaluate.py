@@ -43,7 +43,7 @@ class Evaluation:
     majority: Scores | None = None
     """Cluster probe without CRF, every cluster given its most frequent class: an optimistic extra."""
     empty_clusters: int = 0
-    """Clusters that no labelled pixel falls into: centres that stand nowhere."""
+    """Clusters that no labelled pixel of the validation images falls into."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know, such as why there are no scores with CRF."""
 
@@ -125,7 +125,7 @@ def _scores(counts, dataset, drop, with_crf) -> Evaluation:
 
     majority = counts["cluster"].scores(counts["cluster"].majority_vote(), names=dataset.class_names)
     empty = int((counts["cluster"].counts.sum(dim=1) == 0).sum())
-    notes = [f"clusters without a pixel: {empty} of {counts['cluster'].clusters}"] if empty else []
+    notes = [f"clusters without a labelled pixel: {empty} of {counts['cluster'].clusters}"] if empty else []
     return Evaluation(of(""), of("crf/") if with_crf else {}, majority, empty, notes)
 
 

@@ -11,7 +11,7 @@ from ppap.evaluation.comparison import BatchCode, codes_of, fit_probes
 from ppap.evaluation.evaluate import CodeOf, evaluate
 from ppap.methods.engine import Engine
 from ppap.runs.randomness import own_randomness
-from ppap.settings.config import CompareConfig, Config
+from ppap.settings.config import Config
 
 _COLUMNS = {"cluster_accuracy": "cluster accuracy", "cluster_miou": "cluster mIoU"}
 
@@ -52,11 +52,10 @@ def refit_clusters(
                 codes,
                 labels,
                 datasets.train.classes,
-                settings,
+                replace(config, compare=settings),
                 seed=seed,
                 patch_size=patch,
                 device=engine.device,
-                kmeans=config.eval.cluster_init == "kmeans",
             )
             scores = evaluate(
                 code_of,
@@ -72,15 +71,16 @@ def refit_clusters(
 
 
 def refit_table(
-    spread: Mapping[str, Mapping[str, Any]], own: Mapping[str, float], settings: CompareConfig
+    spread: Mapping[str, Mapping[str, Any]], own: Mapping[str, float], config: Config
 ) -> list[str]:
     """Markdown table of the refitted probes' scores beside those of the checkpoint's own probe.
 
     Args:
         spread: score name -> mean, std, min, max and values.
         own: the same scores of the checkpoint's own probe.
-        settings: how the probes were fitted.
+        config: how the probes were fitted.
     """
+    settings = config.compare
     count = len(next(iter(spread.values()))["values"])
     lines = ["| cluster probe [%] | " + " | ".join(_COLUMNS.values()) + " |", "|---|---:|---:|"]
     for title, of in (
@@ -94,7 +94,9 @@ def refit_table(
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"Each refitted probe: {settings.steps} steps of {settings.batch_size} images on the finished code, "
-        f"Adam from {settings.lr:g} to 0, without CRF. The checkpoint's own was trained along with the code.",
+        "Each refitted probe: k-means from another seed on the finished code, without CRF."
+        if config.eval.cluster_init == "kmeans"
+        else f"Each refitted probe: {settings.steps} steps of {settings.batch_size} images on the finished "
+        f"code, Adam from {settings.lr:g} to 0, without CRF. The checkpoint's own was trained along with the code.",
     ]
     return lines

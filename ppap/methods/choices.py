@@ -20,8 +20,10 @@ from ppap.nets.clustering import dense_score
 from ppap.nets.conditioning import Condition, fit, position_r2, spectrum
 from ppap.nets.model import patch_rows
 from ppap.runs.randomness import own_randomness
-from ppap.settings.config import Config
+from ppap.settings.config import Config, LossConfig
 
+THRESHOLDED = {"ppap", "fixed", "tps", "ans", "random"}
+"""Methods whose sets thresholds make."""
 HEAD_RATE = 5e-4
 """Rate of a head on frozen features: what HP and STEGO were published with."""
 BLOCK_RATE, SCALED_BLOCK_RATE = 1e-3, 3e-4
@@ -42,7 +44,7 @@ class Choices:
     lr: float | None = None
     """Rate of a copied block; heads on frozen features have ``HEAD_RATE``."""
     reasons: tuple[str, ...] = field(default=(), compare=False)
-    """Lines for people: every candidate with its figures, and why the chosen one was."""
+    """Lines for people: every candidate with its figures, and the sizes of the sets."""
 
     def apply(self, config: Config) -> Config:
         """``config`` with these values in the place of auto."""
@@ -62,6 +64,14 @@ class Choices:
     def to_dict(self) -> dict[str, Any]:
         """As plain containers, for a checkpoint."""
         return {**asdict(self), "reasons": list(self.reasons)}
+
+    def summary(self) -> str:
+        """The values in one line, such as ``condition clip:0.03, phi0 0.42``; empty if nothing was chosen."""
+        own = {name: value for name, value in asdict(self).items() if value is not None and name != "reasons"}
+        return ", ".join(
+            f"{name.replace('_', ' ')} {value if isinstance(value, str) else format(value, 'g')}"
+            for name, value in own.items()
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any] | None) -> "Choices":
@@ -101,8 +111,9 @@ def choose(
         The choices, and the map on the CPU; None = features as they are.
 
     Raises:
-        UsageError: no threshold gives sets of the size that is asked for; the message names a condition that
-            does.
+        UsageError: no threshold gives sets of the size that is asked for; the message names a condition to
+            try. More components are dropped than there are.
+        NumberError: features that are not finite, or all the same.
     """
     chosen = Choices(lr=block_rate(backbone) if config.optim.lr == "auto" else None)
     if survey is None:
@@ -114,8 +125,13 @@ def choose(
         chosen = replace(chosen, condition=name)
     condition = None if name == "none" else fit(name, survey.split)
     if "auto" in (config.loss.phi0, config.loss.psi0):
-        chosen, lines = _thresholds(config, chosen, survey, condition, clusters)
-        reasons += lines
+        if THRESHOLDED.isdisjoint({config.method, *config.compare.rows}):
+            unused = LossConfig()
+            chosen = replace(chosen, phi0=unused.phi0, psi0=unused.psi0)
+        else:
+            patches = as_compared(survey.sample, condition, config).to(next(backbone.parameters()).device)
+            chosen, lines = _thresholds(config, chosen, patches, clusters)
+            reasons += lines
     return replace(chosen, reasons=tuple(reasons)), condition
 
 
@@ -186,19 +202,16 @@ def has_layer_scale(block: nn.Module) -> bool:
     return own or any(isinstance(part, LayerScale) for part in block.modules())
 
 
-def _thresholds(
-    config: Config, chosen: Choices, survey: Survey, condition: Condition | None, clusters: int
-) -> tuple[Choices, list[str]]:
+def _thresholds(config: Config, chosen: Choices, patches: Tensor, clusters: int) -> tuple[Choices, list[str]]:
     """Thresholds that are auto, and the sizes that they give."""
     loss, name = config.loss, chosen.condition or config.model.condition
-    patches = as_compared(survey.sample, condition, config)
     sizes = SetSizes(patches, loss, config.train.seed)
     aim = min(loss.positives / clusters, 0.5)
     given = loss.phi0
     lines = [f"thresholds: {len(patches)} patches, {len(sizes.anchors)} anchors, without labels"]
     if given == "auto":
         found = sizes.phi0(aim)
-        check_size(found, aim, name, f"give {remedy(name, clusters)}, or a number")
+        check_size(found, aim, name, f"try {remedy(name, clusters)}, or give a number")
         still = sizes.phi0(aim, steps=0)
         given = found.value
         chosen = replace(chosen, phi0=found.value)

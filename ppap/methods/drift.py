@@ -17,6 +17,8 @@ from ppap.nets.model import patch_rows
 from ppap.runs.randomness import own_randomness
 
 IMAGES, NEIGHBOURS = 8, 20
+PATCHES = 1024
+"""Patches at most that are compared with each other."""
 
 
 def neighbours(rows: Tensor, count: int) -> Tensor:
@@ -29,7 +31,7 @@ def neighbours(rows: Tensor, count: int) -> Tensor:
 def neighbours_kept(before: Tensor, after: Tensor) -> float:
     """Mean share of a row's neighbours, (n, k) of :func:`neighbours`, that it still has."""
     same = (before[:, :, None] == after[:, None, :]).any(dim=2)
-    return same.double().mean().item()
+    return same.float().mean().item()
 
 
 class Watch:
@@ -41,7 +43,7 @@ class Watch:
         key = [config.train.seed, 0]
         order = np.random.Philox(counter=[0, 0, 0, 8], key=key).random_raw(len(source)).argsort()
         with own_randomness():
-            batches = list(val_loader(Subset(source, np.sort(order[:IMAGES]).tolist()), 1, 0))
+            batches = list(val_loader(Subset(source, np.sort(order[:IMAGES]).tolist()), IMAGES, 0))
         self.engine, self.batches = engine, batches
         frozen = self._rows(engine.frozen_code_of)
         self.count = min(NEIGHBOURS, len(frozen) - 1)
@@ -54,4 +56,5 @@ class Watch:
         return neighbours_kept(self.before, neighbours(self._rows(self.engine.code_of), self.count))
 
     def _rows(self, code_of: Any) -> Tensor:
-        return torch.cat([patch_rows(code_of(batch)) for batch in self.batches])
+        rows = torch.cat([patch_rows(code_of(batch)) for batch in self.batches])
+        return rows[:: -(-len(rows) // PATCHES)]

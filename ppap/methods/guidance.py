@@ -23,8 +23,8 @@ from ppap.runs.randomness import own_randomness
 from ppap.settings.config import Config
 
 PATCHES = 2**17
-"""Patches at most that the moments are of: hundreds for every channel of the widest backbones."""
-SAMPLE = 2**14
+"""Patches that the moments are of, about: more than a hundred for each of 1024 channels."""
+SAMPLE = 2**15
 """Patches at most of the batch that thresholds are measured on."""
 
 
@@ -35,7 +35,7 @@ class Survey:
     split: Split
     """Moments of two halves of the images that were looked at, on the CPU."""
     sample: Tensor
-    """(n, D, h, w) fp32 features of random images, as many as a batch has, on the CPU."""
+    """(n, D, h, w) fp32 features of random images, on the CPU: a batch of them, or ``SAMPLE`` patches."""
     images: int
     """Images that were looked at, drawn with the run's seed where they are not all."""
 

@@ -23,10 +23,10 @@ from ppap.settings.config import LossConfig
 POSITIVE_CLUSTERS = 0.4
 """Aim for the mean positive set [average clusters]: geometric middle of 0.15 and 0.99."""
 NEGATIVE_SHARE = 0.89
-"""Aim for the mean share of patches in a negative set: middle of 86 % and 92 %."""
+"""Aim for the mean negative set, as a share of the patches that are no positives: middle of 86 % and 92 %."""
 TOLERANCE = 1.6
 """Factor by which a positive set may miss its aim before it is said that no threshold gives it."""
-_HALVINGS = 10
+_HALVINGS = 16  # cosines of some backbones lie within a hundredth
 
 
 class Phi0(NamedTuple):
@@ -73,16 +73,17 @@ class SetSizes:
             middle = (low[0] + high[0]) / 2
             size, _ = self.shares(middle, steps=steps)
             low, high = ((middle, size), high) if size > aim else (low, (middle, size))
-        value, size = min((low, high), key=lambda end: ratio(end[1], aim))
-        return Phi0(round(value, 4), size, (low[1], high[1]))
+        value = round(min((low, high), key=lambda end: ratio(end[1], aim))[0], 5)
+        return Phi0(value, self.shares(value, steps=steps)[0], (low[1], high[1]))
 
     def psi0(self, phi0: float) -> float:
         """The threshold whose mean negative set is nearest to ``NEGATIVE_SHARE``, given phi0."""
+        aim = NEGATIVE_SHARE * (1 - self.shares(phi0)[0])
         low, high = -1.0, 1.0
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.shares(phi0, middle)[1] < NEGATIVE_SHARE else (low, middle)
-        return round((low + high) / 2, 4)
+            low, high = (middle, high) if self.shares(phi0, middle)[1] < aim else (low, middle)
+        return round((low + high) / 2, 5)
 
 
 def ratio(share: float, aim: float) -> float:

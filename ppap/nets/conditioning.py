@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppap.errors import NumberError, UsageError
 from ppap.settings.checks import parse_condition
 
 # Directions that `position` removes at most, in pairs (row, column), and the held-out R² that ends it: about
@@ -36,7 +37,8 @@ class Moments:
     def of(cls, features: Tensor) -> "Moments":
         """Of feature maps (B, D, h, w), any float type."""
         height, width = features.shape[2:]
-        rows = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1]).double()
+        rows = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+        rows = (rows.cpu() if rows.device.type == "mps" else rows).double()  # which mps has not
         row, column = (
             torch.linspace(-1, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1)
             for n in (height, width)
@@ -127,6 +129,10 @@ def fit(condition: str, split: Split) -> Condition:
         condition: none, centre, whiten:P, clip:S, drop:K or position.
         split: of the training images.
 
+    Raises:
+        NumberError: features that are not finite, or all the same.
+        UsageError: more components are dropped than there are.
+
     Returns:
         On the CPU. Maps are symmetric, and keep the mean square of the features' deviations, so that settings
         that depend on their size keep their meaning.
@@ -137,6 +143,15 @@ def fit(condition: str, split: Split) -> Condition:
     result = Condition(D)
     if kind == "none":
         return result
+    if not torch.isfinite(moments.scatter).all():
+        raise NumberError("the frozen features are not finite; check images and weights")
+    if not moments.scatter[:D, :D].trace() > 0:
+        raise NumberError(
+            f"--model.condition {condition}: the frozen features are the same for every patch; give none, or "
+            "check images and weights"
+        )
+    if kind == "drop" and value >= D:
+        raise UsageError(f"--model.condition {condition}: the backbone has {D} channels; drop fewer")
     result.mean.copy_(moments.mean[:D])
     if kind == "centre":
         return result

@@ -66,7 +66,7 @@ def write_report(
             path = run.pictures / "comparison.png"
             draw_comparison(engine, dataset, comparison, config.eval.pictures, path)
             lines += ["", "![images, truth and clusters of every row](pictures/comparison.png)"]
-    lines += ["", "## Scores", "", _SCORES_TEXT, "", *score_lines(evaluation, dataset.class_names)]
+    lines += ["", "## Scores", "", _scores_text(config), "", *score_lines(evaluation, dataset.class_names)]
     lines += ["", "## Curves", "", "![curves](pictures/curves.png)"]
     if has_strip:
         lines += ["", "## Images", "", "![images](pictures/strip.png)"]
@@ -123,10 +123,16 @@ _OWN_IMAGES = (
     "python -m ppap.analyze thresholds folder --data.root DIR --model.weights vit/backbone --out thresholds",
     "```",
 )
-_SCORES_TEXT = (
-    "Of the probes that were trained along with the network, as `ppap eval` measures them. The comparison, "
-    "where there is one, fits probes of its own to every row."
-)
+
+
+def _scores_text(config: Config) -> str:
+    clusters = "the clusters of k-means on its code" if config.eval.cluster_init == "kmeans" else "clusters"
+    return (
+        f"Of the linear probe that was trained along with the network and {clusters}, as `ppap eval` "
+        "measures them. The comparison, where there is one, fits probes of its own to every row."
+    )
+
+
 _POSITIVES_TEXT = (
     "Anchors (framed) and their positives among the frozen features, by propagation step. Lit patches are in",
     "the set: green where they have the anchor's class, red where not (yellow where the class is not known).",
@@ -141,10 +147,15 @@ def comparison_lines(config: Config, results: Sequence[Mapping[str, Mapping[str,
         lines += ["", *table(results, crf=True)]
     if len(results) > 1:
         lines += ["", f"Mean ± standard deviation of {len(results)} seeds."]
+    clusters = (
+        f"clusters by k-means, the best of {compare.starts} starts"
+        if config.eval.cluster_init == "kmeans"
+        else f"of {compare.starts} cluster probes the one with the least loss"
+    )
     lines += [
         "",
         f"Every row's probes: {compare.steps} steps of {compare.batch_size} images, Adam from {compare.lr:g} "
-        f"to 0, the same seed; of {compare.starts} cluster probes the one with the least loss, which no "
-        "label enters. Clusters are matched to classes once, for the score.",
+        f"to 0, the same seed; {clusters}, which no label enters. Clusters are matched to classes once, for "
+        "the score.",
     ]
     return lines

@@ -10,7 +10,7 @@ from typing import Any
 from ppap.data import Datasets, build_datasets
 from ppap.data.base import SPLITS
 from ppap.errors import DataError, UsageError
-from ppap.evaluation.comparison import table
+from ppap.evaluation.comparison import settle_clusters, table
 from ppap.evaluation.crf import native_crf_missing, require_crf
 from ppap.evaluation.evaluate import evaluate
 from ppap.evaluation.frozen import train_frozen_probes
@@ -105,7 +105,9 @@ def measure(checkpoint: Checkpoint, arguments: MeasureOptions) -> Measured:
     neighbours = _by_neighbours(arguments)
     if not neighbours:
         require_crf(config.eval.crf, device)
-    datasets = _datasets(config, neighbours, arguments)
+    renewed = _clusters_are_renewed(checkpoint, arguments)
+    fitted = neighbours or arguments.frozen or bool(arguments.refit_clusters) or renewed
+    datasets = _datasets(config, neighbours, fitted)
     _check_classes(checkpoint, datasets.val.classes)
     engine = load_engine(checkpoint, device, for_inference(config, device))
     print(f"checkpoint: {checkpoint.path} (step {checkpoint.info['step']}: {checkpoint.selection})")
@@ -122,12 +124,25 @@ def measure(checkpoint: Checkpoint, arguments: MeasureOptions) -> Measured:
     return {**record, "frozen": arguments.frozen, "classes": list(datasets.val.class_names)}, lines
 
 
-def _datasets(config: Config, neighbours: bool, arguments: MeasureOptions) -> Datasets:
+def _clusters_are_renewed(checkpoint: Checkpoint, arguments: MeasureOptions) -> bool:
+    """Whether k-means is to replace centres that were trained along with the network.
+
+    Raises:
+        UsageError: the other way round.
+    """
+    stored, asked = settings_of(checkpoint).eval.cluster_init, arguments.eval.cluster_init
+    if (stored, asked) == ("kmeans", "random"):
+        raise UsageError(
+            "--eval.cluster-init random: the centres of this run are those of k-means; leave it out"
+        )
+    return stored != asked
+
+
+def _datasets(config: Config, neighbours: bool, fitted: bool) -> Datasets:
     """Validation images and, where something is fitted, training images."""
     data = config.data
     if neighbours and data.kind == "imagenet_s":
         data = dataclasses.replace(data, imagenet_s_train="train-semi")
-    fitted = neighbours or arguments.frozen or arguments.refit_clusters
     datasets = build_datasets(data, SPLITS if fitted else ("val",))
     if datasets.val is None or not datasets.val.labelled:
         raise DataError(
@@ -151,6 +166,9 @@ def _measure_probes(
             print("the training images have no labels: the linear probe stays as drawn", flush=True)
         train_frozen_probes(engine, datasets.train, arguments.frozen_steps or checkpoint.info["step"])
         code_of, batch_code = engine.frozen_code, engine.frozen_code_of
+    elif _clusters_are_renewed(checkpoint, arguments):
+        print("clusters: fitted anew by k-means, to the codes of the training images", flush=True)
+        settle_clusters(engine, batch_code, datasets.train)
     result = evaluate(
         code_of,
         engine.probes,
@@ -171,7 +189,7 @@ def _measure_probes(
         numbers = range(config.train.seed + 1, config.train.seed + 1 + arguments.refit_clusters)
         summaries = refit_clusters(code_of, batch_code, engine, datasets, config, numbers)
         spread = spread_of(summaries)
-        lines += ["", *refit_table(spread, result.summary(), config.compare)]
+        lines += ["", *refit_table(spread, result.summary(), config)]
         record["refit_clusters"] = {"seeds": list(numbers), **spread}
     return record, lines
 

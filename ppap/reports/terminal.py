@@ -17,7 +17,7 @@ def drift_hint(row: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"the code keeps {100 * kept:.0f} % of the frozen features' nearest neighbours: it forgets what the "
-        "backbone knows; lower --optim.lr (auto = 3e-4 for backbones with a layer scale)"
+        "backbone knows; lower --optim.lr"
     )
 
 

@@ -75,8 +75,8 @@ class DataConfig:
     """Loader processes; 0 = load in the main process."""
     cache_features: bool = False
     """Compute the frozen tokens of the training images once and train from disk; equal within rounding."""
-    cache_limit_gib: float = 32.0
-    """Features that would fill more than this on disk [GiB] are computed anew in every pass."""
+    cache_limit_gib: float | None = None
+    """Features that would fill more on disk [GiB] are computed anew in every pass; None = no limit."""
     cache_dtype: Literal["fp16", "bf16"] = "fp16"
     """Type of the cached tokens."""
     cache_dir: str | None = None
@@ -158,9 +158,10 @@ class ModelConfig:
     """What is done to the frozen features before they are compared to form sets, by one map fitted to the
     training images without labels; what is trained keeps the backbone's own features. none = as they are
     (published); centre = minus their mean; whiten:P = component of variance v divided by v^(P/2), 0 < P <= 1;
-    clip:S = no component keeps more than the share S of the variance, the mean half of its spread; drop:K =
-    without the K leading components; position = without the directions that a patch's row and column can be
-    read from; auto = chosen by what the spectrum and the sets look like, every candidate printed."""
+    clip:S = components with more than the share S of the variance are reduced to it, the mean to half of
+    the spread; drop:K = without the K leading components; position = without the directions that a patch's
+    row and column can be read from; auto = clip:S with S = 1 / (4 K) for K clusters, printed beside others
+    with figures that need no labels."""
 
     def __post_init__(self) -> None:
         if self.condition != "auto":
@@ -183,8 +184,8 @@ class LossConfig:
     """Initial threshold of the positives [cosine]; auto = such that the sets of the first patches have the
     size --loss.positives asks for."""
     psi0: float | Literal["auto"] = 0.15
-    """Initial threshold below which patches are negatives [cosine]; auto = such that 89 % of the patches are
-    negatives, as in the paper."""
+    """Initial threshold below which patches are negatives [cosine]; auto = such that 89 % of the patches that
+    are no positives are negatives, as in the paper."""
     positives: float = 0.4
     """Size of a positive set that phi0 auto aims for [average clusters = patches / clusters]; the paper's own
     settings end between 0.15 and 1."""
@@ -235,7 +236,7 @@ class OptimConfig:
     """Learning rate of what is trained. auto = 3e-4 where the backbone's blocks have a layer scale (DINOv2,
     DINOv3), else 1e-3; for the heads of hp and stego 5e-4."""
     projection_lr: float | None = None
-    """Learning rate of the projection; None = --optim.lr (published)."""
+    """Learning rate of PPAP's projection; None = --optim.lr (published), as always for that of hp."""
     weight_decay: float = 0.01
     """Weight decay of the trainable block and the projection (adamw: decoupled)."""
     clip_norm: float | None = 10.0
@@ -274,9 +275,10 @@ class TrainConfig:
     extra_clusters: int = 0
     """Centres of the cluster probe beyond one per class; --eval.unmatched says what their pixels count."""
     epochs: int = 5
-    """Passes over the training images; --train.steps, when given, decides instead."""
+    """Passes over the training images, though no fewer steps than --train.least-steps; --train.steps, when
+    given, decides instead."""
     least_steps: int = 0
-    """Passes are added until there are this many steps, for folders of few images."""
+    """Steps at least, whatever --train.epochs says, for folders of few images."""
     steps: int | None = None
     """Number of steps; None = epochs."""
     val_every: int = 100

@@ -40,7 +40,13 @@ def folder() -> Config:
     """A folder of images, any backbone: features conditioned, thresholds and rate chosen without labels."""
     return Config(
         preset="folder",
-        data=DataConfig(kind="folder", eval_resolution=224, interpolation="bilinear", cache_features=True),
+        data=DataConfig(
+            kind="folder",
+            eval_resolution=224,
+            interpolation="bilinear",
+            cache_features=True,
+            cache_limit_gib=32.0,
+        ),
         model=ModelConfig(condition="auto"),
         loss=LossConfig(
             phi0="auto", psi0="auto", steps=2, sigma_pos=3.0, sigma_amb=4.0, temperature=0.1, anchor_divisor=8
@@ -49,7 +55,7 @@ def folder() -> Config:
             name="adamw", lr="auto", projection_lr=1e-3, weight_decay=0.01, linear_lr=5e-3, cluster_lr=5e-3
         ),
         eval=EvalConfig(cluster_init="kmeans"),
-        compare=CompareConfig(rows=("frozen", "conditioned", "ppap")),
+        compare=CompareConfig(rows=("frozen", "conditioned", "ppap"), starts=3),
         train=TrainConfig(batch_size=32, epochs=5, least_steps=200, val_every=0),
     )
 

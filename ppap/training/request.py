@@ -18,7 +18,14 @@ from ppap.training import seeds
 
 # Settings that a resumed run may change without becoming another run.
 _LOOP = ("steps", "epochs", "val_every", "log_every", "save_every", "device")
-RESUMABLE = ("eval.*", *(f"train.{name}" for name in _LOOP), "data.root", "data.workers", "data.cache_dir")
+RESUMABLE = (
+    "eval.*",
+    *(f"train.{name}" for name in _LOOP),
+    "data.root",
+    "data.workers",
+    "data.cache_dir",
+    "data.cache_limit_gib",
+)
 
 
 class Request(NamedTuple):

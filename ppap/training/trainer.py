@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ppap.data import Datasets, SegmentationDataset, build_datasets
+from ppap.data import Datasets, EpochSampler, SegmentationDataset, build_datasets
 from ppap.data.loading import stream
 from ppap.errors import DataError, NumberError, Stopped, UsageError
 from ppap.evaluation.comparison import Row, compare, settle_clusters
@@ -86,6 +86,8 @@ class Trainer:
         self.hint: str | None = None
         self.assignment: list[int | None] | None = None
         self.stop = StopRequest()
+        # What would stop the run after minutes of features is seen before them.
+        EpochSampler(len(self.data.train), config.train.batch_size, config.train.seed)
         if checkpoint is None:
             backbone = new_backbone(config)
             net = Network(backbone).to(device)
@@ -149,7 +151,7 @@ class Trainer:
         if not data.cache_features:
             return self.data.train
         size = cache_bytes(net, self.data.train, data.cache_dtype) / 2**30
-        if size > data.cache_limit_gib:
+        if data.cache_limit_gib is not None and size > data.cache_limit_gib:
             print(
                 f"features: {size:.0f} GiB would be cached, more than --data.cache-limit-gib "
                 f"{data.cache_limit_gib:g}; they are computed anew in every pass"
@@ -256,6 +258,8 @@ class Trainer:
         if self.step >= self.total:
             start += ": all steps are done; what is left is to measure and to report"
         settings = f"settings {config_hash(self.config)}"
+        if chosen := engine.choices.summary():
+            print(f"chosen without labels: {chosen}")
         print(f"run: {self.run_dir.path} ({start}, {self.total} steps, {settings})", flush=True)
 
     def _log(self, values: dict[str, Tensor], epoch: int, speed: float) -> str:
@@ -279,10 +283,9 @@ class Trainer:
         return text
 
     def _validate(self, stop: StopRequest) -> None:
-        try:
-            settle_clusters(self.engine, self.engine.code_of, self.training_set, lambda: stop.asked)
-        except InterruptedError:
-            self._stop()
+        labelled = self.data.val is not None and self.data.val.labelled
+        if labelled or self.step >= self.total:
+            self._settle(stop)
         if self.data.val is None or not self.data.val.labelled:
             self.validated = self.step
             return
@@ -298,6 +301,15 @@ class Trainer:
         if total >= self.best:
             self.best = total
             self._save("best")
+
+    def _settle(self, stop: StopRequest) -> None:
+        """Clusters of the code as it is now, where ``--eval.cluster-init`` asks for that."""
+        try:
+            settle_clusters(self.engine, self.engine.code_of, self.training_set, lambda: stop.asked)
+        except InterruptedError:
+            self._stop()
+        except NumberError as error:
+            raise NumberError(f"step {self.step}: {error}; lower --optim.lr") from None
 
     def _measure(self, engine: Engine, stop: StopRequest) -> Evaluation:
         """Both probes of a network on the labelled validation images, without CRF."""
@@ -371,6 +383,8 @@ class Trainer:
             f"data: {self.data.description}",
             f"{minutes:.1f} minutes since the last start",
         ]
+        if chosen := engine.choices.summary():
+            facts.append(f"chosen without labels: {chosen}")
         if evaluation is not None:
             record = evaluation_record(self.config, engine, checkpoint, evaluation)
             self.run_dir.write_json(FINAL_SCORES, record)

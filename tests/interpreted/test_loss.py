@@ -15,6 +15,7 @@ from tests.loss_forms import (
     FORMS,
     check_backend,
     check_sixteen_bits,
+    fused,
     loss_and_gradient,
     materialised,
 )
@@ -28,8 +29,15 @@ def budget_of_chunks(case, rows: int, precision: str = "fp32") -> int:
     return rows * triton_impl.bytes_per_anchor(case.features, case.z, precision, True)
 
 
-@pytest.mark.parametrize("name", GOLDEN_NAMES)
-@pytest.mark.parametrize("form", FORMS)
+# The interpreter takes a second for what a compiled kernel does at once, and the forms share their kernels:
+# the fused one meets every case, the others those in which they differ from it.
+OTHER_FORMS = [form for form in FORMS if form is not fused]
+OTHERS_TOO = ("ragged", "no positives", "fixed threshold")
+
+
+@pytest.mark.parametrize(
+    ("form", "name"), [*((fused, name) for name in GOLDEN_NAMES), *((form, "t2") for form in OTHER_FORMS)]
+)
 def test_published_results(name, form):
     case = golden_case(name).to(torch.float32)
     loss, dz = on_triton(form, case, precision="fp32")
@@ -41,8 +49,13 @@ check = functools.partial(check_backend, "triton")
 
 
 @pytest.mark.parametrize("make", CASES)
-@pytest.mark.parametrize("form", FORMS)
-def test_equals_the_reference(make, form):
+def test_equals_the_reference(make):
+    check(make())
+
+
+@pytest.mark.parametrize("make", [case for case in CASES if case.id in OTHERS_TOO])
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_other_forms_equal_the_reference(make, form):
     check(make(), form)
 
 
@@ -53,9 +66,9 @@ def test_several_chunks(group_size):
     check(case, memory_budget=budget_of_chunks(case, BLOCK))
 
 
-@settings(deadline=None, max_examples=12, derandomize=True)
+@settings(deadline=None, max_examples=6, derandomize=True)
 @given(
-    rows=st.integers(1, 300),
+    rows=st.integers(1, 200),
     width=st.integers(1, 80),
     share=st.floats(0, 1),
     phi0=st.floats(-0.2, 1.0),

@@ -1,6 +1,7 @@
 """The ops on the Triton backend against their definitions in float64, and the kernels' building blocks."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,6 +122,34 @@ def test_tiles_of_one_group_of_columns(monkeypatch):
     test_masked_log_softmax(130, 300, 64)
     test_relation_masks(130, 300, False)
     test_proxy_average(65, 257, 7)
+
+
+def test_a_search_launches_every_kernel_in_other_configurations(monkeypatch):
+    """What is timed on a GPU is the launch itself, which only overwrites: results stay."""
+    tried = {}
+
+    def fastest(key, device, shipped, others, go):
+        for config in (replace(shipped, warps=8), shipped):
+            go(config)
+            tried.setdefault(key[0], []).append(config)
+        return shipped
+
+    embeddings = [t.float() if t.is_floating_point() else t for t in inputs(20, 130, 32)] + [torch.ones(20)]
+    queries, keys = clustered(20, 96, 1), clustered(130, 96, 2)
+    threshold, half = torch.full((20,), 0.2), torch.full((130,), 0.5)
+
+    def run():
+        count = proxy_average(queries, keys, threshold, precision="fp32", impl="triton")
+        _, *sizes = relation_masks(keys, half, keys, half - 0.4, torch.arange(130), impl="triton")
+        return [*count, *sizes, *loss_and_gradients(packed, *embeddings, impl="triton")]
+
+    wanted = run()
+    monkeypatch.setattr(launch, "interpreted", lambda: False)
+    monkeypatch.setattr(launch, "autotune_wanted", lambda: True)
+    monkeypatch.setattr(launch.autotune, "fastest", fastest)
+    assert all(torch.equal(value, true) for value, true in zip(run(), wanted, strict=True))
+    assert set(tried) == set(launch.KERNELS)
+    assert all(len(configs) >= 2 for configs in tried.values())
 
 
 def test_descriptors_load_what_pointers_load(monkeypatch):
