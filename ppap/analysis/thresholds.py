@@ -238,12 +238,8 @@ def draw(result: Thresholds, path: Path, title: str) -> None:
     negative.plot(
         [p.psi0 for p in row], [100 * p.negatives for p in row], marker="o", label=f"phi0 = {result.phi0:g}"
     )
-    negative.axhline(
-        100 * NEGATIVE_SHARE,
-        color="0.3",
-        linestyle="--",
-        label=f"aim {100 * NEGATIVE_SHARE:.1f} %",
-    )
+    aim = 100 * NEGATIVE_SHARE * (1 - row[0].positives)
+    negative.axhline(aim, color="0.3", linestyle="--", label=f"aim {aim:.1f} %")
     negative.set(xlabel="psi0", ylabel="mean negative set [% of patches]")
     for axis in (pairs, positive, negative):
         axis.grid(alpha=0.3)
