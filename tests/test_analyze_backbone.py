@@ -53,7 +53,7 @@ def findings(raw: LabelFree, own: LabelFree, **changed) -> Findings:
     ("raw", "own", "changed", "verdict"),
     [
         (row("none"), row("clip:0.01"), {}, "Usable: sets of the wanted size can be formed, of raw"),
-        (row("none", median=0.7), row("clip:0.01"), {}, "raw features do not discriminate, those of"),
+        (row("none", median=0.7), row("clip:0.01"), {}, "clip:0.01 is suggested: cosines of raw"),
         (row("none", reached=False), row("clip:0.01"), {}, "sets of raw features jump in size, those of"),
         (row("none"), row("clip:0.01", reached=False), {}, "Doubtful: even with clip:0.01"),
         (row("none"), row("clip:0.01"), {"is_random": True}, "nothing below means anything"),
@@ -228,6 +228,7 @@ def test_the_page_with_labels(tmp_path, capsys):
     record = json.loads((out / "backbone.json").read_text())
     names = ["none", "whiten:0.5", "centre", "drop:2", "clip:0.031"]
     assert list(record["rows"]) == list(record["purity"]) == list(record["frozen"]) == names
+    assert "Labels say: " in text and "propagated sets are" in text
     assert len(record["frozen"]["none"]["cluster_miou"]) == 2 and "±" in text
     assert record["provenance"]["config"]["model"]["condition"] == "whiten:0.5"
     for name in ("spectrum", "similarities", "neighbours", "clusters"):
@@ -249,7 +250,7 @@ def test_the_page_of_a_plain_folder_has_no_scores(tmp_path, capsys, monkeypatch)
     ]
     main(["backbone", *options, *model, *SMALL, f"--out={tmp_path / 'page'}"])
     text = capsys.readouterr().out
-    assert "by labels" not in text and "Frozen features" not in text
+    assert "Labels say" not in text and "by labels" not in text and "Frozen features" not in text
     assert "## Suggested" in text and "features: " in text  # kept in the cache
     record = json.loads((tmp_path / "page" / "backbone.json").read_text())
     assert record["purity"] == record["frozen"] == {} and record["chance"] is None

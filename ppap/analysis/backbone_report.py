@@ -11,7 +11,7 @@ from ppap.analysis.backbone_labels import SHARES, Frozen, Purity
 from ppap.analysis.tables import spread_text
 
 RAW_MEDIAN = 0.3
-"""Median cosine of two random patches from which on raw features are said not to discriminate."""
+"""Median cosine of two random patches from which on those of raw features are said to crowd together."""
 PLACE_R2 = 0.5
 """Share of the variance of row or column from which on place is said to be a part of every cosine."""
 
@@ -67,7 +67,6 @@ def judge(found: Findings) -> tuple[str, list[str]]:
             f"{column:.2f}): part of every cosine is place, which helps where place means something, as sky "
             "above road does, and misleads elsewhere"
         )
-    flat = raw.median >= RAW_MEDIAN
     if found.is_random:
         verdict = "These are random weights: nothing below means anything."
     elif not own.reached:
@@ -75,11 +74,16 @@ def judge(found: Findings) -> tuple[str, list[str]]:
             f"Doubtful: even with {name} no threshold gives sets of the wanted size. Try another "
             "--model.condition of the table, another --loss.positives, more images or another backbone."
         )
-    elif flat or not raw.reached:
-        what = "cosines of raw features do not discriminate" if flat else "sets of raw features jump in size"
-        verdict = f"Usable with --model.condition {name}: {what}, those of conditioned ones do."
-        if not flat:
-            verdict = f"Usable with --model.condition {name}: {what}, those of conditioned ones do not."
+    elif not raw.reached:
+        verdict = (
+            f"Usable with --model.condition {name}: sets of raw features jump in size, those of conditioned "
+            "ones do not."
+        )
+    elif raw.median >= RAW_MEDIAN:
+        verdict = (
+            f"Usable; --model.condition {name} is suggested: cosines of raw features crowd together, those "
+            "of conditioned ones leave thresholds more room."
+        )
     else:
         verdict = f"Usable: sets of the wanted size can be formed, of raw features as with {name}."
     return verdict, reasons
@@ -90,6 +94,26 @@ def _sizes(row: LabelFree, aim: float, of: str) -> str:
         return f"{of}: phi0 {row.phi0:g} gives sets of {100 * row.positives:.2g} % (aim {100 * aim:.2g} %)"
     large, small = (f"{100 * size:.2g} %" for size in row.jump)
     return f"{of}: no threshold gives sets of about {100 * aim:.2g} %, they jump from {large} to {small}"
+
+
+def _said_by_labels(found: Findings) -> str:
+    """Raw features beside the suggested condition, in a sentence; it changes no suggestion."""
+    raw, own = found.purity["none"], found.purity[found.chosen]
+    text = (
+        f"Labels say: {raw.across:.0f} % of the 20 nearest patches of other images have the same class, "
+        f"{own.across:.0f} % with {found.chosen} (chance {found.chance:.0f} %); propagated sets are "
+        f"{_pair(raw.propagated)} % pure and {_pair(own.propagated)} %"
+    )
+    if found.frozen:
+        scores = [
+            sum(f.cluster_miou) / len(f.cluster_miou) for f in map(found.frozen.get, ("none", found.chosen))
+        ]
+        text += f"; frozen clusters have {scores[0]:.1f} and {scores[1]:.1f} % mIoU"
+    return text + "."
+
+
+def _pair(values: tuple[float | None, float | None]) -> str:
+    return " / ".join("-" if v is None else f"{v:.0f}" for v in values)
 
 
 def write(folder: Path, found: Findings, extra: Mapping[str, Any]) -> str:
@@ -108,6 +132,7 @@ def write(folder: Path, found: Findings, extra: Mapping[str, Any]) -> str:
     lines = [f"# Backbone: {found.origin}", "", f"**{verdict}**", ""]
     lines += [f"- {reason}" for reason in reasons]
     lines += ["", "Whether sets hold one class each, only eyes or labels can tell: look at the neighbours."]
+    lines += [_said_by_labels(found)] if found.purity else []
     lines += ["", *(f"- {fact}" for fact in found.facts)]
     lines += [
         f"- spectrum: the leading components carry {leading} % of the variance",
@@ -149,17 +174,14 @@ def _label_free(found: Findings) -> list[str]:
 
 
 def _by_labels(found: Findings) -> list[str]:
-    def pair(values: tuple[float | None, float | None]) -> str:
-        return " / ".join("-" if v is None else f"{v:.0f}" for v in values)
-
     heads = ["20 nearest", "100 nearest", "20 of other images"]
     heads += [f"sets of {100 * share:g} %" for share in SHARES] + ["propagated sets", "their size [%]"]
     rows = {
         name: [
             *(f"{value:.1f}" for value in own.neighbours.values()),
             f"{own.across:.1f}",
-            *(pair(own.plain[share]) for share in SHARES),
-            pair(own.propagated),
+            *(_pair(own.plain[share]) for share in SHARES),
+            _pair(own.propagated),
             f"{100 * own.size:.2g}",
         ]
         for name, own in found.purity.items()
