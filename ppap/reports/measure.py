@@ -132,9 +132,7 @@ def _clusters_are_renewed(checkpoint: Checkpoint, arguments: MeasureOptions) -> 
     """
     stored, asked = settings_of(checkpoint).eval.cluster_init, arguments.eval.cluster_init
     if (stored, asked) == ("kmeans", "random"):
-        raise UsageError(
-            "--eval.cluster-init random: the centres of this run are those of k-means; leave it out"
-        )
+        raise UsageError("--eval.cluster-init random: this run's centres are those of k-means; leave it out")
     return stored != asked
 
 

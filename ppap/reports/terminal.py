@@ -6,7 +6,7 @@ from typing import Any
 from ppap.evaluation.evaluate import Evaluation
 from ppap.evaluation.metrics import Scores
 
-KEPT = 0.1
+KEPT = 0.5
 """Share of the frozen features' neighbours below which the code is said to forget (docs/conditioning.md)."""
 
 
