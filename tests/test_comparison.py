@@ -137,9 +137,7 @@ def test_the_cluster_probe_with_the_least_loss_is_kept(monkeypatch):
 
     monkeypatch.setattr(comparison, "ClusterProbe", Probe)
     settings = Config(compare=CompareConfig(steps=2, batch_size=3, starts=4))
-    kept, _ = fit_probes(
-        codes, labels, 3, Config(compare=settings), seed=0, patch_size=8, device=torch.device("cpu")
-    )
+    kept, _ = fit_probes(codes, labels, 3, settings, seed=0, patch_size=8, device=CPU)
     losses = [probe.loss(codes).item() for probe in made]
     assert len(made) == 4 and len(set(losses)) == 4 and kept is made[int(np.argmin(losses))]
 
