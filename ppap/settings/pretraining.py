@@ -27,9 +27,10 @@ class SourceConfig:
     kind: Literal["scenes", "folder"] = "folder"
     """scenes = generated on the fly; folder = images under --data.root."""
     root: str | None = None
-    """Folder of images, at any depth; of images/{train,val} only train is read, labels never."""
+    """Folder of images, at any depth; of images/{train,val} only train is learned from, and labels never."""
     resolution: int = 256
-    """Images are resized to this shorter side [pixels]; crops are taken from a random square of it."""
+    """Images are resized to this shorter side [pixels]; crops are taken from a random square of it, or, with
+    objective distill, from --distill.squares fixed ones."""
     difficulty: Literal["easy", "hard", "both"] = "both"
     """Of generated scenes; both = in turn."""
     seed: int = 0
@@ -48,8 +49,8 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """Crops of an image: two global ones, seen by teacher and student, and small ones for the student. With
-    --objective distill one global crop, for the student."""
+    """Crops of an image: two global ones, seen by teacher and student, and small ones for the student; of
+    objective distill one global crop, for the student."""
 
     global_size: int = 96
     """Side of a global crop [pixels]."""
