@@ -272,4 +272,7 @@ def _check_crops(config: PretrainConfig, patch_size: int) -> None:
     sizes += [("local-size", config.views.local_size)] if config.views.locals else []
     for name, size in sizes:
         if size % patch_size:
-            raise UsageError(f"--views.{name} {size} is no multiple of the patch of {patch_size} pixels")
+            near = max(round(size / patch_size), 1) * patch_size
+            raise UsageError(
+                f"--views.{name} {size} is no multiple of the patch of {patch_size} pixels; give {near}"
+            )
