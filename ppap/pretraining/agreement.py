@@ -136,6 +136,7 @@ def _mious(groups: list[Tensor], classes: Tensor | None, clusters: int) -> dict[
     return {"miou": float(np.mean(values)), "miou_deviation": float(np.std(values, ddof=1))}
 
 
+@torch.no_grad()
 def speeds(networks: Mapping[str, Callable[[Tensor], Tensor]], images: Tensor) -> dict[str, float]:
     """Images per second of each network, the best of several turns: others may use the machine as well.
 

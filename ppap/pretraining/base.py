@@ -65,8 +65,8 @@ class Objective(nn.Module):
         """
         return centred(self.product, images)
 
-    def finish(self, run: RunDir, should_stop: Callable[[], bool]) -> None:
-        """Long work behind the last step.
+    def finish(self, exported: Backbone, run: RunDir, should_stop: Callable[[], bool]) -> None:
+        """Long work behind the last step, with what was handed out.
 
         Raises:
             InterruptedError: `should_stop` said so.

@@ -184,11 +184,10 @@ class TeacherDistillation(Objective):
         """With a fixed head as it is: its mean is the target's, and no accident of training."""
         return self.product if self.config.distill.head == "fixed" else centred(self.product, images)
 
-    def finish(self, run: RunDir, should_stop: Callable[[], bool]) -> None:
+    def finish(self, exported: Backbone, run: RunDir, should_stop: Callable[[], bool]) -> None:
         """Compare student and teacher, print the table, and write ``report.md`` and ``distillation.json``."""
         device = self.teacher_sha256.device
         pixels = self.measured.pixels.to(device).float() / 255
-        exported = self.exported(normalised(pixels[:32]))
         print(f"table: {self.measured.description}", flush=True)
         features, labels = self._features(exported, pixels)
         aim, teacher = self.config.distill, self.teacher

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ppap.data.transforms import normalise
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.methods.engine import amp_type, check_finite, pick_device
-from ppap.nets.backbone import backbone_from_spec, build_backbone
+from ppap.nets.backbone import Backbone, backbone_from_spec, build_backbone
 from ppap.pretraining.base import Objective
 from ppap.pretraining.data import build_draws, draws_loader
 from ppap.pretraining.distillation import TeacherDistillation
@@ -90,11 +90,11 @@ class Pretrainer:
             self._prepare(stop)
             self._train(stop)
             self._draw()
-            self._save()
+            exported = self._save()
             folder = self.run_dir.path / "backbone"
             print(f"backbone: {folder}; use it with: python -m ppap.train PRESET --model.weights {folder}")
             try:
-                self.model.finish(self.run_dir, lambda: stop.asked)
+                self.model.finish(exported, self.run_dir, lambda: stop.asked)
             except InterruptedError:
                 raise self._stopped("all steps are done, what is measured at the end is not") from None
         return self.run_dir
@@ -202,7 +202,8 @@ class Pretrainer:
         images = [normalise(self.draws[n].permute(1, 2, 0).numpy()) for n in range(count)]
         return torch.stack(images).to(self.device)
 
-    def _save(self) -> None:
+    def _save(self) -> Backbone:
+        """Write the state, and what is handed out, which is returned."""
         check_finite({"sum of losses": self.health}, self.step)
         backbone, count = self.model.product, self.step * self.config.train.batch_size
         origin = f"{self.model.verb} by ppap.pretrain on {self.draws.origin}, {count} images read"
@@ -222,6 +223,7 @@ class Pretrainer:
         save_checkpoint(self.run_dir.checkpoints / "last", self.model.state_dict(), info, state)
         exported = self.model.exported(self._images(_CENTRED))
         export_backbone(exported, self.run_dir.path / "backbone", origin)
+        return exported
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.model.check_restored(checkpoint.tensors)
