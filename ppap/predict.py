@@ -15,7 +15,7 @@ from ppap.data.images import read_image, verify_image
 from ppap.errors import UsageError
 from ppap.evaluation.predictor import MAX_TOKENS, load
 from ppap.pictures.drawing import overlay, save_index_png
-from ppap.reports.masks import check_free, find_images, write_legend
+from ppap.reports.masks import check_free, colours_by_id, find_images, ignored_id, write_legend
 from ppap.reports.records import RANDOM_WARNING
 
 
@@ -54,7 +54,9 @@ def main(argv: Sequence[str]) -> None:
     predictor = load(arguments.checkpoint, arguments.device)
     print(f"backbone: {predictor.origin}")
     names = predictor.names(arguments.probe)
-    colours = class_colours(predictor.engine.config.data.kind, len(names))
+    ids = predictor.ids(arguments.probe)
+    colours = class_colours(predictor.engine.config.data.kind, len(names), ids)
+    by_id = colours_by_id(ids, colours)
     for path in files.values():
         width, height = verify_image(path)
         try:
@@ -69,8 +71,8 @@ def main(argv: Sequence[str]) -> None:
         )
         target = out / stem
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_index_png(labels, f"{target}.png", colours)
-        overlay(image, labels, colours=colours).save(f"{target}_overlay.jpg", quality=92)
+        save_index_png(labels, f"{target}.png", by_id, ignored_id(ids))
+        overlay(image, labels, colours=by_id).save(f"{target}_overlay.jpg", quality=92)
     masks = "1 mask" if len(files) == 1 else f"{len(files)} masks"
     print(f"{masks} in {out}: NAME.png holds ids, legend.json and legend.png their names")
     if predictor.engine.net.backbone.is_random:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from ppap.data.base import SPLITS, Datasets, SegmentationDataset
 from ppap.data.checks import SHOWN, Problems, in_threads
+from ppap.data.ids import Classes, choose_classes
 from ppap.data.images import SUFFIXES, find_images, read_image, read_label, verify_image
 from ppap.data.transforms import Geometry
 from ppap.errors import DataError, UsageError
@@ -66,16 +67,19 @@ class LabelCounts:
 class FolderDataset(SegmentationDataset):
     """Images of one split; see the module's docstring for the layouts."""
 
-    def __init__(self, files: SplitFiles, geometry: Geometry, config: DataConfig, classes: int):
-        """Args: the files, the geometry of the split, ``class_names`` and ``ignore_ids`` of config, and C."""
-        super().__init__(geometry, classes, config.class_names, labelled=files.labels is not None)
+    def __init__(self, files: SplitFiles, geometry: Geometry, classes: Classes):
+        """Args: the files, the geometry of the split, and the classes."""
+        super().__init__(geometry, len(classes.ids), classes.names, labelled=files.labels is not None)
+        self.ids, self.ignored_ids = classes.ids, classes.ignored
         self._names = list(files.images)
         self._images = [paths[0] for paths in files.images.values()]
         self._labels = None if files.labels is None else [files.labels[name][0] for name in self._names]
         # Stored id -> class; -1 = ignored, -2 = an id that must not occur.
         self._classes = np.full(256, -2, np.int32)
-        self._classes[:classes] = np.arange(min(classes, 256))  # ids are 8-bit, clusters may be more
-        self._classes[list(config.ignore_ids)] = -1
+        for number, stored in enumerate(classes.ids):
+            if 0 <= stored < 256:  # ids are 8-bit, clusters may be more
+                self._classes[stored] = number
+        self._classes[list(classes.ignored)] = -1
 
     def __len__(self) -> int:
         return len(self._images)
@@ -105,7 +109,9 @@ class FolderDataset(SegmentationDataset):
             )
         if ids.min() == -2:
             stray = stored[ids == -2].min()
-            raise DataError(f"{self._labels[i]}: id {stray} is neither below {self.classes} nor ignored")
+            raise DataError(
+                f"{self._labels[i]}: id {stray} is neither one of {self.classes} classes nor ignored"
+            )
         return picture, ids
 
 
@@ -124,19 +130,19 @@ def build(config: DataConfig, splits: tuple[str, ...] = SPLITS) -> Datasets:
         raise DataError(f"{layout.root}: {layout.form} has no train folder; add it, or use no split folders")
     if "val" in splits and "val" not in wanted:
         wanted.append("train")
-    known = config.classes or len(config.class_names)
-    # Training and validation must agree on C, so the labels of the other split count too.
+    known = len(config.label_ids) or config.classes or len(config.class_names)
+    # Training and validation must agree on the classes, so the labels of the other split count too.
     others = [] if known else [s for s in layout.splits if layout.splits[s].labels is not None]
     counts = check(layout, config, tuple(dict.fromkeys([*wanted, *others])))
-    classes = known or _classes_from(counts, config, layout)
+    classes = _classes_of(counts, config, layout)
     built = {}
     for split in splits:
         side = config.resolution if split == "train" else config.eval_resolution
         files = layout.splits.get(split) or _stand_in(layout.splits["train"])
-        built[split] = FolderDataset(files, Geometry(side, config.interpolation), config, classes)
+        built[split] = FolderDataset(files, Geometry(side, config.interpolation), classes)
         if split in counts:
-            valid = [c not in config.ignore_ids for c in range(classes)]
-            built[split].label_counts = np.where(valid, counts[split].pixels[:classes], 0)
+            pixels = [counts[split].pixels[i] if 0 <= i < 256 else 0 for i in classes.ids]
+            built[split].label_counts = np.array(pixels, np.int64)
     return Datasets(built.get("train"), built.get("val"), _describe(layout, built, known, classes))
 
 
@@ -289,12 +295,13 @@ def _check_pair(job: tuple[Path, Path | None]) -> tuple[np.ndarray | None, list[
 
 
 def _check_ids(counts: dict[str, LabelCounts], config: DataConfig, problems: Problems) -> None:
-    classes = config.classes or len(config.class_names)
-    if not classes:
+    classes = len(config.label_ids) or config.classes or len(config.class_names)
+    present = _present(counts)
+    if not classes or not present or set(present) <= set(config.ignore_ids):
         return
+    stray = choose_classes(present, config).stray
     for found in counts.values():
-        stray = [i for i in sorted(found.first) if i >= classes and i not in config.ignore_ids]
-        for i in stray:
+        for i in [i for i in stray if i in found.first]:
             ignore = " ".join(str(k) for k in sorted({*config.ignore_ids, *stray}))
             grow = f"{_options_for(max(stray) + 1, config)} or " if max(stray) < 255 else ""
             problems.add(
@@ -304,9 +311,14 @@ def _check_ids(counts: dict[str, LabelCounts], config: DataConfig, problems: Pro
             )
 
 
+def _present(counts: dict[str, LabelCounts]) -> list[int]:
+    return sorted({i for found in counts.values() for i in found.first})
+
+
 def _options_for(classes: int, config: DataConfig) -> str:
     """The options that make it so many classes: those of which the present number comes."""
-    options = [f"--data.classes {classes}"] if config.classes else []
+    options = [f"--data.label-ids with {classes - 1} too"] if config.label_ids else []
+    options += [f"--data.classes {classes}"] if config.classes and not config.label_ids else []
     options += [f"--data.class-names with {classes} names"] if config.class_names else []
     return " and ".join(options)
 
@@ -335,19 +347,22 @@ def _stand_in(train: SplitFiles) -> SplitFiles:
     return SplitFiles({names[i]: train.images[names[i]] for i in chosen})
 
 
-def _classes_from(counts: dict[str, LabelCounts], config: DataConfig, layout: Layout) -> int:
-    if not counts:
-        return UNLABELLED_CLASSES
-    present = [i for found in counts.values() for i in found.first if i not in config.ignore_ids]
-    if not present:
-        ids = " ".join(map(str, config.ignore_ids))
-        raise DataError(f"{layout.root}: the labels hold only ignored ids ({ids}); change --data.ignore-ids")
-    if max(present) == 255:
-        raise DataError(f"{layout.root}: id 255 is in the labels; ignore it with --data.ignore-ids 255")
-    return max(present) + 1
+def _classes_of(counts: dict[str, LabelCounts], config: DataConfig, layout: Layout) -> Classes:
+    """Classes of the labels, or as many as are asked for where there are none."""
+    present = _present(counts)
+    if present:
+        try:
+            return choose_classes(present, config)
+        except DataError as error:
+            raise DataError(f"{layout.root}: {error}") from None
+    if config.label_ids:
+        return choose_classes((), config)
+    count = config.classes or len(config.class_names) or UNLABELLED_CLASSES
+    names = config.class_names or tuple(f"class {c}" for c in range(count))
+    return Classes(tuple(range(count)), config.ignore_ids, names)
 
 
-def _describe(layout: Layout, built: dict[str, SegmentationDataset], known: int, classes: int) -> str:
+def _describe(layout: Layout, built: dict[str, SegmentationDataset], known: int, classes: Classes) -> str:
     parts = []
     for split, word in (("train", "training"), ("val", "validation")):
         if split in built and split in layout.splits:
@@ -355,7 +370,8 @@ def _describe(layout: Layout, built: dict[str, SegmentationDataset], known: int,
             parts.append(f"{len(built[split])} {word} images ({labels})")
     labelled = any(files.labels is not None for files in layout.splits.values())
     source = "" if known else " from the labels" if labelled else " by default, there being no labels"
-    parts.append(f"{classes} classes{source}")
+    parts.append(f"{len(classes.ids)} classes{source}")
+    parts += classes.notes
     if "val" in built and "val" not in layout.splits:
         parts.append("no validation images: pictures of training images, no metrics")
     elif "val" in built and not built["val"].labelled:

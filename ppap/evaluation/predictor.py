@@ -24,7 +24,7 @@ class Predictor:
     """A trained network that labels images of any size.
 
     Attributes:
-        classes: names of the ids that :meth:`predict` returns, in order.
+        class_names, class_ids: names of the classes, and the ids that masks have for them.
         origin: where the backbone's weights came from.
     """
 
@@ -34,21 +34,29 @@ class Predictor:
         class_names: Sequence[str],
         assignment: Sequence[int | None] | None,
         labelled: bool = True,
+        ids: Sequence[int] = (),
     ) -> None:
-        """Args: the network, names of the classes, class of each cluster (None = never matched), and whether
-        the linear probe has seen labels.
+        """Args: the network, names of the classes, class of each cluster (None = never matched), whether the
+        linear probe has seen labels, and the id that label files have for each class (empty = 0, 1, ...).
         """
         self.engine = engine
         self.labelled = labelled
         self.assignment = assignment
         self.origin = engine.net.backbone.origin
         self.class_names = tuple(class_names)
+        self.class_ids = tuple(ids) or tuple(range(len(self.class_names)))
 
     def names(self, probe: str = "cluster") -> tuple[str, ...]:
         """Names of the ids of a probe: class names, or cluster 0, 1, ... where clusters have no class."""
         if probe == "linear" or self.assignment is not None:
             return self.class_names
         return tuple(f"cluster {k}" for k in range(len(self.engine.cluster.clusters)))
+
+    def ids(self, probe: str = "cluster") -> tuple[int, ...]:
+        """Ids that :meth:`predict` returns, one for each of :meth:`names`; -1 = none."""
+        if probe == "linear" or self.assignment is not None:
+            return self.class_ids
+        return tuple(range(len(self.engine.cluster.clusters)))
 
     @torch.no_grad()
     def predict(
@@ -69,7 +77,8 @@ class Predictor:
             max_tokens: most patches per image.
 
         Returns:
-            (H, W) int64 ids on the CPU, at the size of the image.
+            (H, W) int64 ids on the CPU, at the size of the image: those of :meth:`ids`, that is of the label
+            files the run was trained with; -1 = no class.
 
         Raises:
             UsageError: an unknown probe, or more patches than `max_tokens`.
@@ -85,7 +94,10 @@ class Predictor:
         pixels = Geometry(resolution, self.engine.config.data.interpolation).whole(image)
         code = self.engine.code(normalise(pixels)[None].to(self.engine.device))
         labels = self._labels(code, probe, (height, width), (image.height, image.width)).cpu()
-        return apply_assignment(labels, self.assignment) if probe == "cluster" and self.assignment else labels
+        if probe == "cluster" and self.assignment:
+            labels = apply_assignment(labels, self.assignment)
+        ids = torch.tensor([*self.ids(probe), -1])  # the last one for -1
+        return ids[labels]
 
     def seen_size(self, width: int, height: int, resolution: int, max_tokens: int) -> tuple[int, int]:
         """(width, height) [pixels] at which the network sees an image.
@@ -142,4 +154,6 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
     config = for_inference(from_dict(checkpoint.info["config"]), chosen)
     engine = load_engine(checkpoint, chosen, config)
     info = checkpoint.info
-    return Predictor(engine, info["class_names"], info["assignment"], info["labelled"])
+    return Predictor(
+        engine, info["class_names"], info["assignment"], info["labelled"], info.get("label_ids") or ()
+    )

@@ -70,6 +70,22 @@ def check_free(out: Path, files: dict[str, Path], overwrite: bool) -> None:
         )
 
 
+def ignored_id(ids: Sequence[int]) -> int:
+    """Pixel value of masks for pixels without a class: 255, or the largest below that is no class."""
+    if max(ids) > 255:
+        return IGNORED_INDEX_16
+    return max({*range(IGNORED_INDEX + 1)} - {*ids}, default=IGNORED_INDEX)
+
+
+def colours_by_id(ids: Sequence[int], colours: np.ndarray) -> np.ndarray:
+    """(max id + 1, 3) uint8: the colour of each id; ids that are no class have the colour 0."""
+    table = np.zeros((max(ids) + 1, 3), np.uint8)
+    for i, colour in zip(ids, colours, strict=True):
+        if i >= 0:
+            table[i] = colour
+    return table
+
+
 def write_legend(
     out: Path, names: Sequence[str], colours: np.ndarray, predictor: Predictor, probe: str, overwrite: bool
 ) -> None:
@@ -79,13 +95,16 @@ def write_legend(
         UsageError: it would.
         DataError: the disk refuses.
     """
+    ids = predictor.ids(probe)
     record = {
         "probe": probe,
         "backbone": predictor.origin,
         "warning": RANDOM_WARNING if predictor.engine.net.backbone.is_random else None,
-        "ignored_id": IGNORED_INDEX if len(names) <= 256 else IGNORED_INDEX_16,
+        "ignored_id": ignored_id(ids),
         "classes": [
-            {"id": i, "name": name, "rgb": [int(v) for v in colours[i]]} for i, name in enumerate(names)
+            {"id": i, "name": name, "rgb": [int(v) for v in colour]}
+            for i, name, colour in zip(ids, names, colours, strict=True)
+            if i >= 0
         ],
     }
     text, path = json.dumps(record, indent=2) + "\n", out / "legend.json"

@@ -9,6 +9,7 @@ from typing import Any
 
 from ppap.data import Datasets, build_datasets
 from ppap.data.base import SPLITS
+from ppap.data.ids import as_trained, trained_without_labels
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.comparison import table
 from ppap.evaluation.crf import native_crf_missing, require_crf
@@ -61,11 +62,12 @@ class MeasureOptions:
 def settings_of(checkpoint: Checkpoint) -> Config:
     """A checkpoint's settings, with the classes its labels were found to hold in training.
 
-    So a smaller set is read by the same rule.
+    So a smaller set is read by the same rule. Where there were none, the labels at hand decide.
     """
-    config, info = from_dict(checkpoint.info["config"]), checkpoint.info
-    known = {"classes": info["classes"], "class_names": tuple(info["class_names"])}
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **known))
+    config = from_dict(checkpoint.info["config"])
+    if trained_without_labels(checkpoint.info) and config.data.kind == "folder":
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, classes=None))
+    return dataclasses.replace(config, data=as_trained(config.data, checkpoint.info))
 
 
 def _by_neighbours(arguments: MeasureOptions) -> bool:
@@ -119,7 +121,8 @@ def measure(checkpoint: Checkpoint, arguments: MeasureOptions) -> Measured:
         record, lines = _measure_probes(engine, checkpoint, config, datasets, arguments)
     if engine.net.backbone.is_random:
         lines.append(RANDOM_WARNING)
-    return {**record, "frozen": arguments.frozen, "classes": list(datasets.val.class_names)}, lines
+    classes = {"classes": list(datasets.val.class_names), "label_ids": list(datasets.val.ids)}
+    return {**record, "frozen": arguments.frozen, **classes}, lines
 
 
 def _datasets(config: Config, neighbours: bool, arguments: MeasureOptions) -> Datasets:
@@ -231,7 +234,7 @@ def of_set(records: Sequence[dict[str, Any]]) -> Measured:
         for name, values in spread.items():
             deviation = "" if values["std"] is None else f" ± {values['std']:.2f}"
             lines.append(f"{name:<22} {values['mean']:.2f}{deviation}")
-    shared = {key: records[0][key] for key in ("backbone", "warning", "frozen", "classes")}
+    shared = {key: records[0][key] for key in ("backbone", "warning", "frozen", "classes", "label_ids")}
     runs = [{key: record[key] for key in record if key not in shared} for record in records]
     return {**shared, "provenance": origin, "summary": spread, "runs": runs}, lines
 

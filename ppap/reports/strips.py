@@ -37,7 +37,7 @@ def draw_comparison(
         rows,
         titles,
         path,
-        colours=class_colours(engine.config.data.kind, dataset.classes),
+        colours=class_colours(engine.config.data.kind, dataset.classes, dataset.ids),
         names=dataset.class_names,
     )
 
@@ -57,7 +57,7 @@ def draw_strip(
     """Image | truth | clusters | linear of `count` images over the set; unlabelled: image | clusters."""
     assignment = evaluation.plain["cluster"].assignment if evaluation else None
     ids = dataset.classes if assignment else len(engine.cluster.clusters)
-    colours = class_colours(engine.config.data.kind, ids)
+    colours = class_colours(engine.config.data.kind, ids, dataset.ids)
     rows = []
     for index in spread(len(dataset), count):
         sample, picture = dataset[index], dataset.pixels(index)

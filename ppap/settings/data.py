@@ -22,9 +22,9 @@ class DataConfig:
     images; or the folder of the benchmark.
     """
     classes: int | None = None
-    """Number of classes, and of clusters. None = from the labels (largest id + 1), 27 where there are
-    none. Benchmarks know their own; imagenet_s: 919, 300 or 50 says which one, if the folder does not.
-    """
+    """Number of classes, and of clusters. None = the ids in the labels that are not ignored, 27 where there
+    are no labels. Benchmarks know their own; imagenet_s: 919, 300 or 50 says which one, if the folder does
+    not."""
     crop: Literal["five", "none"] = "five"
     """Training images of cocostuff* and cityscapes27: five = the crops that ppap prepare makes (published),
     none = whole images."""
@@ -41,7 +41,10 @@ class DataConfig:
     partial: bool = False
     """Accept a benchmark of which images are missing; scores are then not comparable with published ones."""
     ignore_ids: tuple[int, ...] = (255,)
-    """Label ids that are left out of losses and metrics."""
+    """Label ids that are left out: of the classes, of losses and of metrics."""
+    label_ids: tuple[int, ...] = ()
+    """Label ids of the classes, one each, such as 0 80 160; empty = chosen by what the labels hold, and said.
+    -1 = a class, and so a cluster, without an id (kind folder)."""
     class_names: tuple[str, ...] = ()
     """Names of the classes in the order of their ids; empty = class 0, class 1, ..."""
     resolution: int = 224
@@ -83,6 +86,25 @@ class DataConfig:
             "data.ignore-ids",
             self.ignore_ids,
             "give ids from 0 to 255",
+        )
+        check_field(
+            all(-1 <= i < 1000 for i in self.label_ids)
+            and len({*self.label_ids} - {-1}) == len([i for i in self.label_ids if i >= 0]),
+            "data.label-ids",
+            self.label_ids,
+            "give different ids from 0 to 255",
+        )
+        check_field(
+            not self.label_ids or self.classes in (None, len(self.label_ids)),
+            "data.classes",
+            self.classes,
+            f"the classes are the {len(self.label_ids)} ids of --data.label-ids; leave it out",
+        )
+        check_field(
+            not self.class_names or not self.label_ids or len(self.label_ids) == len(self.class_names),
+            "data.class-names",
+            self.class_names,
+            f"give one name for each of the {len(self.label_ids)} --data.label-ids, or none",
         )
         check_field(
             not self.class_names or self.classes in (None, len(self.class_names)),

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ppap.data import Datasets, SegmentationDataset, build_datasets
+from ppap.data.ids import as_trained, label_facts
 from ppap.data.loading import stream
 from ppap.errors import DataError, NumberError, Stopped, UsageError
 from ppap.evaluation.comparison import Row, compare, settle_clusters
@@ -76,7 +77,8 @@ class Trainer:
         require_crf(config.eval.crf, device)
         for name in {config.method, *config.compare.rows} - {"colour", "conditioned"}:
             METHODS[name].check(replace(config, method=name))
-        self.data: Datasets = build_datasets(config.data)
+        known = config.data if checkpoint is None else as_trained(config.data, checkpoint.info)
+        self.data: Datasets = build_datasets(known)
         self.rows = self._rows()
         if METHODS[config.method].needs_labels and not self.data.train.labelled:
             raise UsageError(f"--method {config.method} needs training labels; give labels/train")
@@ -341,6 +343,7 @@ class Trainer:
             "origin": backbone.origin,
             "classes": dataset.classes,
             "class_names": list(dataset.class_names),
+            **label_facts(self.data),
             "labelled": self.data.train.labelled,
             "assignment": self.assignment,
             "step": self.step,
