@@ -58,14 +58,14 @@ def main(argv: Sequence[str]) -> None:
     colours = class_colours(predictor.engine.config.data.kind, len(names), ids)
     by_id = colours_by_id(ids, colours)
     for path in files.values():
-        width, height = verify_image(path)
+        width, height = verify_image(path, predictor.reading)
         try:
             predictor.seen_size(width, height, arguments.resolution, arguments.max_tokens)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
     write_legend(out, names, colours, predictor, arguments.probe, arguments.overwrite)
     for stem, path in tqdm(files.items(), unit="image", disable=None):
-        image = read_image(path)
+        image = read_image(path, predictor.reading)
         labels = predictor.predict(
             image, probe=arguments.probe, resolution=arguments.resolution, max_tokens=arguments.max_tokens
         )

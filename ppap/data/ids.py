@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ppap.data.base import Datasets
+from ppap.data.deep import Reading
 from ppap.errors import DataError
 from ppap.settings.config import DataConfig
 
@@ -71,6 +72,28 @@ def choose_classes(present: Sequence[int], config: DataConfig) -> Classes:
     return Classes(tuple(ids), ignored, _names(ids, names), tuple(notes), tuple(stray))
 
 
+def reading_of(info: dict[str, Any]) -> Reading:
+    """How a checkpoint's run read pictures; earlier versions took them as stored."""
+    facts = info.get("files") or {}
+    return Reading(
+        tuple(facts.get("bands", ())), tuple(facts.get("value_range", ())), facts.get("exif", "apply")
+    )
+
+
+def _files_as_read(data: DataConfig, facts: dict[str, Any]) -> DataConfig:
+    """Settings of the files' reading as a checkpoint has them."""
+    if not facts:
+        return data
+    colours = tuple("#{:02x}{:02x}{:02x}".format(*colour) for colour in facts["label_colours"])
+    return replace(
+        data,
+        label_colours=colours,
+        bands=tuple(facts["bands"]),
+        value_range=tuple(facts["value_range"]) or (0, 65535),
+        exif=facts["exif"],
+    )
+
+
 def _ignored(config: DataConfig) -> tuple[int, ...]:
     """Ids left out; 255, ignored by default, is not where it is named as a class."""
     named = 255 in config.label_ids and config.ignore_ids == (255,)
@@ -129,7 +152,7 @@ def label_facts(data: Datasets) -> dict[str, Any]:
     splits = [split for split in (data.train, data.val) if split is not None]
     labelled = any(split.labelled for split in splits)
     ids = list(splits[0].ids) if labelled else None
-    return {"label_ids": ids, "ignored_ids": list(splits[0].ignored_ids)}
+    return {"label_ids": ids, "ignored_ids": list(splits[0].ignored_ids), "files": splits[0].facts}
 
 
 def trained_without_labels(info: dict[str, Any]) -> bool:
@@ -147,6 +170,7 @@ def as_trained(data: DataConfig, info: dict[str, Any]) -> DataConfig:
     if data.kind != "folder":
         return replace(data, classes=info["classes"], class_names=tuple(info["class_names"]))
     ids, ignored = info.get("label_ids"), info.get("ignored_ids", data.ignore_ids)
+    data = _files_as_read(data, info.get("files") or {})
     if trained_without_labels(info):
         return data
     if ids is None:  # a checkpoint of an earlier version: ignored ids were classes without a pixel

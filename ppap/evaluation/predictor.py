@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ppap.data.ids import reading_of
+from ppap.data.images import AS_STORED, Reading, as_picture
 from ppap.data.transforms import Geometry, normalise, resized_size
 from ppap.errors import UsageError
 from ppap.evaluation.metrics import apply_assignment
@@ -35,15 +38,18 @@ class Predictor:
         assignment: Sequence[int | None] | None,
         labelled: bool = True,
         ids: Sequence[int] = (),
+        reading: Reading = AS_STORED,
     ) -> None:
         """Args: the network, names of the classes, class of each cluster (None = never matched), whether the
-        linear probe has seen labels, and the id that label files have for each class (empty = 0, 1, ...).
+        linear probe has seen labels, the id that label files have for each class (empty = 0, 1, ...), and how
+        pictures are read.
         """
         self.engine = engine
         self.labelled = labelled
         self.assignment = assignment
         self.origin = engine.net.backbone.origin
         self.class_names = tuple(class_names)
+        self.reading = reading
         self.class_ids = tuple(ids) or tuple(range(len(self.class_names)))
 
     def names(self, probe: str = "cluster") -> tuple[str, ...]:
@@ -61,7 +67,7 @@ class Predictor:
     @torch.no_grad()
     def predict(
         self,
-        image: Image.Image,
+        image: str | Path | Image.Image | np.ndarray | Tensor,
         *,
         probe: Literal["cluster", "linear"] = "cluster",
         resolution: int = 320,
@@ -70,7 +76,8 @@ class Predictor:
         """Label map of an image.
 
         Args:
-            image: PIL image of any size and mode.
+            image: path, PIL image of any size and mode, or an array or tensor (H, W, 3) of uint8 or uint16;
+                read as in training and by ``ppap predict``: upright by its EXIF rotation, 16 bits scaled.
             probe: ``cluster``, trained without labels (ids are classes where the checkpoint knows the
                 matching), or ``linear``.
             resolution: shorter side that the network sees [pixels].
@@ -81,7 +88,8 @@ class Predictor:
             files the run was trained with; -1 = no class.
 
         Raises:
-            UsageError: an unknown probe, or more patches than `max_tokens`.
+            UsageError: an unknown probe, more patches than `max_tokens`, or another kind of image.
+            DataError: the image cannot be read.
         """
         if probe not in ("cluster", "linear"):
             raise UsageError(f"probe is {probe!r}; valid: 'cluster', 'linear'")
@@ -89,7 +97,7 @@ class Predictor:
             raise UsageError(
                 "probe is 'linear', which this run could not train without labels; use 'cluster'"
             )
-        image = image.convert("RGB")
+        image = as_picture(image, self.reading)
         width, height = self.seen_size(image.width, image.height, resolution, max_tokens)
         pixels = Geometry(resolution, self.engine.config.data.interpolation).whole(image)
         code = self.engine.code(normalise(pixels)[None].to(self.engine.device))
@@ -147,7 +155,7 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
         UsageError: the device is not here.
 
     Example:
-        >>> labels = ppap.load("runs/mine").predict(Image.open("photo.jpg"))
+        >>> labels = ppap.load("runs/mine").predict("photo.jpg")
     """
     checkpoint = load_checkpoint(path)
     chosen = pick_device(device)
@@ -155,5 +163,10 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
     engine = load_engine(checkpoint, chosen, config)
     info = checkpoint.info
     return Predictor(
-        engine, info["class_names"], info["assignment"], info["labelled"], info.get("label_ids") or ()
+        engine,
+        info["class_names"],
+        info["assignment"],
+        info["labelled"],
+        info.get("label_ids") or (),
+        reading_of(info),
     )

@@ -5,8 +5,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ppap.data.folder import Layout, SplitFiles, check, find_layout
+from ppap.data.deep import Reading, sampled_range
+from ppap.data.folder_check import check
 from ppap.data.images import read_image
+from ppap.data.layouts import Layout, SplitFiles, find_layout
 from ppap.data.loading import EpochSampler, steps_loader
 from ppap.data.scenes import make_scene
 from ppap.data.transforms import resized_size
@@ -78,14 +80,19 @@ class FolderDraws(Dataset):
         bare = Layout(layout.root, {"train": SplitFiles(images)}, layout.form)
         check(bare, DataConfig(kind="folder", root=data.root), ("train",))
         self.paths = [paths[0] for paths in images.values()]
+        self.reading = Reading(value_range=sampled_range(self.paths, Reading()) or ())
         self.side, self.seed = data.resolution, config.train.seed
         self.order = _Order(len(self.paths), config)
         self.description = f"{layout.root}: {layout.form}; {len(self.paths)} images, labels not read"
+        if self.reading.value_range:
+            self.description += "; values {:g} to {:g} become black to white".format(
+                *self.reading.value_range
+            )
         self.origin = f"{len(self.paths)} images of a folder"
 
     def __getitem__(self, n: int) -> torch.Tensor:
         """(3, S, S) uint8 RGB."""
-        picture = read_image(self.paths[self.order.image(n)])
+        picture = read_image(self.paths[self.order.image(n)], self.reading)
         picture = picture.resize(resized_size(*picture.size, self.side), Image.Resampling.BILINEAR)
         left, top = (
             np.random.default_rng((self.seed % 2**63, n)).random(2) * (np.array(picture.size) - self.side + 1)

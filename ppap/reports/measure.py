@@ -65,9 +65,10 @@ def settings_of(checkpoint: Checkpoint) -> Config:
     So a smaller set is read by the same rule. Where there were none, the labels at hand decide.
     """
     config = from_dict(checkpoint.info["config"])
-    if trained_without_labels(checkpoint.info) and config.data.kind == "folder":
-        return dataclasses.replace(config, data=dataclasses.replace(config.data, classes=None))
-    return dataclasses.replace(config, data=as_trained(config.data, checkpoint.info))
+    data = as_trained(config.data, checkpoint.info)
+    if data.kind == "folder" and trained_without_labels(checkpoint.info):
+        data = dataclasses.replace(data, classes=None)
+    return dataclasses.replace(config, data=data)
 
 
 def _by_neighbours(arguments: MeasureOptions) -> bool:

@@ -1,5 +1,6 @@
 """Settings of the data; part of ``ppap.settings.config.Config``."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,9 +19,13 @@ class DataConfig:
     """scenes = generated on the fly, folder = images (and labels, if any) under --data.root; the others are
     public benchmarks under --data.root (docs/datasets.md has their files)."""
     root: str | None = None
-    """Folder with images/{train,val} and, optionally, labels/{train,val}; or any folder of unlabelled
-    images; or the folder of the benchmark.
-    """
+    """Folder with images/{train,val} and, optionally, labels/{train,val}; another layout of docs/files.md;
+    any folder of unlabelled images; or the folder of the benchmark."""
+    images: str | None = None
+    """Pattern of the images below --data.root, such as 'photos/{split}/*.jpg': * = part of a name, **/ = any
+    folders, {split} = train and val (kind folder); None = a layout of docs/files.md is recognised."""
+    labels: str | None = None
+    """Pattern of the labels, with --data.images: what its stars stand for is the name of the image."""
     classes: int | None = None
     """Number of classes, and of clusters. None = the ids in the labels that are not ignored, 27 where there
     are no labels. Benchmarks know their own; imagenet_s: 919, 300 or 50 says which one, if the folder does
@@ -45,6 +50,18 @@ class DataConfig:
     label_ids: tuple[int, ...] = ()
     """Label ids of the classes, one each, such as 0 80 160; empty = chosen by what the labels hold, and said.
     -1 = a class, and so a cluster, without an id (kind folder)."""
+    label_colours: tuple[str, ...] = ()
+    """Colours of the ids 0, 1, ... in labels by colour, each as #rrggbb; empty = from a legend file beside
+    them, or from their palettes where those differ; else labels hold ids (kind folder)."""
+    bands: tuple[int, ...] = ()
+    """Bands taken for red, green and blue, counted from 1, or one for grey (kind folder); empty = the first
+    three, of up to four."""
+    value_range: tuple[float, ...] = ()
+    """Lowest and highest value of images with more than 8 bits, which become black and white (kind folder);
+    empty = 0 and 65535, or where most of that is not used, by percentiles, which are said."""
+    exif: Literal["apply", "ignore"] = "apply"
+    """EXIF rotation of images: apply = labels are drawn on the upright picture, ignore = on the stored pixels
+    (kind folder)."""
     class_names: tuple[str, ...] = ()
     """Names of the classes in the order of their ids; empty = class 0, class 1, ..."""
     resolution: int = 224
@@ -111,6 +128,26 @@ class DataConfig:
             "data.class-names",
             self.class_names,
             f"give one name for each of the {self.classes} classes, or none",
+        )
+        check_field(
+            all(re.fullmatch("#[0-9a-fA-F]{6}", c) for c in self.label_colours)
+            and len({*self.label_colours}) == len(self.label_colours) <= 256,
+            "data.label-colours",
+            self.label_colours,
+            "give different colours as #rrggbb, at most 256",
+        )
+        check_field(
+            len(self.bands) in (0, 1, 3) and all(band >= 1 for band in self.bands),
+            "data.bands",
+            self.bands,
+            "give three numbers from 1, or one for grey",
+        )
+        check_field(
+            self.value_range == ()
+            or (len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]),
+            "data.value-range",
+            self.value_range,
+            "give the lowest and the highest value",
         )
         for name in ("resolution", "eval_resolution", "scenes_size"):
             value = getattr(self, name)
