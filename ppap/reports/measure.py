@@ -150,16 +150,19 @@ def _measure_probes(
     engine: Engine, checkpoint: Checkpoint, config: Config, datasets: Datasets, arguments: MeasureOptions
 ) -> Measured:
     dataset, code_of, batch_code = datasets.val, engine.code, engine.code_of
+    trained = checkpoint.info["labelled"]
     if arguments.frozen:
-        if not datasets.train.labelled:
-            print("the training images have no labels: the linear probe stays as drawn", flush=True)
+        trained = datasets.train.labelled
         train_frozen_probes(engine, datasets.train, arguments.frozen_steps or checkpoint.info["step"])
         code_of, batch_code = engine.frozen_code, engine.frozen_code_of
+    settings = config.eval
+    if trained_without_labels(checkpoint.info):
+        settings = dataclasses.replace(settings, unmatched=settings.extra_clusters)
     result = evaluate(
         code_of,
-        engine.probes,
+        (engine.cluster, engine.linear if trained else None),
         dataset,
-        config.eval,
+        settings,
         patch_size=engine.net.backbone.patch_size,
         device=engine.device,
         workers=config.data.workers,
@@ -241,6 +244,14 @@ def of_set(records: Sequence[dict[str, Any]]) -> Measured:
 
 
 def _check_classes(checkpoint: Checkpoint, classes: int) -> None:
+    if trained_without_labels(checkpoint.info):
+        clusters = checkpoint.tensors["cluster.clusters"].shape[0]
+        if classes > clusters:
+            raise DataError(
+                f"the labels have {classes} classes, {checkpoint.path} was trained without labels to "
+                f"{clusters} clusters; train with --data.classes {classes} or more"
+            )
+        return
     if checkpoint.info["classes"] != classes:
         raise DataError(
             f"the data has {classes} classes, {checkpoint.path} {checkpoint.info['classes']}; "

@@ -284,6 +284,13 @@ def _is_tuple(hint: Any) -> bool:
     return any(typing.get_origin(option) is tuple for option in options)
 
 
+_LATER = {
+    "data": ("images", "labels", "label_ids", "label_colours", "bands", "value_range", "exif"),
+    "eval": ("extra_clusters",),
+}
+"""Settings that came after runs were hashed; unless they are given, a run has the hash that it had."""
+
+
 def config_hash(config: Any) -> str:
     """First 12 hex digits of the sha256 of the config's canonical JSON, but for the run's folder.
 
@@ -291,5 +298,11 @@ def config_hash(config: Any) -> str:
     """
     values = to_dict(config)
     values.get("train", {}).pop("out", None)
+    for section, names in _LATER.items():
+        default = to_dict(getattr(Config(), section))
+        part = values.get(section, {})
+        for name in names:
+            if name in part and part[name] == default[name]:
+                del part[name]
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

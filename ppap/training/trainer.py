@@ -306,7 +306,7 @@ class Trainer:
         try:
             return evaluate(
                 engine.code,
-                engine.probes,
+                (engine.cluster, engine.linear if self.data.train.labelled else None),
                 self.data.val,
                 replace(self.config.eval, crf="none"),
                 patch_size=engine.net.backbone.patch_size,
