@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppap.data import images
-from ppap.data.images import SUFFIXES
+from ppap.data.scan import SUFFIXES, scan
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.predictor import Predictor
 from ppap.pictures.drawing import IGNORED_INDEX, IGNORED_INDEX_16, legend
@@ -47,7 +46,10 @@ def _found_in(given: Path) -> list[tuple[str, Path]]:
     """(stem in the output folder, file) of one file, or of all images below a folder."""
     if not given.is_dir():
         return [(given.stem, given)]
-    return [(name, path) for name, paths in images.find_images(given).items() for path in paths]
+    found = scan(given)
+    for note in found.notes():
+        print(f"{given}: {note}")
+    return [(name, path) for name, paths in found.images.items() for path in paths]
 
 
 def check_free(out: Path, files: dict[str, Path], overwrite: bool) -> None:
@@ -66,7 +68,8 @@ def check_free(out: Path, files: dict[str, Path], overwrite: bool) -> None:
     taken = [path for path in targets if path.exists()]
     if taken and not overwrite:
         raise UsageError(
-            f"{taken[0]} exists already ({len(taken)} files); give another --out, or --overwrite"
+            f"{taken[0]} exists already ({len(taken)} files); give another --out, or --overwrite, or "
+            "--skip-existing to go on"
         )
 
 
@@ -118,6 +121,6 @@ def write_legend(
     try:
         out.mkdir(parents=True, exist_ok=True)
         legend(names, colours).save(out / "legend.png")
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot write to {out} ({error.strerror or error}); give another --out") from None

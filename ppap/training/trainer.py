@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,10 @@ from tqdm import tqdm
 from ppap.data import Datasets, SegmentationDataset, build_datasets
 from ppap.data.ids import as_trained, label_facts
 from ppap.data.loading import stream
-from ppap.errors import DataError, NumberError, Stopped, UsageError
+from ppap.errors import DataError, NumberError, PpapError, Stopped, UsageError
 from ppap.evaluation.comparison import Row, compare, settle_clusters
 from ppap.evaluation.crf import require_crf
 from ppap.evaluation.evaluate import Evaluation, evaluate
-from ppap.kernels import dispatch
 from ppap.methods.base import TrainingData
 from ppap.methods.choices import Choices, choose, needs_survey
 from ppap.methods.drift import Watch
@@ -38,16 +38,8 @@ from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, config_hash, to_dict
 from ppap.settings.presets import preset
 from ppap.settings.published import with_method
+from ppap.training.guard import backend_of, changed_data, data_facts, memory_error
 from ppap.training.stop import StopRequest
-
-
-def _backend(device: torch.device) -> str:
-    """Kernel backend of the loss on a device; refuses wrong PPAP_ variables before any work."""
-    try:
-        dispatch.check_environment()
-        return dispatch.choose(None, torch.empty(0, device=device))
-    except (ValueError, RuntimeError) as error:
-        raise UsageError(str(error)) from None
 
 
 def _sets(row: dict[str, Any]) -> str:
@@ -73,12 +65,15 @@ class Trainer:
         """
         self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
         device = pick_device(config.train.device)
-        self.backend = _backend(device)
+        self.backend = backend_of(device)
         require_crf(config.eval.crf, device)
         for name in {config.method, *config.compare.rows} - {"colour", "conditioned"}:
             METHODS[name].check(replace(config, method=name))
         known = config.data if checkpoint is None else as_trained(config.data, checkpoint.info)
         self.data: Datasets = build_datasets(known)
+        self.data_facts = data_facts(self.data)
+        if checkpoint is not None and (warning := changed_data(checkpoint.info, self.data_facts)):
+            print(warning)
         self.rows = self._rows()
         if METHODS[config.method].needs_labels and not self.data.train.labelled:
             raise UsageError(f"--method {config.method} needs training labels; give labels/train")
@@ -178,6 +173,7 @@ class Trainer:
         self._begin()
         with (
             self.stop as stop,
+            self._nothing_lost(),
             tqdm(total=self.total, initial=self.step, unit="step", disable=None, desc="train") as bar,
         ):
             since, images = time.perf_counter(), 0
@@ -210,6 +206,20 @@ class Trainer:
             selected = self._selected(stop)
         self._report(rows, *selected)
         return self.run_dir
+
+    @contextmanager
+    def _nothing_lost(self) -> Iterator[None]:
+        """Save what was trained before an error ends the run, whatever an evaluation says or memory lacks."""
+        try:
+            yield
+        except (Stopped, NumberError):
+            raise
+        except Exception as error:
+            with suppress(PpapError):
+                self._save("last")
+            if (said := memory_error(error, self.run_dir.path)) is not None:
+                raise said from None
+            raise
 
     def _selected(self, stop: StopRequest) -> tuple[Engine, Evaluation | None, Checkpoint]:
         """Network, scores and checkpoint that ``--train.selection`` takes."""
@@ -348,6 +358,7 @@ class Trainer:
             "assignment": self.assignment,
             "step": self.step,
             "choices": self.engine.choices.to_dict(),
+            "data": self.data_facts,
         }
         state = {
             "step": self.step,
