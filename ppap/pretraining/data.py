@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ppap.data.folder import Layout, SplitFiles, check, find_layout
+from ppap.data.deep import Reading, sampled_range
+from ppap.data.folder_check import check
 from ppap.data.images import read_image
+from ppap.data.layouts import Layout, SplitFiles, find_layout
 from ppap.data.loading import EpochSampler, steps_loader
 from ppap.data.scenes import make_scene
 from ppap.data.transforms import resized_size
@@ -100,6 +102,7 @@ class FolderDraws(Dataset):
         bare = Layout(layout.root, {"train": SplitFiles(images)}, layout.form)
         check(bare, DataConfig(kind="folder", root=data.root), ("train",))
         self.paths = [paths[0] for paths in images.values()]
+        self.reading = Reading(value_range=sampled_range(self.paths, Reading()) or ())
         self.side, self.seed = data.resolution, config.train.seed
         # 0 = a random square for every draw
         self.squares = config.distill.squares if config.objective.kind == "distill" else 0
@@ -108,6 +111,10 @@ class FolderDraws(Dataset):
         what = f"{self.squares} fixed squares of each" if self.squares > 1 else "labels not read"
         what = "the middle square of each" if self.squares == 1 else what
         self.description = f"{layout.root}: {layout.form}; {len(self.paths)} images, {what}"
+        if self.reading.value_range:
+            self.description += "; values {:g} to {:g} become black to white".format(
+                *self.reading.value_range
+            )
         self.origin = f"{len(self.paths)} images of a folder"
 
     def __getitem__(self, n: int) -> torch.Tensor:
@@ -134,7 +141,7 @@ class FolderDraws(Dataset):
 
     def _cut(self, image: int, place: np.ndarray) -> torch.Tensor:
         """The square whose upper left corner lies at these shares (x, y) of the room that there is."""
-        picture = read_image(self.paths[image])
+        picture = read_image(self.paths[image], self.reading)
         picture = picture.resize(resized_size(*picture.size, self.side), Image.Resampling.BILINEAR)
         room = np.array(picture.size) - self.side
         left, top = np.minimum(place * (room + 1), room).astype(int)
