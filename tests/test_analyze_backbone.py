@@ -261,7 +261,7 @@ def test_the_page_of_a_plain_folder_has_no_scores(tmp_path, capsys, monkeypatch)
 
 def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
     options = ["backbone", "demo", *LOOK, f"--out={tmp_path / 'out'}"]
-    with pytest.raises(UsageError, match="drop:24; the features have 24 components"):
+    with pytest.raises(UsageError, match="drop:24: the backbone has 24 channels"):
         main([*options, "--conditions", "drop:24"])
     with pytest.raises(DataError, match="give more images"):
         main([*options, "--data.scenes-train=1"])

@@ -6,7 +6,6 @@ Legend: N patches, A anchors, D channels, K clusters = classes.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from ppap.evaluation.metrics import ConfusionMatrix
 from ppap.evaluation.patches import linear_classifier
 from ppap.kernels import PropagationConfig
 from ppap.methods.choices import as_compared
-from ppap.nets.clustering import ROWS, cosine_kmeans
+from ppap.nets.clustering import cosine_kmeans
 from ppap.nets.conditioning import Condition
 from ppap.nets.model import patch_rows
 from ppap.nets.probes import ClusterProbe, LinearProbe
@@ -29,6 +28,7 @@ SHARES = (0.02, 0.05)
 """Sizes of the sets by a plain threshold whose purity is measured [share of the patches]."""
 _STARTS = 3  # of k-means
 _CHUNK = 128  # anchors at a time
+_FITTED = 2**14  # patches that k-means and the linear classifier see: hundreds for every cluster
 
 
 @dataclass(frozen=True)
@@ -125,21 +125,18 @@ def _neighbours(maps: Maps, condition: Condition, anchors: int, seed: int) -> tu
     return mean, 100 * torch.cat(across).mean().item()
 
 
-def centres(rows: Tensor, clusters: int, seed: int) -> ClusterProbe:
-    """k-means' centres of rows (N, D) as a cluster probe."""
-    probe = ClusterProbe(rows.shape[1], clusters)
-    with torch.no_grad():
-        probe.clusters.copy_(cosine_kmeans(rows, clusters, starts=_STARTS, seed=seed).centres)
-    return probe
+def centres(rows: Tensor, clusters: int, seed: int) -> Tensor:
+    """k-means' unit centres (K, D) of rows (N, D)."""
+    return cosine_kmeans(rows, clusters, starts=_STARTS, seed=seed).centres
 
 
 def frozen_scores(
     train: Maps, val: Maps, condition: Condition, patch: int, *, classes: int, seeds: Sequence[int]
 ) -> Frozen:
-    """k-means and a linear classifier on the training patches, scored on the pixels of validation images.
+    """k-means and a linear classifier on training patches, scored on the pixels of validation images.
 
-    Pixels are scored as ``ppap.evaluation.evaluate`` does. The linear classifier sees the most frequent
-    class of each of at most ``ROWS`` patches.
+    Pixels are scored as ``ppap.evaluation.evaluate`` does. Both see at most ``_FITTED`` patches, the same for
+    all conditions; the linear classifier sees the most frequent class of each.
 
     Args:
         train, val: labelled images.
@@ -150,26 +147,20 @@ def frozen_scores(
     """
     with torch.no_grad():
         rows, labels = patch_rows(condition(train.features)), train.classes
-    probes = [centres(rows, classes, seed) for seed in seeds]
+    some, known = draw(len(rows), _FITTED, seeds[0]), _labelled(labels, _FITTED, seeds[0])
+    cluster = ClusterProbe(rows.shape[1], classes * len(seeds))  # all seeds' centres, scored at once
     linear = LinearProbe(rows.shape[1], classes)
-    known = torch.nonzero(labels >= 0)[:, 0]
-    known = known[draw(len(known), ROWS, seeds[0])]
     weight, bias = linear_classifier(rows[known], labels[known], classes)
     with torch.no_grad():
+        cluster.clusters.copy_(torch.cat([centres(rows[some], classes, seed) for seed in seeds]))
         linear.classifier.weight.copy_(weight[:, :, None, None])
         linear.classifier.bias.copy_(bias)
-    matrices = [ConfusionMatrix(classes) for _ in seeds]
-    last = ConfusionMatrix(classes)
+    by_seed, by_line = [ConfusionMatrix(classes) for _ in seeds], ConfusionMatrix(classes)
     for features, label in zip(val.features.split(1), val.labels, strict=True):
-        code, size = condition(features), tuple(label.shape)
-        for probe, matrix in zip(probes, matrices, strict=True):
-            cluster, logits = pixel_scores(code, (probe, linear), patch, size, with_length=False)
-            matrix.update(cluster.argmax(dim=0), label.long())
-        last.update(logits.argmax(dim=0), label.long())
-    found, line = [matrix.scores(matrix.match()) for matrix in matrices], last.scores()
+        size = (label.shape[0], label.shape[1])
+        scores, logits = pixel_scores(condition(features), (cluster, linear), patch, size, with_length=False)
+        for matrix, own in zip(by_seed, scores.split(classes), strict=True):
+            matrix.update(own.argmax(dim=0), label.long())
+        by_line.update(logits.argmax(dim=0), label.long())
+    found, line = [matrix.scores(matrix.match()) for matrix in by_seed], by_line.scores()
     return Frozen([s.accuracy for s in found], [s.miou for s in found], line.accuracy, line.miou)
-
-
-def mean(values: Sequence[float]) -> float:
-    """Of the seeds."""
-    return float(np.mean(values))

@@ -154,22 +154,23 @@ def draw_clusters(
     for condition in conditions.values():
         code = condition(maps.features)
         rows = patch_rows(code)
-        probe = centres(rows, clusters, scene.seed)
-        ids = (F.normalize(rows, dim=1) @ F.normalize(probe.clusters, dim=1).T).argmax(dim=1)
+        own = centres(rows, clusters, scene.seed)
+        ids = (rows @ own.T).argmax(dim=1)
         if reference is None:
             reference, assignment = ids, tuple(range(clusters))
         else:
             matrix = ConfusionMatrix(clusters)
             matrix.update(ids, reference)
             assignment = matrix.match()
-        columns.append((code[list(places)], probe, assignment))
+        columns.append((code[list(places)], own, assignment))
     size, sheet = tuple(maps.labels.shape[1:]), []
     for row, place in enumerate(places):
         cells = [dataset.pixels(maps.indices[place])]
         if dataset.labelled:
             cells.append(maps.labels[place].long())
-        for code, probe, assignment in columns:
-            scores = upsample(probe.logits(code[row : row + 1]), patch, size)[0]
+        for code, own, assignment in columns:
+            products = F.conv2d(code[row : row + 1], own[:, :, None, None])
+            scores = upsample(products, patch, size)[0]
             cells.append(apply_assignment(scores.argmax(dim=0), assignment))
         sheet.append(cells)
     titles = ["image", *(["truth"] if dataset.labelled else []), *map(_title, conditions)]

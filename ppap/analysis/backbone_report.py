@@ -193,7 +193,7 @@ _LABELS_TEXT = (
 )
 _FROZEN_TEXT = (
     "Per pixel [%]: k-means (cosine, best of 3 starts) with one cluster per class, matched to classes once, "
-    "and a linear classifier, both fitted to the training patches above."
+    "and a linear classifier, both fitted to at most 16,384 patches of the training images above."
 )
 _NEIGHBOURS_TEXT = (
     "Random patches (magenta) and the most similar patch of each of the images nearest to it, with their "

@@ -145,8 +145,10 @@ def check(config: Config, jobs: int, *, splits: Sequence[str] = ("train", "val")
 
 def _is_cached(net: Network, dataset: SegmentationDataset, config: Config) -> bool:
     """Whether a run would cache its features."""
-    limit = config.data.cache_limit_gib * 2**30
-    return config.data.cache_features and cache_bytes(net, dataset, config.data.cache_dtype) <= limit
+    limit = config.data.cache_limit_gib
+    if not config.data.cache_features or limit is None:
+        return config.data.cache_features
+    return cache_bytes(net, dataset, config.data.cache_dtype) <= limit * 2**30
 
 
 def settle(study: Path, config: Config) -> Config:

@@ -150,7 +150,7 @@ def suggest(grid: Sequence[GridPoint], positives: float) -> tuple[float, float]:
         key=lambda phi: (ratio(mean_positives(phi), positives), phi),
     )
     row = [point for point in grid if point.phi0 == phi0]
-    psi0 = min(row, key=lambda point: (abs(point.negatives - NEGATIVE_SHARE), point.psi0)).psi0
+    psi0 = min(row, key=lambda p: (abs(p.negatives - NEGATIVE_SHARE * (1 - p.positives)), p.psi0)).psi0
     return phi0, psi0
 
 
@@ -177,8 +177,8 @@ def write(
         f"{result.patches} patches, {result.anchors} anchors. Suggested without labels: "
         f"phi0 = {result.phi0:g}, psi0 = {result.psi0:g}; "
         f"for positives by a fixed threshold phi0 = {result.fixed_phi0:g}. The rule aims for positive sets "
-        f"of {100 * result.aim:.1f} % and negative sets of {100 * NEGATIVE_SHARE:.1f} % of "
-        "the patches.",
+        f"of {100 * result.aim:.1f} % of the patches and negative sets of {100 * NEGATIVE_SHARE:.0f} % of "
+        "the others.",
         "",
         *(line for fact in facts for line in (fact, "")),
         "Mean positive set [% of the patches] after propagation and by a fixed threshold, and anchors "
@@ -238,12 +238,8 @@ def draw(result: Thresholds, path: Path, title: str) -> None:
     negative.plot(
         [p.psi0 for p in row], [100 * p.negatives for p in row], marker="o", label=f"phi0 = {result.phi0:g}"
     )
-    negative.axhline(
-        100 * NEGATIVE_SHARE,
-        color="0.3",
-        linestyle="--",
-        label=f"aim {100 * NEGATIVE_SHARE:.1f} %",
-    )
+    aim = 100 * NEGATIVE_SHARE * (1 - row[0].positives)
+    negative.axhline(aim, color="0.3", linestyle="--", label=f"aim {aim:.1f} %")
     negative.set(xlabel="psi0", ylabel="mean negative set [% of patches]")
     for axis in (pairs, positive, negative):
         axis.grid(alpha=0.3)

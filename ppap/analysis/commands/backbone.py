@@ -27,7 +27,7 @@ from ppap.analysis.backbone_report import Findings
 from ppap.analysis.features import backbone_weights
 from ppap.cli import first_positional
 from ppap.data import Datasets, build_datasets
-from ppap.errors import DataError, UsageError
+from ppap.errors import DataError
 from ppap.methods.choices import CANDIDATES, auto_condition, block_rate
 from ppap.methods.engine import pick_device
 from ppap.methods.guidance import Survey
@@ -57,7 +57,7 @@ class BackboneArguments(AnalysisArguments):
     images: int = 128
     """Training images at most, spread over the set, and as many validation images, that are looked at. Where
     these are all, and --data.cache-features is on, the features are kept for the next time."""
-    anchors: int = 1024
+    anchors: int = 512
     """Labelled patches, drawn at random, whose neighbours and sets are measured."""
     conditions: tuple[str, ...] = CANDIDATES
     """Candidates of --model.condition to measure; none and what auto chooses are always among them."""
@@ -134,14 +134,11 @@ def measure(
 
     Raises:
         UsageError: a candidate that would leave nothing of the features.
+        NumberError: features that are not finite, or all the same.
     """
     clusters = classes + config.train.extra_clusters
     chosen, given = auto_condition(clusters), config.model.condition
     names = dict.fromkeys(("none", *([] if given == "auto" else [given]), *asked, chosen))
-    for name in names:
-        kind, number = parse_condition(name)
-        if kind == "drop" and number >= net.backbone.width:
-            raise UsageError(f"--conditions has {name}; the features have {net.backbone.width} components")
     conditions = {name: fit(name, seen.split) for name in names}
     rows = {
         name: label_free(seen, name, condition, config, clusters)
