@@ -144,7 +144,9 @@ def _readers(layout: Layout, config: DataConfig) -> tuple[Readers, DataConfig, l
         for paths in (files.labels or {}).values()
         for path in paths[:1]
     }
-    colours, names, note = choose_colours(layout.root, list(labels), config.label_colours)
+    # Where ids are given, as those of a run are, files hold them unless colours are given too.
+    unknown = [] if config.label_ids and not config.label_colours else list(labels)
+    colours, names, note = choose_colours(layout.root, unknown, config.label_colours)
     if note:
         notes.append(note)
     if names and not config.class_names and not config.label_ids and config.classes in (None, len(names)):
