@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _ITEM = re.compile(r" |[-*] |\d+\. ")  # what a line begins with that does not go on with the one before
 _ASCII = {"±": "+-", "×": "x", "–": "-", "—": "-", "…": "..."}
+_FIRST_SAYS_IT = 10.0  # seconds
 _OFFLINE = "--offline"
 _VARIABLE = "HF_HUB_OFFLINE"  # the hub's own
 
@@ -128,9 +130,12 @@ def _refuse_copies() -> None:
     count, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
     if "TORCHELASTIC_RUN_ID" not in os.environ or count == "1":
         return
+    if rank != "0":
+        time.sleep(_FIRST_SAYS_IT)  # torchrun ends the others when one ends
+        raise SystemExit(UsageError.exit_code)
     raise UsageError(
-        f"torchrun started {count} processes (this is {rank}), and each would do the whole work: one run "
-        "uses one device; start it without torchrun, or with --nproc-per-node 1"
+        f"torchrun started {count} processes, and each would do the whole work: one run uses one device; "
+        "start it without torchrun, or with --nproc-per-node 1"
     )
 
 

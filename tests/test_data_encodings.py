@@ -288,6 +288,11 @@ def test_colour_masks_with_a_legend(tmp_path, name, text, place, form):
     train, _, description = build_datasets(config(tmp_path))
     assert train.class_names == ("background", "car", "tree", "sky")
     assert np.array_equal(train.load(0)[1], IDS) and f"labels by colour, 4 of {name}" in description
+    info = {**label_facts(build_datasets(config(tmp_path))), "labelled": True, "assignment": None}
+    info |= {"classes": 4, "class_names": list(train.class_names)}
+    (tmp_path / place / name).unlink()
+    again = build_datasets(as_trained(config(tmp_path), json.loads(json.dumps(info)))).train
+    assert again.class_names == train.class_names and np.array_equal(again.load(0)[1], IDS)
 
 
 def test_colours_given_and_colours_missing(tmp_path):

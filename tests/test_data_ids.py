@@ -90,6 +90,7 @@ def test_an_older_checkpoint_reads_its_labels_as_it_did():
     info = {"classes": 4, "class_names": ["class 0"] * 4, "labelled": True, "assignment": [0, 1, 2, 3]}
     known = as_trained(DataConfig(ignore_ids=(0, 255)), info)
     assert known.label_ids == (NO_ID, 1, 2, 3) and known.classes == 4
+    assert known.value_range == (0, 65535) and known.label_colours == (), "16 bits whole, labels by index"
     assert choose_classes((0, 1, 2), known).ids == (NO_ID, 1, 2, 3)
 
 

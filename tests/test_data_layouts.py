@@ -11,7 +11,9 @@ from ppap.data import build_datasets
 from ppap.data.images import SUFFIXES
 from ppap.errors import DataError, UsageError
 from ppap.settings.config import DataConfig
+from ppap.train import main as train
 from tests.test_data_folder import add_image, add_label
+from tests.trained import SMALL, VIT
 
 
 def config(root, **options):
@@ -141,13 +143,17 @@ def test_validation_labels_that_scores_cannot_see(tmp_path):
     add_pairs(tmp_path, "images/train/{}.jpg", "labels/train/{}.png")
     wide = np.full((20, 60), 255, np.uint8)
     wide[:, :10] = 1
-    for k, (label, words) in enumerate(((wide, "outside the centre crop"), (wide * 0 + 255, "no class"))):
-        add_image(tmp_path / "images/val/x.jpg", size=(60, 20))
-        (tmp_path / "labels/val").mkdir(exist_ok=True)
-        Image.fromarray(label).save(tmp_path / "labels/val/x.png")
-        with pytest.raises(DataError, match=words):
-            build_datasets(config(tmp_path))
-        assert k < 2
+    add_image(tmp_path / "images/val/x.jpg", size=(60, 20))
+    (tmp_path / "labels/val").mkdir()
+    Image.fromarray(wide).save(tmp_path / "labels/val/x.png")
+    assert "outside the centre crop of 16 pixels" in build_datasets(config(tmp_path)).val.unscored
+    options = ["folder", f"--data.root={tmp_path}", f"--train.out={tmp_path / 'run'}", *VIT, *SMALL]
+    with pytest.raises(DataError, match="outside the centre crop"):
+        train(options)
+    assert not (tmp_path / "run").exists()
+    Image.fromarray(wide * 0 + 255).save(tmp_path / "labels/val/x.png")
+    with pytest.raises(DataError, match="hold no class"):
+        build_datasets(config(tmp_path))
 
 
 # What is left out

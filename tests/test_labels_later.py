@@ -65,6 +65,14 @@ def test_with_crf(later, tmp_path):
     assert {*json.loads((tmp_path / "a.json").read_text())["scores"]["crf"]} == {"cluster"}
 
 
+def test_another_number_of_classes_blames_what_was_given(tmp_path, capsys):
+    run = folder_run(striped_folder(tmp_path / "data", (0, 80, 160)), tmp_path / "run", ["--train.steps=1"])
+    with pytest.raises(SystemExit):
+        evaluate([str(run), "--data.classes=2"])
+    errors = " ".join(capsys.readouterr().err.split())
+    assert "--data.classes is 2" in errors and "3 ids of" in errors and "class-names" not in errors
+
+
 def test_more_classes_than_clusters_are_refused(tmp_path):
     root = unlabelled(tmp_path / "data")
     run = folder_run(root, tmp_path / "run", ["--data.classes=2"])

@@ -206,10 +206,15 @@ def test_what_ppap_wrote_is_not_predicted(finished, tmp_path, capsys):
 
 
 def test_torchrun_is_refused_in_one_line(monkeypatch, capsys):
-    for name, value in (("TORCHELASTIC_RUN_ID", "1"), ("WORLD_SIZE", "2"), ("RANK", "1")):
+    for name, value in (("TORCHELASTIC_RUN_ID", "1"), ("WORLD_SIZE", "2"), ("RANK", "0")):
         monkeypatch.setenv(name, value)
     called = []
     assert run(called.append, []) == 2 and not called
-    assert "torchrun started 2 processes (this is 1)" in capsys.readouterr().err
+    assert "torchrun started 2 processes" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("ppap.cli._FIRST_SAYS_IT", 0)
+    with pytest.raises(SystemExit):
+        run(called.append, [])
+    assert not called and not capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert run(called.append, []) == 0 and called

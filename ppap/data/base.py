@@ -32,6 +32,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         ids: C ids that files have for the classes, -1 = none; what pictures and written masks show.
         ignored_ids: ids of files that are left out.
         facts: how files are read, as plain containers for a checkpoint.
+        unscored: why scores would see no class in the crops of this split; None = they see some, or nobody
+            looked.
         label_counts: (C,) int64 labelled pixels per class at original size; None = nobody counted them.
     """
 
@@ -46,6 +48,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         self.ids: tuple[int, ...] = tuple(range(classes))
         self.ignored_ids: tuple[int, ...] = ()
         self.facts: dict[str, Any] = {}
+        self.unscored: str | None = None
         self.label_counts: np.ndarray | None = None
         if len(self.class_names) != classes:
             raise DataError(f"{len(self.class_names)} class names for {classes} classes; name every class")

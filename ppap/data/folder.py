@@ -115,7 +115,7 @@ def build(config: DataConfig, splits: tuple[str, ...] = SPLITS) -> Datasets:
             pixels = [counts[split].pixels[i] if 0 <= i < 256 else 0 for i in classes.ids]
             built[split].label_counts = np.array(pixels, np.int64)
     if "val" in built and "val" in counts:
-        _require_scored(layout, counts["val"], classes, config)
+        built["val"].unscored = _scores_see_nothing(layout, counts["val"], classes, config)
     notes += [
         f"labels for {found.labelled} of {len(layout.splits[split].images)} {word} images"
         for split, word in (("train", "training"), ("val", "validation"))
@@ -144,7 +144,9 @@ def _readers(layout: Layout, config: DataConfig) -> tuple[Readers, DataConfig, l
         for paths in (files.labels or {}).values()
         for path in paths[:1]
     }
-    colours, names, note = choose_colours(layout.root, list(labels), config.label_colours)
+    # Where ids are given, as those of a run are, files hold them unless colours are given too.
+    unknown = [] if config.label_ids and not config.label_colours else list(labels)
+    colours, names, note = choose_colours(layout.root, unknown, config.label_colours)
     if note:
         notes.append(note)
     if names and not config.class_names and not config.label_ids and config.classes in (None, len(names)):
@@ -152,8 +154,14 @@ def _readers(layout: Layout, config: DataConfig) -> tuple[Readers, DataConfig, l
     return Readers(reading, LabelReader(colours)), config, notes
 
 
-def _require_scored(layout: Layout, found: LabelCounts, classes: Classes, config: DataConfig) -> None:
-    """Refuse validation labels of which the scores would see nothing, before any step is trained."""
+def _scores_see_nothing(
+    layout: Layout, found: LabelCounts, classes: Classes, config: DataConfig
+) -> str | None:
+    """Why scores would see no class of the validation labels; None where they see some.
+
+    Raises:
+        DataError: the labels have no class at all.
+    """
     seen = [i for i in classes.ids if 0 <= i < 256 and i not in classes.ignored]
     if not found.pixels[seen].sum():
         held = ", ".join(map(str, np.flatnonzero(found.pixels)[:8]))
@@ -162,11 +170,12 @@ def _require_scored(layout: Layout, found: LabelCounts, classes: Classes, config
             "--data.ignore-ids, or remove them to train without scores"
         )
     if not found.cropped[seen].sum():
-        raise DataError(
+        return (
             f"{layout.root}: the validation labels have classes only outside the centre crop of "
             f"{config.eval_resolution} pixels, all that scores see; label the middle of the pictures, "
             "crop the files, or remove the labels to train without scores"
         )
+    return None
 
 
 def _stand_in(train: SplitFiles) -> SplitFiles:

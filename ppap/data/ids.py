@@ -3,6 +3,7 @@
 Files keep their own ids, and so do masks and reports: ``Classes.ids`` has the id of each class.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from ppap.settings.config import DataConfig
 
 NO_ID = -1
 """In place of an id: a class, and so a cluster, that no id of the labels belongs to."""
+_MADE_UP = re.compile(r"class \d+|no id \(\d+\)")
 _SHOWN = 12  # ids in one line
 
 
@@ -82,8 +84,8 @@ def reading_of(info: dict[str, Any]) -> Reading:
 
 def _files_as_read(data: DataConfig, facts: dict[str, Any]) -> DataConfig:
     """Settings of the files' reading as a checkpoint has them."""
-    if not facts:
-        return data
+    if not facts:  # a checkpoint of an earlier version: 16 bits were taken whole
+        return replace(data, value_range=data.value_range or (0, 65535))
     colours = tuple("#{:02x}{:02x}{:02x}".format(*colour) for colour in facts["label_colours"])
     return replace(
         data,
@@ -175,5 +177,6 @@ def as_trained(data: DataConfig, info: dict[str, Any]) -> DataConfig:
         return data
     if ids is None:  # a checkpoint of an earlier version: ignored ids were classes without a pixel
         ids = [NO_ID if c in ignored else c for c in range(info["classes"])]
-    names = tuple(info["class_names"]) if data.class_names else ()
+    names = tuple(info["class_names"])  # also those of a legend
+    names = () if all(_MADE_UP.fullmatch(name) for name in names) else names
     return replace(data, classes=len(ids), label_ids=tuple(ids), ignore_ids=tuple(ignored), class_names=names)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ppap.data.checks import in_threads
 from ppap.data.images import naming
 from ppap.errors import DataError
 
@@ -196,7 +197,8 @@ def choose_colours(
     modes = [_mode(path) for path in sample]
     folders = dict.fromkeys(p for path in sample for p in path.parents if p == root or root in p.parents)
     legend = find_legend(list(folders)) if {"RGB", "RGBA", "P"} & {*modes} else None
-    palettes = [] if "P" not in modes else [p for path in labels if (p := _palette(path)) is not None]
+    found = in_threads(_palette, labels, "palettes") if "P" in modes else ()
+    palettes = [palette for palette in found if palette is not None]
     if legend is not None:
         path, names, colours = legend
         if not palettes or all({*palette.values()} <= {*colours} for palette in palettes):

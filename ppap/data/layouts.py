@@ -138,7 +138,7 @@ def _paired_layout(root: Path, pictures: Path, labels: Path) -> Layout:
             there, missing = f"{labels.name}/{split}", f"{pictures.name}/{split}"
             raise DataError(f"{root}: {there} exists but {missing} does not; add images or remove the labels")
     if not present:
-        files, notes = _pair(pictures, labels)
+        files, notes = _pair(root, pictures, labels)
         return Layout(
             root, {"train": files}, f"{pictures.name} with {labels.name}, no split folders", (), notes
         )
@@ -149,7 +149,9 @@ def _paired_layout(root: Path, pictures: Path, labels: Path) -> Layout:
         )
     splits, notes = {}, []
     for split in present:
-        splits[split], found = _pair(folders[split][0], folders[split][1] if split in label_splits else None)
+        splits[split], found = _pair(
+            root, folders[split][0], folders[split][1] if split in label_splits else None
+        )
         notes += found
     form = f"{pictures.name}/{{{','.join(folders[s][0].name for s in present)}}}"
     if label_splits:
@@ -167,7 +169,7 @@ def _split_first(root: Path, parts: dict[str, tuple[Path, Path]]) -> Layout:
     splits, notes, forms = {}, [], []
     for split, (pictures, labels) in parts.items():
         if pictures.is_dir():
-            splits[split], found = _pair(pictures, labels if labels.is_dir() else None)
+            splits[split], found = _pair(root, pictures, labels if labels.is_dir() else None)
             notes += found
             form = pictures.relative_to(root).as_posix()
             forms.append(form + (f" with {labels.relative_to(root).as_posix()}" if labels.is_dir() else ""))
@@ -203,12 +205,15 @@ def _below(files: SplitFiles, top: str) -> SplitFiles:
     return SplitFiles(part(files.images), part(files.labels or {}), files.label_dir)
 
 
-def _pair(pictures: Path, labels: Path | None) -> tuple[SplitFiles, list[str]]:
+def _pair(root: Path, pictures: Path, labels: Path | None) -> tuple[SplitFiles, list[str]]:
     """The files of a folder of images and one of labels; without the latter, labels beside the images."""
     found = scan(pictures)
     _require_images(pictures, found)
     if labels is None:
-        return _side_by_side(found.images)[0], found.notes()
+        files = _side_by_side(found.images)[0]
+        if files.labels is None:
+            _refuse_masks(root, found.images)
+        return files, found.notes()
     masks = scan(labels, masks_too=True)
     return SplitFiles(found.images, _by_image(masks.images, found.images), labels), found.notes()
 

@@ -37,7 +37,8 @@ def changed_data(info: dict[str, Any], now: dict[str, Any]) -> str | None:
     changed = numbers if before["images"] != now["images"] else ""
     return (
         f"warning: the training images or labels are not those that the run was begun with{changed}: from "
-        "here on it is not, bit for bit, the run that it would have been"
+        "here on it is not, bit for bit, the run that it would have been (a benchmark that was moved or "
+        "copied counts as changed)"
     )
 
 

@@ -69,6 +69,8 @@ class Trainer:
             METHODS[name].check(replace(config, method=name))
         known = config.data if checkpoint is None else as_trained(config.data, checkpoint.info)
         self.data: Datasets = build_datasets(known)
+        if self.data.val is not None and self.data.val.unscored:
+            raise DataError(self.data.val.unscored)
         self.data_facts = data_facts(self.data)
         if checkpoint is not None and (warning := changed_data(checkpoint.info, self.data_facts)):
             print(warning)

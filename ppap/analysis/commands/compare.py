@@ -189,7 +189,7 @@ def _column(
 
 def _match(engine: Engine, dataset: SegmentationDataset) -> list[int | None]:
     """The matching of clusters and classes over all images."""
-    matrix = ConfusionMatrix(dataset.classes)
+    matrix = ConfusionMatrix(dataset.classes, max(dataset.classes, len(engine.cluster.clusters)))
     for i in range(len(dataset)):
         sample = dataset[i]
         matrix.update(predict_crop(engine, sample["image"])[0], sample["label"])
