@@ -98,6 +98,20 @@ class DataConfig:
         check_field(
             0 < self.crop_ratio < 1, "data.crop-ratio", self.crop_ratio, "give a share between 0 and 1"
         )
+        self._check_files()
+        for name in ("resolution", "eval_resolution", "scenes_size"):
+            value = getattr(self, name)
+            check_field(value >= 16, f"data.{name.replace('_', '-')}", value, "give at least 16 pixels")
+        for name in ("scenes_train", "scenes_val"):
+            value = getattr(self, name)
+            check_field(value >= 1, f"data.{name.replace('_', '-')}", value, "give at least 1")
+        check_field(self.workers >= 0, "data.workers", self.workers, "give 0 or more")
+        check_field(
+            self.cache_limit_gib > 0, "data.cache-limit-gib", self.cache_limit_gib, "give more than 0"
+        )
+
+    def _check_files(self) -> None:
+        """Refuse impossible ids, names, colours, bands and ranges."""
         check_field(
             all(0 <= i <= 255 for i in self.ignore_ids),
             "data.ignore-ids",
@@ -149,12 +163,3 @@ class DataConfig:
             self.value_range,
             "give the lowest and the highest value",
         )
-        for name in ("resolution", "eval_resolution", "scenes_size"):
-            value = getattr(self, name)
-            check_field(value >= 16, f"data.{name.replace('_', '-')}", value, "give at least 16 pixels")
-        for name in ("scenes_train", "scenes_val"):
-            value = getattr(self, name)
-            check_field(value >= 1, f"data.{name.replace('_', '-')}", value, "give at least 1")
-        check_field(self.workers >= 0, "data.workers", self.workers, "give 0 or more")
-        limit = self.cache_limit_gib
-        check_field(limit is None or limit > 0, "data.cache-limit-gib", limit, "give more than 0")
