@@ -106,9 +106,8 @@ class DataConfig:
             value = getattr(self, name)
             check_field(value >= 1, f"data.{name.replace('_', '-')}", value, "give at least 1")
         check_field(self.workers >= 0, "data.workers", self.workers, "give 0 or more")
-        check_field(
-            self.cache_limit_gib > 0, "data.cache-limit-gib", self.cache_limit_gib, "give more than 0"
-        )
+        limit = self.cache_limit_gib
+        check_field(limit is None or limit > 0, "data.cache-limit-gib", limit, "give more than 0")
 
     def _check_files(self) -> None:
         """Refuse impossible ids, names, colours, bands and ranges."""
