@@ -4,24 +4,29 @@ Errors that a user can act on are printed as one short message; the exit code sa
 usage, 3 data, 4 numbers, 75 stopped after saving.
 """
 
+import codecs
 import dataclasses
 import importlib
 import inspect
+import io
 import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ppap.errors import DataError, PpapError, UsageError, unknown_name
+from ppap.errors import DataError, PpapError, UsageError, out_of_memory, unknown_name
 
 if TYPE_CHECKING:
     import tyro
 
 _ITEM = re.compile(r" |[-*] |\d+\. ")  # what a line begins with that does not go on with the one before
+_ASCII = {"±": "+-", "×": "x", "–": "-", "—": "-", "…": "..."}
+_FIRST_SAYS_IT = 10.0  # seconds
 _OFFLINE = "--offline"
 _VARIABLE = "HF_HUB_OFFLINE"  # the hub's own
 
@@ -74,7 +79,9 @@ def run(command: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = No
     logging.getLogger("ppap").setLevel(logging.INFO)
     # timm still decorates functions with torch.jit, which torch announces to drop; nothing a user can act on.
     warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+    _printable()
     try:
+        _refuse_copies()
         given = list(sys.argv[1:] if argv is None else argv)
         with _lost_workers(), _offline(_OFFLINE in given):
             command([argument for argument in given if argument != _OFFLINE])
@@ -87,6 +94,49 @@ def run(command: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = No
         return 130
     except BrokenPipeError:
         return 0
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(
+            f"error: memory is exhausted ({reason}); give a smaller --eval.batch-size, --data.resolution "
+            "or --resolution, or fewer --data.workers, as far as the command has them",
+            file=sys.stderr,
+        )
+        return UsageError.exit_code
+
+
+def _printable() -> None:
+    """Let no character that an output's encoding lacks end a command: ± becomes +-, others a ?."""
+
+    def replaced(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        text = error.object[error.start : error.end]
+        return "".join(_ASCII.get(character, "?") for character in text), error.end
+
+    codecs.register_error("ppap", replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="ppap")
+
+
+def _refuse_copies() -> None:
+    """Refuse to be started several times for one run.
+
+    Raises:
+        UsageError: by torchrun, with more than one process; said by the first of them.
+    """
+    count, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
+    if "TORCHELASTIC_RUN_ID" not in os.environ or count == "1":
+        return
+    if rank != "0":
+        time.sleep(_FIRST_SAYS_IT)  # torchrun ends the others when one ends
+        raise SystemExit(UsageError.exit_code)
+    raise UsageError(
+        f"torchrun started {count} processes, and each would do the whole work: one run uses one device; "
+        "start it without torchrun, or with --nproc-per-node 1"
+    )
 
 
 @contextmanager
@@ -117,7 +167,8 @@ def _lost_workers() -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())
         raise DataError(
-            f"a process that loads images was ended from outside, perhaps for its memory ({reason}); "
+            f"a process that loads images was ended from outside, perhaps for its memory or for want of room "
+            f"in /dev/shm ({reason}); "
             "give fewer --data.workers, 0 = none; training goes on with ppap train --resume RUN"
         ) from None
 

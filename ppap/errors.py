@@ -38,6 +38,14 @@ class Stopped(PpapError):
     exit_code = 75
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the machine or of a GPU, is exhausted."""
+    text = str(error)
+    words = ("out of memory", "can't allocate memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return kinds or (isinstance(error, RuntimeError | OSError) and any(word in text for word in words))
+
+
 def unknown_name(kind: str, name: str, valid: Collection[str]) -> UsageError:
     """The error for a `name` that no `kind` (preset, command, ...) has; it tells the nearest of `valid`."""
     near = difflib.get_close_matches(name, valid, n=1)

@@ -12,11 +12,13 @@ from tqdm import tqdm
 from ppap.cli import parse, required, run
 from ppap.data import class_colours
 from ppap.data.images import read_image, verify_image
-from ppap.errors import UsageError
-from ppap.evaluation.predictor import MAX_TOKENS, load
+from ppap.errors import DataError, UsageError
+from ppap.evaluation.predictor import MAX_TOKENS, Predictor, load
 from ppap.pictures.drawing import overlay, save_index_png
-from ppap.reports.masks import check_free, find_images, write_legend
+from ppap.reports.masks import check_free, colours_by_id, find_images, ignored_id, write_legend
 from ppap.reports.records import RANDOM_WARNING
+
+_SHOWN = 20  # files in one message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,42 +41,81 @@ class PredictArguments:
     """Most patches per image; memory grows with their square."""
     overwrite: bool = False
     """Replace files that are in the folder already."""
+    skip_existing: bool = False
+    """Go on with a folder that is done in part: images whose mask is there are left out."""
     device: str = "auto"
     """auto = cuda if there is one, else cpu; or a torch device such as cuda:1."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Command ``predict``."""
+    """Command ``predict``; images that cannot be read are listed at the end, with the exit code of data."""
     arguments = parse(PredictArguments, argv, command="predict", description=__doc__)
     if arguments.resolution < 1:
         raise UsageError(f"--resolution is {arguments.resolution}; give at least 1 pixel")
     files = find_images(arguments.images)
     out = Path(arguments.out)
+    if arguments.skip_existing:
+        done = {stem for stem in files if (out / f"{stem}.png").exists()}
+        files = {stem: path for stem, path in files.items() if stem not in done}
+        print(f"{len(done)} masks are there already, {len(files)} to go")
     check_free(out, files, arguments.overwrite)
     predictor = load(arguments.checkpoint, arguments.device)
     print(f"backbone: {predictor.origin}")
     names = predictor.names(arguments.probe)
-    colours = class_colours(predictor.engine.config.data.kind, len(names))
-    for path in files.values():
-        width, height = verify_image(path)
-        try:
-            predictor.seen_size(width, height, arguments.resolution, arguments.max_tokens)
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}") from None
+    ids = predictor.ids(arguments.probe)
+    colours = class_colours(predictor.engine.config.data.kind, len(names), ids)
+    by_id = colours_by_id(ids, colours)
+    bad = _check(files, predictor, arguments)
+    good = {stem: path for stem, path in files.items() if path not in bad}
+    if files and not good:
+        raise DataError(_listed(bad))
     write_legend(out, names, colours, predictor, arguments.probe, arguments.overwrite)
-    for stem, path in tqdm(files.items(), unit="image", disable=None):
-        image = read_image(path)
+    for stem, path in tqdm(good.items(), unit="image", disable=None):
+        try:
+            image = read_image(path, predictor.reading)
+        except DataError as error:  # pixels that the look at the file did not decode
+            bad[path] = str(error)
+            continue
         labels = predictor.predict(
             image, probe=arguments.probe, resolution=arguments.resolution, max_tokens=arguments.max_tokens
         )
         target = out / stem
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_index_png(labels, f"{target}.png", colours)
-        overlay(image, labels, colours=colours).save(f"{target}_overlay.jpg", quality=92)
-    masks = "1 mask" if len(files) == 1 else f"{len(files)} masks"
+        save_index_png(labels, f"{target}.png", by_id, ignored_id(ids))
+        overlay(image, labels, colours=by_id).save(f"{target}_overlay.jpg", quality=92)
+    count = len([path for path in files.values() if path not in bad])
+    masks = "1 mask" if count == 1 else f"{count} masks"
     print(f"{masks} in {out}: NAME.png holds ids, legend.json and legend.png their names")
     if predictor.engine.net.backbone.is_random:
         print(RANDOM_WARNING)
+    if bad:
+        raise DataError(_listed(bad))
+
+
+def _check(files: dict[str, Path], predictor: Predictor, arguments: PredictArguments) -> dict[Path, str]:
+    """File -> what is wrong with it, of those that cannot be read; all are looked at before the first mask.
+
+    Raises:
+        UsageError: an image has more patches than the limit.
+    """
+    bad = {}
+    for path in files.values():
+        try:
+            width, height = verify_image(path, predictor.reading)
+            predictor.seen_size(width, height, arguments.resolution, arguments.max_tokens)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+        except DataError as error:
+            bad[path] = str(error)
+    return bad
+
+
+def _listed(bad: dict[Path, str]) -> str:
+    if len(bad) == 1:
+        return next(iter(bad.values()))
+    shown = list(bad.values())[:_SHOWN]
+    more = [f"... and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
+    return "\n  ".join([f"{len(bad)} images have no mask:", *shown, *more])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Pretraining: ``python -m ppap.pretrain [PRESET] [--section.field value ...]``, or ``--resume RUN``.
 
 Trains a ViT without labels, on a folder of images or on generated scenes, and writes ``RUN/backbone``, which
-``python -m ppap.train --model.weights RUN/backbone`` takes. Read
-``ppap.pretraining.pretrainer`` for the loop, ``ppap.pretraining.objective`` for what is learned.
+``python -m ppap.train --model.weights RUN/backbone`` takes. With ``--objective distill --teacher WEIGHTS`` it
+learns what a trained network knows. Read ``ppap.pretraining.pretrainer`` for the loop,
+``ppap.pretraining.objective`` and ``ppap.pretraining.distillation`` for what is learned.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from ppap.cli import parse, run
 from ppap.pretraining.pretrainer import Pretrainer
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint
 from ppap.runs.rundir import RunDir, new_run_path, refuse_changes
-from ppap.settings.pretraining import PRESETS, PretrainConfig, preset
+from ppap.settings.pretraining import PRESETS, PretrainConfig, distilled, preset
 
 # Settings that a resumed run may change. The schedules span --train.steps: they continue on the new ones.
 RESUMABLE = (
@@ -25,6 +26,8 @@ RESUMABLE = (
     "train.device",
     "data.root",
     "data.workers",
+    "distill.teacher",  # the same weights, moved elsewhere
+    "distill.cache_dir",
 )
 
 
@@ -42,11 +45,16 @@ def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, Path, Checkpoi
     description = (
         "Pretrain a backbone without labels. Usage: ppap pretrain [PRESET] [--section.field value ...], or "
         f"ppap pretrain --resume RUN.\n\nPresets (default: folder):\n{presets}\n\n"
+        "With --objective distill --teacher WEIGHTS a small ViT learns the patch features of a trained "
+        "network, on the images of any preset, for use where that network is too slow. Other defaults hold "
+        "then: --objective distill --help lists them.\n\n"
         "RUN/backbone is what --model.weights takes; --resume RUN continues a run directory."
     )
     if known.resume is None:
         named = rest and not rest[0].startswith("-")
         start, rest = preset(rest[0] if named else "folder"), rest[1:] if named else rest
+        if _asked_objective(rest) == "distill":
+            start = distilled(start)
         config = parse(PretrainConfig, rest, command="pretrain", description=description, default=start)
         return config, new_run_path(config.train.out, f"pretrain-{config.preset}"), None
     path = Path(known.resume)
@@ -54,6 +62,13 @@ def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, Path, Checkpoi
     config = parse(PretrainConfig, rest, command="pretrain", description=description, default=stored)
     refuse_changes(stored, config, RESUMABLE)
     return config, path, load_checkpoint(path, "last")
+
+
+def _asked_objective(argv: Sequence[str]) -> str | None:
+    """Which objective the command line names: the defaults of everything else depend on it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--objective", "--objective.kind", dest="kind")
+    return parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])[0].kind
 
 
 def main(argv: Sequence[str]) -> None:

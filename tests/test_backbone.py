@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import nn
 
+from ppap.errors import UsageError
 from ppap.nets.backbone import backbone_from_spec, build_backbone, resize_position
 from ppap.settings.config import ModelConfig
 
@@ -289,3 +290,10 @@ def test_random_weights_follow_the_global_seed_and_say_so():
         torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)
     )
     assert one.is_random and "random weights; results are meaningless" in one.origin
+
+
+def test_weights_of_another_family_are_blamed_on_the_weights():
+    with pytest.raises(UsageError, match="--model.weights resnet50.a1_in1k: resnet50.a1_in1k is no plain"):
+        build_backbone(ModelConfig(weights="resnet50.a1_in1k"))
+    with pytest.raises(UsageError, match="--model.backbone resnet50 is no plain"):
+        build_backbone(ModelConfig(weights="random", backbone="resnet50"))

@@ -27,6 +27,7 @@ from ppap.settings.presets import demo
 from ppap.train import Trainer, main, parse_arguments
 from tests.runs import TINY, make_folder, tiny_run
 
+CPU = torch.device("cpu")
 ROWS = ("colour", "frozen", "fixed", "random", "ppap")
 COMPARE = ["--compare.rows", *ROWS, "--compare.steps=4", "--compare.batch-size=4", "--compare.starts=2"]
 
@@ -135,10 +136,8 @@ def test_the_cluster_probe_with_the_least_loss_is_kept(monkeypatch):
             made.append(self)
 
     monkeypatch.setattr(comparison, "ClusterProbe", Probe)
-    settings = CompareConfig(steps=2, batch_size=3, starts=4)
-    kept, _ = fit_probes(
-        codes, labels, 3, Config(compare=settings), seed=0, patch_size=8, device=torch.device("cpu")
-    )
+    settings = Config(compare=CompareConfig(steps=2, batch_size=3, starts=4))
+    kept, _ = fit_probes(codes, labels, 3, settings, seed=0, patch_size=8, device=CPU)
     losses = [probe.loss(codes).item() for probe in made]
     assert len(made) == 4 and len(set(losses)) == 4 and kept is made[int(np.argmin(losses))]
 

@@ -28,11 +28,23 @@ def test_a_preset_survives_json(name):
     assert config_hash(config) == config_hash(from_dict(to_dict(config)))
 
 
-def test_the_folder_preset_has_the_published_values_of_vits16():
+def test_the_folder_preset_leaves_to_the_data_what_depends_on_it():
     config = preset("folder")
+    assert (config.model.condition, config.loss.phi0, config.loss.psi0) == ("auto", "auto", "auto")
+    assert (config.optim.lr, config.optim.projection_lr) == ("auto", 1e-3)
+    assert (config.eval.cluster_init, config.train.least_steps) == ("kmeans", 200)
+
+
+def test_the_preset_of_vits16_has_the_published_values():
+    config = preset("cocostuff27-vits16")
     loss = config.loss
     assert (loss.phi0, loss.psi0, loss.steps, loss.sigma_pos, loss.sigma_amb) == (0.55, 0.15, 2, 3.0, 4.0)
     assert (loss.temperature, loss.base_temperature, loss.chunk, loss.anchor_divisor) == (0.8, 0.07, 784, 4)
+    assert (config.model.condition, config.eval.cluster_init, config.optim.projection_lr) == (
+        "none",
+        "random",
+        None,
+    )
     optim = config.optim
     assert (optim.name, optim.lr, optim.weight_decay, optim.clip_norm) == ("adamw", 1e-3, 0.01, 10.0)
     assert (optim.linear_lr, optim.cluster_lr) == (1e-3, 1e-3)

@@ -135,14 +135,14 @@ def test_ignored_ids_become_minus_one(tmp_path):
     add_image(tmp_path / "images/train/a.png", size=(16, 16))
     add_label(tmp_path / "labels/train/a.png", size=(16, 16), ids=(4, 5, 5, 255, 1))
     train = build_dataset(config(tmp_path, ignore_ids=(5, 255)), "train")
-    assert train.classes == 5
-    assert train[0]["label"][0, :6].tolist() == [4, -1, -1, -1, 1, 0]
-    assert train.label_counts.tolist() == [251, 1, 0, 0, 1]
+    assert train.classes == 3 and train.ids == (0, 1, 4)
+    assert train[0]["label"][0, :6].tolist() == [2, -1, -1, -1, 1, 0]
+    assert train.label_counts.tolist() == [251, 1, 1]
 
 
-def test_an_ignored_id_inside_the_classes_is_not_counted(tmp_path):
+def test_an_ignored_id_inside_the_classes_is_no_class(tmp_path):
     train = build_datasets(config(paired(tmp_path), classes=4, ignore_ids=(0,))).train
-    assert train.label_counts.tolist() == [0, 3, 3, 0]
+    assert train.ids == (1, 2, 3) and train.label_counts.tolist() == [3, 3, 0]
 
 
 def test_names_decide_the_number_of_classes(tmp_path):

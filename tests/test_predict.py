@@ -170,10 +170,11 @@ def test_every_image_is_looked_at_before_the_first_mask(finished, tmp_path):
         main(
             [str(finished), str(folder), f"--out={tmp_path / 'masks'}", "--resolution=32", "--max-tokens=200"]
         )
+    assert not (tmp_path / "masks").exists()
     (folder / "z.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="z.png"):
         main([str(finished), str(folder), f"--out={tmp_path / 'masks'}"])
-    assert not (tmp_path / "masks").exists()
+    assert (tmp_path / "masks/a.png").exists()
 
 
 def test_existing_legends_and_hidden_files_stay(finished, tmp_path):

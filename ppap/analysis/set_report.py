@@ -124,7 +124,7 @@ def write(
         draw(results, folder / "sets.pdf", title)
         lines += [*deciles, "", "![mean size and precision of the smallest sets](sets.png)"]
     content = "\n".join(lines) + "\n"
-    (folder / "sets.md").write_text(content)
+    (folder / "sets.md").write_text(content, encoding="utf-8")
     return content
 
 

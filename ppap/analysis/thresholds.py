@@ -201,7 +201,7 @@ def write(
             f"| {phi:g} | " + " | ".join(f"{100 * found[phi, psi].negatives:.1f}" for psi in psis) + " |"
         )
     lines += ["", "![similarities and set sizes](thresholds.png)"]
-    (folder / "thresholds.md").write_text("\n".join(lines) + "\n")
+    (folder / "thresholds.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     draw(result, folder / "thresholds.png", title)
 
 

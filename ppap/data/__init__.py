@@ -5,13 +5,14 @@ A dataset is one module with ``build(config, splits) -> Datasets`` and one row o
 
 import difflib
 import importlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from ppap.data.base import SPLITS, Datasets, SegmentationDataset
 from ppap.data.loading import EpochSampler, train_loader, val_loader
 from ppap.errors import DataError, UsageError
-from ppap.pictures.palette import palette
+from ppap.pictures.palette import MAX_COLOURS, palette
 from ppap.settings.config import DataConfig
 
 __all__ = [
@@ -71,11 +72,24 @@ def build_dataset(config: DataConfig, split: str) -> SegmentationDataset:
     return dataset
 
 
-def class_colours(kind: str, classes: int) -> np.ndarray:
-    """(classes, 3) uint8 RGB: the customary colours of a data set where it has any, else ``palette``."""
+def class_colours(kind: str, classes: int, ids: Sequence[int] = ()) -> np.ndarray:
+    """(classes, 3) uint8 RGB: the customary colours of a data set where it has any, else ``palette``.
+
+    Args:
+        kind: of the data.
+        classes: number of colours.
+        ids: id of each class in files, -1 = none: an id has the same colour whatever others there are; empty
+            = 0, 1, ...
+    """
     module = importlib.import_module(KINDS[kind]) if kind in KINDS else None
     customary = getattr(module, "COLOURS", ())
-    return np.array(customary, np.uint8) if len(customary) == classes else palette(classes)
+    if len(customary) == classes:
+        return np.array(customary, np.uint8)
+    if len(ids) != classes:
+        return palette(classes)
+    colours = palette(min(max(ids) + 1 + classes, MAX_COLOURS))
+    free = iter(sorted({*range(len(colours))} - {*ids}))
+    return colours[[i if i >= 0 else next(free) for i in ids]]
 
 
 def _build(config: DataConfig, splits: tuple[str, ...]) -> Datasets:

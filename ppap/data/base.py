@@ -29,6 +29,11 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         class_names: C names in the order of their ids.
         labelled: whether there are labels; without them every label is -1.
         geometry: resizing and crop of this split.
+        ids: C ids that files have for the classes, -1 = none; what pictures and written masks show.
+        ignored_ids: ids of files that are left out.
+        facts: how files are read, as plain containers for a checkpoint.
+        unscored: why scores would see no class in the crops of this split; None = they see some, or nobody
+            looked.
         label_counts: (C,) int64 labelled pixels per class at original size; None = nobody counted them.
     """
 
@@ -40,6 +45,10 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         self.classes = classes
         self.class_names = tuple(class_names) or tuple(f"class {c}" for c in range(classes))
         self.labelled = labelled
+        self.ids: tuple[int, ...] = tuple(range(classes))
+        self.ignored_ids: tuple[int, ...] = ()
+        self.facts: dict[str, Any] = {}
+        self.unscored: str | None = None
         self.label_counts: np.ndarray | None = None
         if len(self.class_names) != classes:
             raise DataError(f"{len(self.class_names)} class names for {classes} classes; name every class")

@@ -4,6 +4,8 @@ Which images stand in batch k of epoch e depends on seed, e and k alone: not on 
 not on whether the run was restarted in between.
 """
 
+import io
+import logging
 import os
 import signal
 import sys
@@ -12,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, default_convert
 
 from ppap.data.base import SegmentationDataset
 from ppap.errors import DataError
 
+logger = logging.getLogger(__name__)
+_ROOMY = 2 << 30  # bytes of /dev/shm that suffice for some processes with two large batches each
 # Loader processes are forked where that is the platform's habit: no second import of torch, and no need for a
 # main guard in the caller's script. It is safe because they only read files and compute on one thread; they
 # never touch a GPU, and datasets hold no open files, locks or threads. Elsewhere the platform's default
@@ -155,8 +159,47 @@ def stream(loader: DataLoader) -> Iterator[tuple[int, int, dict[str, torch.Tenso
         epoch, step = epoch + 1, 0
 
 
+class _PipedLoader(DataLoader):
+    """Batches come from the processes as bytes through their pipes, not by shared memory."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for content in super().__iter__():
+            batch = torch.load(io.BytesIO(content), weights_only=True)
+            if self.pins and torch.cuda.is_available():
+                batch = {k: v.pin_memory() if torch.is_tensor(v) else v for k, v in batch.items()}
+            yield batch
+
+
+def _as_bytes(samples: Any) -> bytes:
+    """A batch of samples, or one that is given alone, as :class:`_PipedLoader` sends it."""
+    collate = default_collate if isinstance(samples, list) else default_convert
+    buffer = io.BytesIO()
+    torch.save(collate(samples), buffer)
+    return buffer.getvalue()
+
+
+def shared_memory() -> int:
+    """Bytes of /dev/shm, through which torch's processes hand over tensors; containers often have 64 MiB."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except (OSError, AttributeError):  # not here, or no such place: another mechanism
+        return sys.maxsize
+    return found.f_blocks * found.f_frsize
+
+
 def _loader(dataset: Dataset, workers: int, pin_memory: bool, seed: int, **options: Any) -> DataLoader:
-    return DataLoader(
+    if workers and shared_memory() < _ROOMY:
+        logger.info("/dev/shm is small (%d MiB): batches go through pipes", shared_memory() >> 20)
+        loader = _make(_PipedLoader, dataset, workers, False, seed, collate_fn=_as_bytes, **options)
+        loader.pins = pin_memory
+        return loader
+    return _make(DataLoader, dataset, workers, pin_memory, seed, **options)
+
+
+def _make(
+    kind: type, dataset: Dataset, workers: int, pin_memory: bool, seed: int, **options: Any
+) -> DataLoader:
+    return kind(
         dataset,
         num_workers=workers,
         pin_memory=pin_memory,

@@ -324,10 +324,12 @@ def table(results: Sequence[Mapping[str, Mapping[str, float]]], *, crf: bool = F
     title = "with CRF [%]" if crf else "[%]"
     lines = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for name in (name for name in TITLES if name in results[0]):
-        values = np.array([[result[name][cell] for cell in cells] for result in results])
-        texts = [f"{value:.1f}" for value in values.mean(axis=0)]
+        # A probe that never saw a label has no scores.
+        values = np.array([[result[name].get(cell, np.nan) for cell in cells] for result in results])
+        texts = ["-" if np.isnan(value) else f"{value:.1f}" for value in values.mean(axis=0)]
         if len(results) > 1:
             spread = values.std(axis=0, ddof=1)
-            texts = [f"{text} ± {value:.1f}" for text, value in zip(texts, spread, strict=True)]
+            pairs = zip(texts, spread, strict=True)
+            texts = [text if text == "-" else f"{text} ± {value:.1f}" for text, value in pairs]
         lines.append(f"| {TITLES[name]} | " + " | ".join(texts) + " |")
     return lines

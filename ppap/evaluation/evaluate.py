@@ -26,6 +26,7 @@ CLUSTER_SHARPNESS = 2.0
 # Channels of the code resized at a time while its length per pixel is computed.
 _CHANNELS = 64
 PROBES = ("cluster", "linear")
+_EXTRA = {"many-to-one": "each counts as its most frequent class", "left-out": "their pixels left out"}
 _PREFIXES = ("", "crf/")
 
 CodeOf = Callable[[Tensor], Tensor]
@@ -66,7 +67,7 @@ class Evaluation:
 
 def evaluate(
     code_of: CodeOf,
-    probes: tuple[ClusterProbe, LinearProbe],
+    probes: tuple[ClusterProbe, LinearProbe | None],
     dataset: SegmentationDataset,
     config: EvalConfig,
     *,
@@ -75,11 +76,12 @@ def evaluate(
     workers: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Measure both probes on all images of a labelled dataset.
+    """Measure the probes on all images of a labelled dataset.
 
     Args:
         code_of: images on `device` -> code; called without gradient.
-        probes: cluster and linear probe, on `device`.
+        probes: cluster and linear probe, on `device`; a linear probe that never saw a label is None, and has
+            no scores.
         dataset: labelled images.
         config: batch size, CRF, and what clusters without a class count as.
         patch_size: side p of a patch [pixels].
@@ -95,9 +97,10 @@ def evaluate(
     require_crf(config.crf, device)
     if not dataset.labelled:
         raise DataError("these images have no labels: nothing to measure; give labels/val beside images/val")
+    names = PROBES if probes[1] is not None else PROBES[:1]
     clusters = {"cluster": len(probes[0].clusters), "linear": dataset.classes}
     counts = {
-        f"{prefix}{p}": ConfusionMatrix(dataset.classes, clusters[p]) for prefix in _PREFIXES for p in PROBES
+        f"{prefix}{p}": ConfusionMatrix(dataset.classes, clusters[p]) for prefix in _PREFIXES for p in names
     }
     with_crf = config.crf != "none"
     batches = _batches(code_of, dataset, config.batch_size, device, workers, should_stop)
@@ -106,22 +109,35 @@ def evaluate(
     tasks = _plain_then_crf_tasks(batches, probes, patch_size, counts, picture, where)
     if with_crf:
         for result in run_crf(tasks, config.crf):
-            for probe, labels in zip(PROBES, result.labels, strict=True):
+            for probe, labels in zip(names, result.labels, strict=True):
                 counts[f"crf/{probe}"].update(labels, result.payload)
     else:
         for _ in tasks:
             pass
-    return _scores(counts, dataset, config.unmatched == "drop", with_crf)
+    result = _scores(counts, dataset, config.unmatched, with_crf)
+    extra, how = clusters["cluster"] - dataset.classes, _EXTRA.get(config.unmatched)
+    if extra and how:
+        result.notes.append(
+            f"{clusters['cluster']} clusters for {dataset.classes} classes: {extra} beyond one to one, {how}"
+        )
+    if "linear" not in names:
+        result.notes.append("no linear probe: it was trained without labels")
+    return result
 
 
-def _scores(counts, dataset, drop, with_crf) -> Evaluation:
+def _scores(counts, dataset, unmatched, with_crf) -> Evaluation:
+    drop = unmatched == "drop"
+
     def of(prefix: str) -> dict[str, Scores]:
-        cluster, linear = counts[f"{prefix}cluster"], counts[f"{prefix}linear"]
+        cluster, linear = counts[f"{prefix}cluster"], counts.get(f"{prefix}linear")
         assignment = cluster.match(drop_unmatched=drop)
-        return {
-            "cluster": cluster.scores(assignment, names=dataset.class_names, drop_unmatched=drop),
-            "linear": linear.scores(names=dataset.class_names),
-        }
+        if unmatched == "many-to-one":
+            pairs = zip(assignment, cluster.majority_vote(), strict=True)
+            assignment = tuple(vote if one is None else one for one, vote in pairs)
+        elif unmatched == "left-out":
+            cluster = cluster.without([k for k, one in enumerate(assignment) if one is None])
+        found = {"cluster": cluster.scores(assignment, names=dataset.class_names, drop_unmatched=drop)}
+        return found | ({"linear": linear.scores(names=dataset.class_names)} if linear else {})
 
     majority = counts["cluster"].scores(counts["cluster"].majority_vote(), names=dataset.class_names)
     empty = int((counts["cluster"].counts.sum(dim=1) == 0).sum())
@@ -149,12 +165,15 @@ def _plain_then_crf_tasks(batches, probes, patch_size, counts, picture, where) -
         for i, index in enumerate(batch["index"].tolist()):
             truth, one = batch["label"][i], code[i : i + 1]
             scores = pixel_scores(one, probes, patch_size, size, with_length=picture is not None)
-            for probe, score in zip(PROBES, scores, strict=True):
+            # Of a probe for more classes than there are labels of, those that there are.
+            scores = {"cluster": scores[0], "linear": scores[1][: counts["cluster"].classes]}
+            scores = {probe: score for probe, score in scores.items() if probe in counts}
+            for probe, score in scores.items():
                 counts[probe].update(score.argmax(dim=0).cpu(), truth)
             if picture is not None:
-                log_probabilities = (
-                    (CLUSTER_SHARPNESS * scores[0]).log_softmax(dim=0).to(where),
-                    scores[1].log_softmax(dim=0).to(where),
+                sharp = {"cluster": CLUSTER_SHARPNESS, "linear": 1.0}
+                log_probabilities = tuple(
+                    (sharp[probe] * score).log_softmax(dim=0).to(where) for probe, score in scores.items()
                 )
                 image = picture(index, batch["image"][i])
                 yield CRFTask(image, log_probabilities, payload=truth)
@@ -170,7 +189,7 @@ def _picture_source(dataset: SegmentationDataset, choice: str) -> Callable[[int,
 @torch.no_grad()
 def pixel_scores(
     code: Tensor,
-    probes: tuple[ClusterProbe, LinearProbe],
+    probes: tuple[ClusterProbe, LinearProbe | None],
     patch_size: int,
     size: tuple[int, int],
     *,
@@ -183,7 +202,7 @@ def pixel_scores(
 
     Args:
         code: (1, D, h, w).
-        probes: cluster and linear probe.
+        probes: cluster and linear probe; without the latter its logits are empty.
         patch_size: side of a patch [pixels].
         size: (H, W) [pixels].
         with_length: False leaves the cosines undivided by the code's length per pixel, which no argmax needs.
@@ -196,4 +215,6 @@ def pixel_scores(
         for part in code.float().split(_CHANNELS, dim=1):
             square += upsample(part, patch_size, size)[0].square_().sum(dim=0)
         products = products / square.sqrt().clamp(min=1e-12)
+    if linear is None:
+        return products, products[:0]
     return products, upsample(linear.logits(code), patch_size, size)[0]

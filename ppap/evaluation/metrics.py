@@ -90,6 +90,13 @@ class ConfusionMatrix:
         total.counts = self.counts + other.counts
         return total
 
+    def without(self, clusters: Sequence[int]) -> "ConfusionMatrix":
+        """The same counts but for the pixels of some clusters."""
+        rest = ConfusionMatrix(self.classes, self.clusters)
+        rest.counts = self.counts.clone()
+        rest.counts[list(clusters)] = 0
+        return rest
+
     def match(self, *, drop_unmatched: bool = False) -> tuple[int | None, ...]:
         """One-to-one assignment of clusters to classes with the most correct pixels (Hungarian algorithm).
 

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ppap.data.ids import reading_of
+from ppap.data.images import AS_STORED, Reading, as_picture
 from ppap.data.transforms import Geometry, normalise, resized_size
 from ppap.errors import UsageError
 from ppap.evaluation.metrics import apply_assignment
@@ -24,7 +27,7 @@ class Predictor:
     """A trained network that labels images of any size.
 
     Attributes:
-        classes: names of the ids that :meth:`predict` returns, in order.
+        class_names, class_ids: names of the classes, and the ids that masks have for them.
         origin: where the backbone's weights came from.
     """
 
@@ -34,15 +37,20 @@ class Predictor:
         class_names: Sequence[str],
         assignment: Sequence[int | None] | None,
         labelled: bool = True,
+        ids: Sequence[int] = (),
+        reading: Reading = AS_STORED,
     ) -> None:
-        """Args: the network, names of the classes, class of each cluster (None = never matched), and whether
-        the linear probe has seen labels.
+        """Args: the network, names of the classes, class of each cluster (None = never matched), whether the
+        linear probe has seen labels, the id that label files have for each class (empty = 0, 1, ...), and how
+        pictures are read.
         """
         self.engine = engine
         self.labelled = labelled
         self.assignment = assignment
         self.origin = engine.net.backbone.origin
         self.class_names = tuple(class_names)
+        self.reading = reading
+        self.class_ids = tuple(ids) or tuple(range(len(self.class_names)))
 
     def names(self, probe: str = "cluster") -> tuple[str, ...]:
         """Names of the ids of a probe: class names, or cluster 0, 1, ... where clusters have no class."""
@@ -50,10 +58,16 @@ class Predictor:
             return self.class_names
         return tuple(f"cluster {k}" for k in range(len(self.engine.cluster.clusters)))
 
+    def ids(self, probe: str = "cluster") -> tuple[int, ...]:
+        """Ids that :meth:`predict` returns, one for each of :meth:`names`; -1 = none."""
+        if probe == "linear" or self.assignment is not None:
+            return self.class_ids
+        return tuple(range(len(self.engine.cluster.clusters)))
+
     @torch.no_grad()
     def predict(
         self,
-        image: Image.Image,
+        image: str | Path | Image.Image | np.ndarray | Tensor,
         *,
         probe: Literal["cluster", "linear"] = "cluster",
         resolution: int = 320,
@@ -62,17 +76,20 @@ class Predictor:
         """Label map of an image.
 
         Args:
-            image: PIL image of any size and mode.
+            image: path, PIL image of any size and mode, or an array or tensor (H, W, 3) of uint8 or uint16;
+                read as in training and by ``ppap predict``: upright by its EXIF rotation, 16 bits scaled.
             probe: ``cluster``, trained without labels (ids are classes where the checkpoint knows the
                 matching), or ``linear``.
             resolution: shorter side that the network sees [pixels].
             max_tokens: most patches per image.
 
         Returns:
-            (H, W) int64 ids on the CPU, at the size of the image.
+            (H, W) int64 ids on the CPU, at the size of the image: those of :meth:`ids`, that is of the label
+            files the run was trained with; -1 = no class.
 
         Raises:
-            UsageError: an unknown probe, or more patches than `max_tokens`.
+            UsageError: an unknown probe, more patches than `max_tokens`, or another kind of image.
+            DataError: the image cannot be read.
         """
         if probe not in ("cluster", "linear"):
             raise UsageError(f"probe is {probe!r}; valid: 'cluster', 'linear'")
@@ -80,12 +97,15 @@ class Predictor:
             raise UsageError(
                 "probe is 'linear', which this run could not train without labels; use 'cluster'"
             )
-        image = image.convert("RGB")
+        image = as_picture(image, self.reading)
         width, height = self.seen_size(image.width, image.height, resolution, max_tokens)
         pixels = Geometry(resolution, self.engine.config.data.interpolation).whole(image)
         code = self.engine.code(normalise(pixels)[None].to(self.engine.device))
         labels = self._labels(code, probe, (height, width), (image.height, image.width)).cpu()
-        return apply_assignment(labels, self.assignment) if probe == "cluster" and self.assignment else labels
+        if probe == "cluster" and self.assignment:
+            labels = apply_assignment(labels, self.assignment)
+        ids = torch.tensor([*self.ids(probe), -1])  # the last one for -1
+        return ids[labels]
 
     def seen_size(self, width: int, height: int, resolution: int, max_tokens: int) -> tuple[int, int]:
         """(width, height) [pixels] at which the network sees an image.
@@ -135,11 +155,18 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
         UsageError: the device is not here.
 
     Example:
-        >>> labels = ppap.load("runs/mine").predict(Image.open("photo.jpg"))
+        >>> labels = ppap.load("runs/mine").predict("photo.jpg")
     """
     checkpoint = load_checkpoint(path)
     chosen = pick_device(device)
     config = for_inference(from_dict(checkpoint.info["config"]), chosen)
     engine = load_engine(checkpoint, chosen, config)
     info = checkpoint.info
-    return Predictor(engine, info["class_names"], info["assignment"], info["labelled"])
+    return Predictor(
+        engine,
+        info["class_names"],
+        info["assignment"],
+        info["labelled"],
+        info.get("label_ids") or (),
+        reading_of(info),
+    )

@@ -97,6 +97,6 @@ def refit_table(
         "Each refitted probe: k-means from another seed on the finished code, without CRF."
         if config.eval.cluster_init == "kmeans"
         else f"Each refitted probe: {settings.steps} steps of {settings.batch_size} images on the finished "
-        f"code, Adam from {settings.lr:g} to 0, without CRF. The checkpoint's own was trained along with the code.",
+        f"code, Adam from {settings.lr:g} to 0, without CRF. The checkpoint's own was trained along with it.",
     ]
     return lines

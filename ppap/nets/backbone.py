@@ -287,7 +287,13 @@ def build_backbone(config: ModelConfig) -> Backbone:
         spec = {**infer_spec(source.tensors, config.heads, config.weights), **spec}
     name, sizes = _agree(spec, config)
     details = {key: spec[key] for key in DETAILS if key in spec}
-    vit = create_vit(name, {**sizes, **details}, initialise=False)
+    try:
+        vit = create_vit(name, {**sizes, **details}, initialise=False)
+    except UsageError as error:
+        if config.backbone != "auto":
+            raise
+        text = str(error).removeprefix("--model.backbone").lstrip(": ")
+        raise UsageError(f"--model.weights {config.weights}: {text}") from None
     origin = source.origin
     tensors = source.tensors
     if tensors is None:

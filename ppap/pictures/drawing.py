@@ -29,8 +29,10 @@ _GAP = 8  # pixels
 _LEGEND_LIMIT = 64  # classes
 
 
-def save_index_png(labels: Any, path: str | PathLike, colours: np.ndarray | None = None) -> None:
-    """Write class ids as the pixel values of a mode P PNG; ignored pixels become 255 (grey).
+def save_index_png(
+    labels: Any, path: str | PathLike, colours: np.ndarray | None = None, ignored_index: int = IGNORED_INDEX
+) -> None:
+    """Write class ids as the pixel values of a mode P PNG; ignored pixels become `ignored_index` (grey).
 
     With more than 256 colours it is a 16-bit greyscale PNG instead, and ignored pixels become 65535.
 
@@ -38,9 +40,10 @@ def save_index_png(labels: Any, path: str | PathLike, colours: np.ndarray | None
         labels: (H, W) integer class ids, numpy or torch; negative = ignored.
         path: file to write.
         colours: (n, 3) uint8; None = palette(256).
+        ignored_index: 0 to 255, of a PNG with 8 bits.
 
     Raises:
-        ValueError: wrong shape or dtype, or an id that `colours` lacks (or 255 together with ignored pixels).
+        ValueError: wrong shape or dtype, an id that `colours` lacks, or `ignored_index` is a class's too.
     """
     labels = _as_labels(labels)
     colours = palette(256) if colours is None else _as_colours(colours)
@@ -50,15 +53,16 @@ def save_index_png(labels: Any, path: str | PathLike, colours: np.ndarray | None
         wide = np.where(ignored, IGNORED_INDEX_16, labels).astype(np.uint16)
         Image.fromarray(wide).save(path, format="PNG")
         return
-    if ignored.any() and (labels == IGNORED_INDEX).any():
+    if ignored.any() and (labels == ignored_index).any():
         raise ValueError(
-            "save_index_png: class 255 and ignored pixels would share the value 255; write them apart"
+            f"save_index_png: class {ignored_index} and ignored pixels would share the value "
+            f"{ignored_index}; write them apart"
         )
     table = np.full((256, 3), _GREYS[0], dtype=np.uint8)
     table[: len(colours)] = colours
     if ignored.any():
-        table[IGNORED_INDEX] = _GREYS[0]
-    picture = Image.fromarray(np.where(ignored, IGNORED_INDEX, labels).astype(np.uint8))
+        table[ignored_index] = _GREYS[0]
+    picture = Image.fromarray(np.where(ignored, ignored_index, labels).astype(np.uint8))
     picture.putpalette(table.tobytes())  # turns mode L into P, values unchanged
     picture.save(path, format="PNG")
 

@@ -1,4 +1,6 @@
-"""Self-distillation of a ViT on unlabelled images; the loop is in ``ppap.pretrain``.
+"""Pretraining of a ViT on unlabelled images; the command is ``ppap.pretrain``, the loop ``pretrainer.py``.
 
-Read ``objective.py`` for what is learned, ``views.py`` for the crops, ``config.py`` for the settings.
+What is learned: ``objective.py`` (from a moving average of itself), or ``distillation.py`` (from a trained
+network, ``teacher.py``, and measured by ``agreement.py``). Crops: ``views.py``. Settings:
+``ppap.settings.pretraining``.
 """

@@ -1,12 +1,20 @@
-"""Unlabelled squares for pretraining, one per draw: draw n is a pure function of the settings and n."""
+"""Unlabelled squares for pretraining, one per draw: draw n is a pure function of the settings and n.
+
+Where a teacher's features of them are kept, the same squares come again in every epoch: ``count`` is how
+many there are (None = all draws differ), ``number(n)`` which one draw n shows, ``square(i)`` square i.
+"""
+
+import hashlib
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ppap.data.folder import Layout, SplitFiles, check, find_layout
+from ppap.data.deep import Reading, sampled_range
+from ppap.data.folder_check import check
 from ppap.data.images import read_image
+from ppap.data.layouts import Layout, SplitFiles, find_layout
 from ppap.data.loading import EpochSampler, steps_loader
 from ppap.data.scenes import make_scene
 from ppap.data.transforms import resized_size
@@ -37,6 +45,7 @@ class SceneDraws(Dataset):
         """Raises: DataError where there are fewer scenes than one batch."""
         self.config = data = config.data
         self.order = _Order(data.scenes, config) if data.scenes else None
+        self.count = data.scenes or None
         # Every process keeps the scenes that it has made: they take ten times longer to make than to crop.
         self._made: dict[int, torch.Tensor] = {}
         count = f"{data.scenes} " if data.scenes else ""
@@ -45,12 +54,26 @@ class SceneDraws(Dataset):
 
     def __getitem__(self, n: int) -> torch.Tensor:
         """(3, S, S) uint8 RGB."""
-        if self.order is None:
-            return self._make(n)
-        scene = self.order.image(n)
-        if scene not in self._made:
-            self._made[scene] = self._make(scene)
-        return self._made[scene]
+        return self._make(n) if self.order is None else self.square(self.number(n))
+
+    def number(self, n: int) -> int:
+        """Which scene draw n shows."""
+        return n if self.order is None else self.order.image(n)
+
+    def square(self, i: int) -> torch.Tensor:
+        """Scene i, which is kept: (3, S, S) uint8 RGB."""
+        if i not in self._made:
+            self._made[i] = self._make(i)
+        return self._made[i]
+
+    def fingerprint(self) -> str:
+        """Hash of everything that the squares follow from."""
+        data = self.config
+        settings = (data.scenes, data.resolution, data.difficulty, data.seed)
+        digest = hashlib.sha256(repr(settings).encode())
+        for i in range(4):  # a few stand for all: they change when the generator does
+            digest.update(self._make(i).numpy().tobytes())
+        return digest.hexdigest()
 
     def _make(self, scene: int) -> torch.Tensor:
         data, level = self.config, self.config.difficulty
@@ -60,7 +83,8 @@ class SceneDraws(Dataset):
 
 
 class FolderDraws(Dataset):
-    """Images of a folder in a new order every epoch, each time another square of them."""
+    """Images of a folder in a new order every epoch, each time another square of them; with --objective
+    distill the same ones, --distill.squares of each image."""
 
     def __init__(self, config: PretrainConfig):
         """Find and verify the images.
@@ -78,23 +102,57 @@ class FolderDraws(Dataset):
         bare = Layout(layout.root, {"train": SplitFiles(images)}, layout.form)
         check(bare, DataConfig(kind="folder", root=data.root), ("train",))
         self.paths = [paths[0] for paths in images.values()]
+        self.reading = Reading(value_range=sampled_range(self.paths, Reading()) or ())
         self.side, self.seed = data.resolution, config.train.seed
-        self.order = _Order(len(self.paths), config)
-        self.description = f"{layout.root}: {layout.form}; {len(self.paths)} images, labels not read"
+        # 0 = a random square for every draw
+        self.squares = config.distill.squares if config.objective.kind == "distill" else 0
+        self.order = _Order(len(self.paths) * max(self.squares, 1), config)
+        self.count = len(self.paths) * self.squares or None
+        what = f"{self.squares} fixed squares of each" if self.squares > 1 else "labels not read"
+        what = "the middle square of each" if self.squares == 1 else what
+        self.description = f"{layout.root}: {layout.form}; {len(self.paths)} images, {what}"
+        if self.reading.value_range:
+            self.description += "; values {:g} to {:g} become black to white".format(
+                *self.reading.value_range
+            )
         self.origin = f"{len(self.paths)} images of a folder"
 
     def __getitem__(self, n: int) -> torch.Tensor:
         """(3, S, S) uint8 RGB."""
-        picture = read_image(self.paths[self.order.image(n)])
+        if self.squares:
+            return self.square(self.number(n))
+        return self._cut(self.number(n), np.random.default_rng((self.seed % 2**63, n)).random(2))
+
+    def number(self, n: int) -> int:
+        """Which image, or which of the fixed squares, draw n shows."""
+        return self.order.image(n)
+
+    def square(self, i: int) -> torch.Tensor:
+        """One of the fixed squares, ``squares`` of each image in turn: (3, S, S) uint8 RGB."""
+        image, place = divmod(i, self.squares)
+        return self._cut(image, np.full(2, place / (self.squares - 1) if self.squares > 1 else 0.5))
+
+    def fingerprint(self) -> str:
+        """Hash of everything that the fixed squares follow from; reads every file."""
+        digest = hashlib.sha256(repr((self.side, self.squares, len(self.paths))).encode())
+        for path in self.paths:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
+
+    def _cut(self, image: int, place: np.ndarray) -> torch.Tensor:
+        """The square whose upper left corner lies at these shares (x, y) of the room that there is."""
+        picture = read_image(self.paths[image], self.reading)
         picture = picture.resize(resized_size(*picture.size, self.side), Image.Resampling.BILINEAR)
-        left, top = (
-            np.random.default_rng((self.seed % 2**63, n)).random(2) * (np.array(picture.size) - self.side + 1)
-        ).astype(int)
+        room = np.array(picture.size) - self.side
+        left, top = np.minimum(place * (room + 1), room).astype(int)
         square = picture.crop((left, top, left + self.side, top + self.side))
         return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 
-def build_draws(config: PretrainConfig) -> SceneDraws | FolderDraws:
+Draws = SceneDraws | FolderDraws
+
+
+def build_draws(config: PretrainConfig) -> Draws:
     """The images that the settings name.
 
     Raises:

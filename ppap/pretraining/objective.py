@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppap.nets.backbone import Backbone
+from ppap.pretraining.base import Objective
 from ppap.pretraining.views import Crops, draw_masks, hide_patches, make_crops, match_patches
 from ppap.settings.pretraining import ObjectiveConfig, PretrainConfig
 
@@ -89,7 +90,7 @@ class Network(nn.Module):
         return (last[:, 0] if prefix else patches.mean(dim=1)), patches, grid
 
 
-class Distillation(nn.Module):
+class Distillation(Objective):
     """Student, teacher and centre: all that pretraining learns."""
 
     def __init__(self, backbone: Backbone, config: PretrainConfig) -> None:
@@ -100,12 +101,27 @@ class Distillation(nn.Module):
         self.student = copy.deepcopy(self.teacher).requires_grad_(True)
         self.register_buffer("centre", torch.zeros(config.objective.prototypes))
 
-    def losses(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    @property
+    def product(self) -> Backbone:
+        return self.teacher.backbone
+
+    def describe(self) -> list[str]:
+        views = self.config.views
+        return [
+            f"step: {self.config.train.batch_size} images, 2 crops of {views.global_size} and "
+            f"{views.locals} of {views.local_size} pixels each"
+        ]
+
+    def after_step(self, step: int) -> None:
+        self.move_teacher(step)
+
+    def losses(self, pixels: Tensor, generator: torch.Generator, first: int = 0) -> dict[str, Tensor]:
         """Losses of one batch.
 
         Args:
             pixels: (B, 3, S, S) float32, 0..1.
             generator: of crops, colours and masks, on the device of `pixels`.
+            first: unused.
 
         Returns:
             Scalars: loss (with a gradient), and detached: the losses that have a weight, unweighted, as

@@ -1,4 +1,7 @@
-"""The pretraining loop: read :meth:`Pretrainer.run`; ``ppap.pretraining.objective`` has what is learned."""
+"""The pretraining loop: read :meth:`Pretrainer.run`.
+
+What is learned: ``ppap.pretraining.objective`` (self) and ``ppap.pretraining.distillation`` (distill).
+"""
 
 import math
 import sys
@@ -12,11 +15,14 @@ from tqdm import tqdm
 from ppap.data.transforms import normalise
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.methods.engine import amp_type, check_finite, pick_device
-from ppap.nets.backbone import backbone_from_spec, build_backbone
+from ppap.nets.backbone import Backbone, backbone_from_spec, build_backbone
+from ppap.pretraining.base import Objective
 from ppap.pretraining.data import build_draws, draws_loader
-from ppap.pretraining.export import centred, draw_features, export_backbone
+from ppap.pretraining.distillation import TeacherDistillation
+from ppap.pretraining.export import draw_features, export_backbone
 from ppap.pretraining.objective import Distillation
 from ppap.pretraining.start import whiten_patches
+from ppap.pretraining.teacher import Teacher, check_settings
 from ppap.reports.provenance import device_name
 from ppap.runs.checkpoint import Checkpoint, save_checkpoint
 from ppap.runs.rundir import RunDir
@@ -42,9 +48,13 @@ class Pretrainer:
         Raises:
             UsageError, DataError, NumberError: see the parts.
         """
+        check_settings(config)
         self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
         self.device = pick_device(config.train.device)
         self.amp = amp_type(config.optim.amp, self.device)
+        teacher = None
+        if config.objective.kind == "distill":
+            teacher = Teacher(config.distill, self.device, self.amp)
         self.draws = build_draws(config)
         self.step = 0
         torch.manual_seed(config.train.seed)
@@ -56,7 +66,12 @@ class Pretrainer:
         _check_crops(config, backbone.patch_size)
         if checkpoint is None and config.train.whiten:
             whiten_patches(backbone, self.draws, config)
-        self.model = Distillation(backbone, config).to(self.device)
+        model: Objective
+        if teacher is None:
+            model = Distillation(backbone, config)
+        else:
+            model = TeacherDistillation(backbone, teacher, self.draws, config)
+        self.model = model.to(self.device)
         self.optimiser = _optimiser(self.model.student, config.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
         if checkpoint is not None:
@@ -70,15 +85,26 @@ class Pretrainer:
             Stopped: interrupted; the state is saved.
             NumberError: loss or gradient is not finite.
         """
+        with StopRequest() as stop:
+            self._announce()
+            self._prepare(stop)
+            self._train(stop)
+            self._draw()
+            exported = self._save()
+            folder = self.run_dir.path / "backbone"
+            print(f"backbone: {folder}; use it with: python -m ppap.train PRESET --model.weights {folder}")
+            try:
+                self.model.finish(exported, self.run_dir, lambda: stop.asked)
+            except InterruptedError:
+                raise self._stopped("all steps are done, what is measured at the end is not") from None
+        return self.run_dir
+
+    def _train(self, stop: StopRequest) -> None:
         train = self.config.train
-        self._begin()
         loader = draws_loader(self.draws, self.config, self.step, self.device.type == "cuda")
-        with (
-            StopRequest() as stop,
-            tqdm(
-                total=train.steps, initial=self.step, unit="step", disable=None, desc="pretrain", leave=True
-            ) as bar,
-        ):
+        with tqdm(
+            total=train.steps, initial=self.step, unit="step", disable=None, desc="pretrain", leave=True
+        ) as bar:
             since, images = time.perf_counter(), 0
             for batch in loader:
                 values = self._train_step(batch)
@@ -90,39 +116,47 @@ class Pretrainer:
                     bar.set_postfix_str(self._log(values, images / (time.perf_counter() - since)))
                     since, images = time.perf_counter(), 0
                 if stop.asked:
-                    self._stop()
+                    self._save()
+                    raise self._stopped(f"stopped at step {self.step} of {train.steps}")
                 paused = time.perf_counter()
                 if self._due(train.picture_every):
                     self._draw()
                 if self._due(train.save_every):
                     self._save()
                 since += time.perf_counter() - paused
-        self._draw()
-        self._save()
-        folder = self.run_dir.path / "backbone"
-        print(f"backbone: {folder}; use it with: python -m ppap.train PRESET --model.weights {folder}")
-        return self.run_dir
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0 and self.step < self.config.train.steps
 
-    def _begin(self) -> None:
-        if self.resumed:
-            self.run_dir.reopen(self.config, self.step)
-        else:
-            self.run_dir.create(self.config)
-        config, spec = self.config, self.model.teacher.backbone.spec
+    def _announce(self) -> None:
+        """Say what the run is made of, before anything takes long."""
+        spec = self.model.product.spec
         print(f"data: {self.draws.description}")
-        weights = sum(p.numel() for p in self.model.teacher.backbone.parameters()) / 1e6
+        weights = sum(p.numel() for p in self.model.product.parameters()) / 1e6
         print(
             f"network: patch {spec['patch_size']}, width {spec['width']}, depth {spec['depth']}, "
             f"{weights:.2f} million weights, started from {self.start}"
         )
-        views = config.views
-        print(
-            f"step: {config.train.batch_size} images, 2 crops of {views.global_size} and {views.locals} of "
-            f"{views.local_size} pixels each; {device_name(self.device)}, autocast {self.amp or 'off'}"
-        )
+        *lines, last = self.model.describe()
+        for line in lines:
+            print(line)
+        print(f"{last}; {device_name(self.device)}, autocast {self.amp or 'off'}", flush=True)
+
+    def _prepare(self, stop: StopRequest) -> None:
+        """Whatever the objective needs, then the run directory."""
+        config = self.config
+        try:
+            self.model.prepare(lambda: stop.asked)
+        except InterruptedError:
+            if self.resumed:
+                raise self._stopped(f"stopped at step {self.step} of {config.train.steps}") from None
+            raise Stopped(
+                "stopped before the first step; the same command goes on with what is on disk already"
+            ) from None
+        if self.resumed:
+            self.run_dir.reopen(config, self.step)
+        else:
+            self.run_dir.create(config)
         start = f"continued at step {self.step}" if self.resumed else "new run"
         settings = f"settings {config_hash(config)}"
         print(f"run: {self.run_dir.path} ({start}, {config.train.steps} steps, {settings})", flush=True)
@@ -135,7 +169,7 @@ class Pretrainer:
         pixels = batch.to(self.device, non_blocking=True).float() / 255
         generator = torch.Generator(self.device).manual_seed(_mixed(self.config.train.seed, step))
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
-            values = self.model.losses(pixels, generator)
+            values = self.model.losses(pixels, generator, step * len(batch))
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(values["loss"]).backward()
         self.scaler.unscale_(self.optimiser)
@@ -145,7 +179,7 @@ class Pretrainer:
             check_finite(values, step)
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        self.model.move_teacher(step)
+        self.model.after_step(step)
         return values
 
     def _log(self, values: dict[str, Tensor], speed: float) -> str:
@@ -161,17 +195,18 @@ class Pretrainer:
 
     def _draw(self) -> None:
         path = self.run_dir.pictures / f"features_{self.step:06d}.png"
-        draw_features(self.model.teacher.backbone, self._images(_PICTURED), path, f"step {self.step}")
+        draw_features(self.model.product, self._images(_PICTURED), path, f"step {self.step}")
 
     def _images(self, count: int) -> Tensor:
         """The first images, whole and unchanged: (count, 3, S, S) normalised, on the device."""
         images = [normalise(self.draws[n].permute(1, 2, 0).numpy()) for n in range(count)]
         return torch.stack(images).to(self.device)
 
-    def _save(self) -> None:
+    def _save(self) -> Backbone:
+        """Write the state, and what is handed out, which is returned."""
         check_finite({"sum of losses": self.health}, self.step)
-        backbone, count = self.model.teacher.backbone, self.step * self.config.train.batch_size
-        origin = f"pretrained by ppap.pretrain on {self.draws.origin}, {count} images read"
+        backbone, count = self.model.product, self.step * self.config.train.batch_size
+        origin = f"{self.model.verb} by ppap.pretrain on {self.draws.origin}, {count} images read"
         if not backbone.is_random:
             origin += f", starting from {self.start}"
         info = {
@@ -186,9 +221,12 @@ class Pretrainer:
             "scaler": self.scaler.state_dict(),
         }
         save_checkpoint(self.run_dir.checkpoints / "last", self.model.state_dict(), info, state)
-        export_backbone(centred(backbone, self._images(_CENTRED)), self.run_dir.path / "backbone", origin)
+        exported = self.model.exported(self._images(_CENTRED))
+        export_backbone(exported, self.run_dir.path / "backbone", origin)
+        return exported
 
     def _restore(self, checkpoint: Checkpoint) -> None:
+        self.model.check_restored(checkpoint.tensors)
         wrong = [
             name
             for name, value in self.model.state_dict().items()
@@ -202,12 +240,8 @@ class Pretrainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
 
-    def _stop(self) -> None:
-        self._save()
-        raise Stopped(
-            f"stopped at step {self.step} of {self.config.train.steps}; "
-            f"continue with: python -m ppap.pretrain --resume {self.run_dir.path}"
-        )
+    def _stopped(self, what: str) -> Stopped:
+        return Stopped(f"{what}; continue with: python -m ppap.pretrain --resume {self.run_dir.path}")
 
 
 def rate(step: int, steps: int, warmup: float) -> float:
@@ -240,4 +274,7 @@ def _check_crops(config: PretrainConfig, patch_size: int) -> None:
     sizes += [("local-size", config.views.local_size)] if config.views.locals else []
     for name, size in sizes:
         if size % patch_size:
-            raise UsageError(f"--views.{name} {size} is no multiple of the patch of {patch_size} pixels")
+            near = max(round(size / patch_size), 1) * patch_size
+            raise UsageError(
+                f"--views.{name} {size} is no multiple of the patch of {patch_size} pixels; give {near}"
+            )

@@ -61,18 +61,43 @@ def make_crops(
 
     # Several samples per pixel where a crop shrinks the image to less than half.
     fine = max(1, int(max(pixels.shape[2:]) * math.sqrt(scale[1]) / size))
-    cx, cy, hx, hy = boxes.reshape(-1, 4).unbind(1)
-    zero = torch.zeros_like(cx)
-    theta = torch.stack([hx, zero, cx, zero, hy, cy], dim=1).reshape(-1, 2, 3)
-    grid = F.affine_grid(theta, [len(theta), 3, size * fine, size * fine], align_corners=False)
+    grid = _places(boxes.reshape(-1, 4), (size * fine, size * fine))
     images = F.grid_sample(pixels.repeat(count, 1, 1, 1), grid, padding_mode="border", align_corners=False)
     images = F.avg_pool2d(images, fine) if fine > 1 else images
     images = change_colours(images, config, generator)
     if config.flatten:
         flat = torch.rand(len(images), 1, 1, 1, generator=generator, device=device) < config.flatten
         images = torch.where(flat, flattened(images), images)
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
-    return Crops((images - mean) / std, boxes)
+    return Crops(normalised(images), boxes)
+
+
+def normalised(images: Tensor) -> Tensor:
+    """Float images (M, 3, H, W), 0..1, with ImageNet's mean and deviation taken out."""
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    return (images - mean) / std
+
+
+def _places(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Centres (M, h, w, 2) of the cells of boxes (M, 4), as F.grid_sample takes them."""
+    cx, cy, hx, hy = boxes.unbind(1)
+    zero = torch.zeros_like(cx)
+    theta = torch.stack([hx, zero, cx, zero, hy, cy], dim=1).reshape(-1, 2, 3)
+    return F.affine_grid(theta, [len(theta), 3, *grid], align_corners=False)
+
+
+def sample_map(maps: Tensor, boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A map of features of whole images at the centres of a crop's patches, bilinear.
+
+    Args:
+        maps: (B, D, h', w') of any grid.
+        boxes: (B, 4) one crop of each image.
+        grid: (h, w) patches of the crop.
+
+    Returns:
+        (B, h w, D), rows of patches in row-major order.
+    """
+    sampled = F.grid_sample(maps, _places(boxes, grid), padding_mode="border", align_corners=False)
+    return sampled.flatten(2).transpose(1, 2)
 
 
 def change_colours(images: Tensor, config: ViewsConfig, generator: torch.Generator) -> Tensor:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppap.data import images
-from ppap.data.images import SUFFIXES
+from ppap.data.scan import SUFFIXES, scan
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.predictor import Predictor
 from ppap.pictures.drawing import IGNORED_INDEX, IGNORED_INDEX_16, legend
@@ -47,7 +46,10 @@ def _found_in(given: Path) -> list[tuple[str, Path]]:
     """(stem in the output folder, file) of one file, or of all images below a folder."""
     if not given.is_dir():
         return [(given.stem, given)]
-    return [(name, path) for name, paths in images.find_images(given).items() for path in paths]
+    found = scan(given)
+    for note in found.notes():
+        print(f"{given}: {note}")
+    return [(name, path) for name, paths in found.images.items() for path in paths]
 
 
 def check_free(out: Path, files: dict[str, Path], overwrite: bool) -> None:
@@ -66,8 +68,25 @@ def check_free(out: Path, files: dict[str, Path], overwrite: bool) -> None:
     taken = [path for path in targets if path.exists()]
     if taken and not overwrite:
         raise UsageError(
-            f"{taken[0]} exists already ({len(taken)} files); give another --out, or --overwrite"
+            f"{taken[0]} exists already ({len(taken)} files); give another --out, or --overwrite, or "
+            "--skip-existing to go on"
         )
+
+
+def ignored_id(ids: Sequence[int]) -> int:
+    """Pixel value of masks for pixels without a class: 255, or the largest below that is no class."""
+    if max(ids) > 255:
+        return IGNORED_INDEX_16
+    return max({*range(IGNORED_INDEX + 1)} - {*ids}, default=IGNORED_INDEX)
+
+
+def colours_by_id(ids: Sequence[int], colours: np.ndarray) -> np.ndarray:
+    """(max id + 1, 3) uint8: the colour of each id; ids that are no class have the colour 0."""
+    table = np.zeros((max(ids) + 1, 3), np.uint8)
+    for i, colour in zip(ids, colours, strict=True):
+        if i >= 0:
+            table[i] = colour
+    return table
 
 
 def write_legend(
@@ -79,13 +98,16 @@ def write_legend(
         UsageError: it would.
         DataError: the disk refuses.
     """
+    ids = predictor.ids(probe)
     record = {
         "probe": probe,
         "backbone": predictor.origin,
         "warning": RANDOM_WARNING if predictor.engine.net.backbone.is_random else None,
-        "ignored_id": IGNORED_INDEX if len(names) <= 256 else IGNORED_INDEX_16,
+        "ignored_id": ignored_id(ids),
         "classes": [
-            {"id": i, "name": name, "rgb": [int(v) for v in colours[i]]} for i, name in enumerate(names)
+            {"id": i, "name": name, "rgb": [int(v) for v in colour]}
+            for i, name, colour in zip(ids, names, colours, strict=True)
+            if i >= 0
         ],
     }
     text, path = json.dumps(record, indent=2) + "\n", out / "legend.json"
@@ -99,6 +121,6 @@ def write_legend(
     try:
         out.mkdir(parents=True, exist_ok=True)
         legend(names, colours).save(out / "legend.png")
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot write to {out} ({error.strerror or error}); give another --out") from None

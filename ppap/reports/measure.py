@@ -9,6 +9,7 @@ from typing import Any
 
 from ppap.data import Datasets, build_datasets
 from ppap.data.base import SPLITS
+from ppap.data.ids import as_trained, trained_without_labels
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.comparison import settle_clusters, table
 from ppap.evaluation.crf import native_crf_missing, require_crf
@@ -61,11 +62,13 @@ class MeasureOptions:
 def settings_of(checkpoint: Checkpoint) -> Config:
     """A checkpoint's settings, with the classes its labels were found to hold in training.
 
-    So a smaller set is read by the same rule.
+    So a smaller set is read by the same rule. Where there were none, the labels at hand decide.
     """
-    config, info = from_dict(checkpoint.info["config"]), checkpoint.info
-    known = {"classes": info["classes"], "class_names": tuple(info["class_names"])}
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **known))
+    config = from_dict(checkpoint.info["config"])
+    data = as_trained(config.data, checkpoint.info)
+    if data.kind == "folder" and trained_without_labels(checkpoint.info):
+        data = dataclasses.replace(data, classes=None)
+    return dataclasses.replace(config, data=data)
 
 
 def _by_neighbours(arguments: MeasureOptions) -> bool:
@@ -121,7 +124,8 @@ def measure(checkpoint: Checkpoint, arguments: MeasureOptions) -> Measured:
         record, lines = _measure_probes(engine, checkpoint, config, datasets, arguments)
     if engine.net.backbone.is_random:
         lines.append(RANDOM_WARNING)
-    return {**record, "frozen": arguments.frozen, "classes": list(datasets.val.class_names)}, lines
+    classes = {"classes": list(datasets.val.class_names), "label_ids": list(datasets.val.ids)}
+    return {**record, "frozen": arguments.frozen, **classes}, lines
 
 
 def _clusters_are_renewed(checkpoint: Checkpoint, arguments: MeasureOptions) -> bool:
@@ -132,9 +136,7 @@ def _clusters_are_renewed(checkpoint: Checkpoint, arguments: MeasureOptions) -> 
     """
     stored, asked = settings_of(checkpoint).eval.cluster_init, arguments.eval.cluster_init
     if (stored, asked) == ("kmeans", "random"):
-        raise UsageError(
-            "--eval.cluster-init random: the centres of this run are those of k-means; leave it out"
-        )
+        raise UsageError("--eval.cluster-init random: this run's centres are those of k-means; leave it out")
     return stored != asked
 
 
@@ -161,19 +163,22 @@ def _measure_probes(
     engine: Engine, checkpoint: Checkpoint, config: Config, datasets: Datasets, arguments: MeasureOptions
 ) -> Measured:
     dataset, code_of, batch_code = datasets.val, engine.code, engine.code_of
+    trained = checkpoint.info["labelled"]
     if arguments.frozen:
-        if not datasets.train.labelled:
-            print("the training images have no labels: the linear probe stays as drawn", flush=True)
+        trained = datasets.train.labelled
         train_frozen_probes(engine, datasets.train, arguments.frozen_steps or checkpoint.info["step"])
         code_of, batch_code = engine.frozen_code, engine.frozen_code_of
     elif _clusters_are_renewed(checkpoint, arguments):
         print("clusters: fitted anew by k-means, to the codes of the training images", flush=True)
         settle_clusters(engine, batch_code, datasets.train)
+    settings = config.eval
+    if trained_without_labels(checkpoint.info):
+        settings = dataclasses.replace(settings, unmatched=settings.extra_clusters)
     result = evaluate(
         code_of,
-        engine.probes,
+        (engine.cluster, engine.linear if trained else None),
         dataset,
-        config.eval,
+        settings,
         patch_size=engine.net.backbone.patch_size,
         device=engine.device,
         workers=config.data.workers,
@@ -249,12 +254,20 @@ def of_set(records: Sequence[dict[str, Any]]) -> Measured:
         for name, values in spread.items():
             deviation = "" if values["std"] is None else f" ± {values['std']:.2f}"
             lines.append(f"{name:<22} {values['mean']:.2f}{deviation}")
-    shared = {key: records[0][key] for key in ("backbone", "warning", "frozen", "classes")}
+    shared = {key: records[0][key] for key in ("backbone", "warning", "frozen", "classes", "label_ids")}
     runs = [{key: record[key] for key in record if key not in shared} for record in records]
     return {**shared, "provenance": origin, "summary": spread, "runs": runs}, lines
 
 
 def _check_classes(checkpoint: Checkpoint, classes: int) -> None:
+    if trained_without_labels(checkpoint.info):
+        clusters = checkpoint.tensors["cluster.clusters"].shape[0]
+        if classes > clusters:
+            raise DataError(
+                f"the labels have {classes} classes, {checkpoint.path} was trained without labels to "
+                f"{clusters} clusters; train with --data.classes {classes} or more"
+            )
+        return
     if checkpoint.info["classes"] != classes:
         raise DataError(
             f"the data has {classes} classes, {checkpoint.path} {checkpoint.info['classes']}; "

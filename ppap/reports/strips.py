@@ -37,7 +37,7 @@ def draw_comparison(
         rows,
         titles,
         path,
-        colours=class_colours(engine.config.data.kind, dataset.classes),
+        colours=class_colours(engine.config.data.kind, dataset.classes, dataset.ids),
         names=dataset.class_names,
     )
 
@@ -54,10 +54,11 @@ def draw_report_positives(engine: Engine, dataset: SegmentationDataset, path: Pa
 def draw_strip(
     engine: Engine, dataset: SegmentationDataset, evaluation: Evaluation | None, count: int, path: Path
 ) -> None:
-    """Image | truth | clusters | linear of `count` images over the set; unlabelled: image | clusters."""
+    """Image | truth | clusters | linear of `count` images over the set, as far as there are labels."""
     assignment = evaluation.plain["cluster"].assignment if evaluation else None
+    with_linear = dataset.labelled and evaluation is not None and "linear" in evaluation.plain
     ids = dataset.classes if assignment else len(engine.cluster.clusters)
-    colours = class_colours(engine.config.data.kind, ids)
+    colours = class_colours(engine.config.data.kind, ids, dataset.ids)
     rows = []
     for index in spread(len(dataset), count):
         sample, picture = dataset[index], dataset.pixels(index)
@@ -66,10 +67,11 @@ def draw_strip(
         if dataset.labelled:
             row.append(sample["label"])
         row.append(apply_assignment(cluster, assignment) if assignment else cluster)
-        if dataset.labelled:
+        if with_linear:
             row.append(linear)
         rows.append(row)
-    titles = ["image", "truth", "clusters", "linear"] if dataset.labelled else ["image", "clusters"]
+    titles = ["image", *(["truth"] if dataset.labelled else []), "clusters"]
+    titles += ["linear"] if with_linear else []
     strip(rows, titles, path, colours=colours, names=dataset.class_names if dataset.labelled else ())
 
 

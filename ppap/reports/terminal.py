@@ -6,7 +6,7 @@ from typing import Any
 from ppap.evaluation.evaluate import Evaluation
 from ppap.evaluation.metrics import Scores
 
-KEPT = 0.1
+KEPT = 0.5
 """Share of the frozen features' neighbours below which the code is said to forget (docs/conditioning.md)."""
 
 
@@ -40,7 +40,7 @@ def score_table(evaluation: Evaluation, names: Sequence[str]) -> str:
     """Plain-text table of all scores, per class too, for the terminal."""
     columns: list[tuple[str, Scores]] = [(probe, s) for probe, s in evaluation.plain.items()]
     columns += [(f"{probe}+CRF", s) for probe, s in evaluation.crf.items()]
-    width = max(len("pixel accuracy"), *(len(name) for name in names))
+    width = max(map(len, ("pixel accuracy", *names)))
     lines = [f"{'[%]':<{width}}  " + "  ".join(f"{title:>11}" for title, _ in columns)]
 
     def line(title: str, values: list[Any]) -> str:

@@ -31,8 +31,12 @@ _CONDITIONS = {
 """Kind -> range of its number; None = it has none."""
 
 
-def parse_condition(text: str) -> tuple[str, float]:
+def parse_condition(text: str, option: str = "model.condition") -> tuple[str, float]:
     """Kind and number (0 where it has none) of ``--model.condition``, but for auto.
+
+    Args:
+        text: what was given.
+        option: that it was given to.
 
     Raises:
         ValueError: naming what may stand there.
@@ -46,6 +50,6 @@ def parse_condition(text: str) -> tuple[str, float]:
         if math.isfinite(value) and 0 < value and span[0] <= value <= span[1]:
             return kind, value
     raise ValueError(
-        f"--model.condition is {text!r}; give none, centre, whiten:P (power, 0 < P <= 1), clip:S (share of "
+        f"--{option} is {text!r}; give none, centre, whiten:P (power, 0 < P <= 1), clip:S (share of "
         "the variance, 0 < S <= 1), drop:K (components, 1 or more), position or auto"
     )

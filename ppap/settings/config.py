@@ -19,107 +19,13 @@ import tyro
 
 from ppap.errors import UsageError
 from ppap.settings.checks import check_field, check_rate, parse_condition
-from ppap.settings.evaluation import CompareConfig as CompareConfig  # parts of Config, imported from here
+from ppap.settings.data import DataConfig as DataConfig  # parts of Config, imported from here
+from ppap.settings.evaluation import CompareConfig as CompareConfig
 from ppap.settings.evaluation import EvalConfig as EvalConfig
 from ppap.settings.evaluation import NeighboursConfig as NeighboursConfig
 from ppap.settings.methods import HPConfig as HPConfig
 from ppap.settings.methods import Method
 from ppap.settings.methods import StegoConfig as StegoConfig
-
-DataKind = Literal[
-    "scenes", "folder", "cocostuff27", "cocostuff15", "cocostuff3", "cityscapes27", "potsdam3", "imagenet_s"
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Images and labels."""
-
-    kind: DataKind = "folder"
-    """scenes = generated on the fly, folder = images (and labels, if any) under --data.root; the others are
-    public benchmarks under --data.root (docs/datasets.md has their files)."""
-    root: str | None = None
-    """Folder with images/{train,val} and, optionally, labels/{train,val}; or any folder of unlabelled
-    images; or the folder of the benchmark.
-    """
-    classes: int | None = None
-    """Number of classes, and of clusters. None = from the labels (largest id + 1), 27 where there are
-    none. Benchmarks know their own; imagenet_s: 919, 300 or 50 says which one, if the folder does not.
-    """
-    crop: Literal["five", "none"] = "five"
-    """Training images of cocostuff* and cityscapes27: five = the crops that ppap prepare makes (published),
-    none = whole images."""
-    crop_ratio: float = 0.5
-    """Side of a crop as a share of the image's; names the folder of crops."""
-    crop_root: str | None = None
-    """Folder that holds cropped/, if ppap prepare was given another --out; None = --data.root."""
-    coco_list: Literal["auto", "full", "7", "few6"] = "auto"
-    """Which list of COCO training images: full = 97,702 (what the published code reads), 7 = 49,629 (what
-    papers quote), few6 = COCO-Stuff-3's own; auto = full, 7, few6 for cocostuff27, 15, 3. Validation takes
-    list 7, cocostuff3 its few6 if training does."""
-    imagenet_s_train: Literal["train", "train-semi"] = "train"
-    """Training images of imagenet_s: train = all, without labels, train-semi = ten labelled ones a class."""
-    partial: bool = False
-    """Accept a benchmark of which images are missing; scores are then not comparable with published ones."""
-    ignore_ids: tuple[int, ...] = (255,)
-    """Label ids that are left out of losses and metrics."""
-    class_names: tuple[str, ...] = ()
-    """Names of the classes in the order of their ids; empty = class 0, class 1, ..."""
-    resolution: int = 224
-    """Side of the square training crop [pixels]: shorter side resized to it, then cropped in the centre."""
-    eval_resolution: int = 320
-    """Side of the square validation crop [pixels]."""
-    interpolation: Literal["nearest", "bilinear"] = "nearest"
-    """Resizing of images (labels: always nearest). The published code uses nearest for both."""
-    workers: int = 2
-    """Loader processes; 0 = load in the main process."""
-    cache_features: bool = False
-    """Compute the frozen tokens of the training images once and train from disk; equal within rounding."""
-    cache_limit_gib: float | None = None
-    """Features that would fill more on disk [GiB] are computed anew in every pass; None = no limit."""
-    cache_dtype: Literal["fp16", "bf16"] = "fp16"
-    """Type of the cached tokens."""
-    cache_dir: str | None = None
-    """Folder of the cache; None = PPAP_CACHE_DIR, or ~/.cache/ppap."""
-    scenes_train: int = 512
-    """Generated training scenes (kind scenes)."""
-    scenes_val: int = 64
-    """Generated validation scenes (kind scenes)."""
-    scenes_size: int = 128
-    """Side of a generated scene [pixels] (kind scenes)."""
-    scenes_seed: int = 0
-    """Seed of the generated scenes; training and validation never share a scene."""
-    scenes_difficulty: Literal["easy", "hard"] = "easy"
-    """hard = more objects and occlusion, stronger changes of scale, wider palettes, fog, dusk and rain."""
-
-    def __post_init__(self) -> None:
-        check_field(
-            self.classes is None or 1 <= self.classes <= 1000, "data.classes", self.classes, "give 1 to 1000"
-        )
-        check_field(
-            0 < self.crop_ratio < 1, "data.crop-ratio", self.crop_ratio, "give a share between 0 and 1"
-        )
-        check_field(
-            all(0 <= i <= 255 for i in self.ignore_ids),
-            "data.ignore-ids",
-            self.ignore_ids,
-            "give ids from 0 to 255",
-        )
-        check_field(
-            not self.class_names or self.classes in (None, len(self.class_names)),
-            "data.class-names",
-            self.class_names,
-            f"give one name for each of the {self.classes} classes, or none",
-        )
-        for name in ("resolution", "eval_resolution", "scenes_size"):
-            value = getattr(self, name)
-            check_field(value >= 16, f"data.{name.replace('_', '-')}", value, "give at least 16 pixels")
-        for name in ("scenes_train", "scenes_val"):
-            value = getattr(self, name)
-            check_field(value >= 1, f"data.{name.replace('_', '-')}", value, "give at least 1")
-        check_field(self.workers >= 0, "data.workers", self.workers, "give 0 or more")
-        limit = self.cache_limit_gib
-        check_field(limit is None or limit > 0, "data.cache-limit-gib", limit, "give more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,6 +286,13 @@ def _is_tuple(hint: Any) -> bool:
     return any(typing.get_origin(option) is tuple for option in options)
 
 
+_LATER = {
+    "data": ("images", "labels", "label_ids", "label_colours", "bands", "value_range", "exif"),
+    "eval": ("extra_clusters",),
+}
+"""Settings that came after runs were hashed; unless they are given, a run has the hash that it had."""
+
+
 def config_hash(config: Any) -> str:
     """First 12 hex digits of the sha256 of the config's canonical JSON, but for the run's folder.
 
@@ -387,5 +300,11 @@ def config_hash(config: Any) -> str:
     """
     values = to_dict(config)
     values.get("train", {}).pop("out", None)
+    for section, names in _LATER.items():
+        default = to_dict(getattr(Config(), section))
+        part = values.get(section, {})
+        for name in names:
+            if name in part and part[name] == default[name]:
+                del part[name]
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -60,9 +60,14 @@ class EvalConfig:
     protocol: Literal["auto", "probes", "neighbours"] = "auto"
     """probes = cluster probe (matched) and linear probe per pixel; neighbours = nearest neighbours among
     labelled embeddings; auto = neighbours for ImageNet-S, else probes."""
-    unmatched: Literal["wrong", "drop"] = "wrong"
+    unmatched: Literal["wrong", "drop", "many-to-one", "left-out"] = "wrong"
     """Pixels of clusters without a class, where there are more clusters than classes: wrong = wrong
-    predictions; drop = left out, with every cluster beyond the number of classes (published code)."""
+    predictions; drop = left out, with every cluster beyond the number of classes (published code);
+    many-to-one, left-out = as for --eval.extra-clusters."""
+    extra_clusters: Literal["many-to-one", "left-out"] = "many-to-one"
+    """The same where labels came after a training without any, which says nothing of their classes:
+    many-to-one = after the matching one to one, each of the other clusters takes the class that most of its
+    pixels have; left-out = their pixels are not counted."""
     batch_size: int = 16
     """Images per batch."""
     cluster_init: Literal["random", "kmeans"] = "random"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -10,6 +10,7 @@ import tyro
 from ppap.errors import unknown_name
 from ppap.settings.checks import check_field, check_rate
 from ppap.settings.config import ModelConfig
+from ppap.settings.distillation import DistillConfig
 
 
 def _positive(config: Any, section: str, *names: str) -> None:
@@ -26,9 +27,10 @@ class SourceConfig:
     kind: Literal["scenes", "folder"] = "folder"
     """scenes = generated on the fly; folder = images under --data.root."""
     root: str | None = None
-    """Folder of images, at any depth; of images/{train,val} only train is read, labels never."""
+    """Folder of images, at any depth; of images/{train,val} only train is learned from, and labels never."""
     resolution: int = 256
-    """Images are resized to this shorter side [pixels]; crops are taken from a random square of it."""
+    """Images are resized to this shorter side [pixels]; crops are taken from a random square of it, or, with
+    objective distill, from --distill.squares fixed ones."""
     difficulty: Literal["easy", "hard", "both"] = "both"
     """Of generated scenes; both = in turn."""
     seed: int = 0
@@ -47,7 +49,8 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """Crops of an image: two global ones, seen by teacher and student, and small ones for the student."""
+    """Crops of an image: two global ones, seen by teacher and student, and small ones for the student; of
+    objective distill one global crop, for the student."""
 
     global_size: int = 96
     """Side of a global crop [pixels]."""
@@ -88,8 +91,11 @@ class ViewsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What the student predicts of the teacher."""
+    """What is learned. But for the first one, options of --objective self."""
 
+    kind: Annotated[Literal["self", "distill"], tyro.conf.arg(aliases=["--objective"])] = "self"
+    """self = the student learns from a moving average of itself; distill = the patch features of a trained
+    network, --teacher, which may be larger, of another patch and resolution."""
     image_weight: float = 1.0
     """Of the class token's assignment in another crop (DINO, arXiv 2104.14294)."""
     mask_weight: float = 1.0
@@ -206,6 +212,7 @@ class PretrainConfig:
     """Architecture; --model.weights other than random starts from trained weights."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     optim: PretrainOptimConfig = field(default_factory=PretrainOptimConfig)
     train: LoopConfig = field(default_factory=LoopConfig)
 
@@ -264,6 +271,33 @@ def folder_gpu() -> PretrainConfig:
         image_size=96,
     )
     return PretrainConfig(preset="folder-gpu", model=model, train=LoopConfig(batch_size=64))
+
+
+def distilled(config: PretrainConfig) -> PretrainConfig:
+    """A preset's settings where the objective is distill: larger crops, one of each image, milder colours."""
+    scenes, gpu = config.data.kind == "scenes", config.preset == "folder-gpu"
+    patches_of_16 = replace(small_vit(), patch_size=16, width=192, heads=3, image_size=160)
+    views = ViewsConfig(
+        global_size=96 if scenes else 160,
+        global_scale=(0.3, 1.0),
+        locals=0,
+        jitter=0.3,
+        hue=0.05,
+        grey=0.1,
+        mask_odds=0,
+    )
+    steps = config.train.steps if gpu else 3000  # an hour on two cores
+    return replace(
+        config,
+        data=replace(config.data, resolution=128, scenes=2048)
+        if scenes
+        else replace(config.data, resolution=224),
+        model=config.model if scenes or gpu else patches_of_16,
+        views=views,
+        objective=replace(config.objective, kind="distill"),
+        optim=replace(config.optim, lr=2e-3),
+        train=replace(config.train, batch_size=64 if gpu else 16, steps=steps, whiten=0.5),
+    )
 
 
 PRESETS: dict[str, Callable[[], PretrainConfig]] = {

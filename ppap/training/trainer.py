@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ppap.data import Datasets, EpochSampler, SegmentationDataset, build_datasets
+from ppap.data import Datasets, EpochSampler, build_datasets
+from ppap.data.ids import as_trained, label_facts
 from ppap.data.loading import stream
-from ppap.errors import DataError, NumberError, Stopped, UsageError
+from ppap.errors import DataError, NumberError, PpapError, Stopped, UsageError
 from ppap.evaluation.comparison import Row, compare, settle_clusters
 from ppap.evaluation.crf import require_crf
 from ppap.evaluation.evaluate import Evaluation, evaluate
-from ppap.kernels import dispatch
 from ppap.methods.base import TrainingData
 from ppap.methods.choices import Choices, choose, needs_survey
 from ppap.methods.drift import Watch
@@ -25,7 +26,6 @@ from ppap.methods.engine import Engine, build_engine, check_finite, load_engine,
 from ppap.methods.guidance import survey
 from ppap.methods.table import METHODS
 from ppap.nets.conditioning import Condition
-from ppap.nets.feature_cache import CachedFeatures, cache_bytes, cache_features, cache_root
 from ppap.nets.model import Network
 from ppap.reports.markdown import write_report
 from ppap.reports.provenance import device_name
@@ -35,18 +35,9 @@ from ppap.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ppap.runs.randomness import own_randomness
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, config_hash, to_dict
-from ppap.settings.presets import preset
-from ppap.settings.published import with_method
+from ppap.training.guard import backend_of, changed_data, data_facts, memory_error
+from ppap.training.material import comparison_rows, training_set
 from ppap.training.stop import StopRequest
-
-
-def _backend(device: torch.device) -> str:
-    """Kernel backend of the loss on a device; refuses wrong PPAP_ variables before any work."""
-    try:
-        dispatch.check_environment()
-        return dispatch.choose(None, torch.empty(0, device=device))
-    except (ValueError, RuntimeError) as error:
-        raise UsageError(str(error)) from None
 
 
 def _sets(row: dict[str, Any]) -> str:
@@ -72,12 +63,18 @@ class Trainer:
         """
         self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
         device = pick_device(config.train.device)
-        self.backend = _backend(device)
+        self.backend = backend_of(device)
         require_crf(config.eval.crf, device)
         for name in {config.method, *config.compare.rows} - {"colour", "conditioned"}:
             METHODS[name].check(replace(config, method=name))
-        self.data: Datasets = build_datasets(config.data)
-        self.rows = self._rows()
+        known = config.data if checkpoint is None else as_trained(config.data, checkpoint.info)
+        self.data: Datasets = build_datasets(known)
+        if self.data.val is not None and self.data.val.unscored:
+            raise DataError(self.data.val.unscored)
+        self.data_facts = data_facts(self.data)
+        if checkpoint is not None and (warning := changed_data(checkpoint.info, self.data_facts)):
+            print(warning)
+        self.rows = comparison_rows(config, self.data)
         if METHODS[config.method].needs_labels and not self.data.train.labelled:
             raise UsageError(f"--method {config.method} needs training labels; give labels/train")
         classes = self.data.train.classes
@@ -92,14 +89,14 @@ class Trainer:
             backbone = new_backbone(config)
             net = Network(backbone).to(device)
             with own_randomness():
-                self.training_set = self._training_set(net, device)
+                self.training_set = training_set(config, self.data.train, net, device)
                 choices, condition = self._choose(net, device, classes)
             self.engine = build_engine(
                 config, classes, device, backbone=backbone, choices=choices, condition=condition
             )
         else:
             self.engine = load_engine(checkpoint, device, config)
-            self.training_set = self._training_set(self.engine.net, device)
+            self.training_set = training_set(config, self.data.train, self.engine.net, device)
             if self.engine.classes != classes:
                 raise DataError(
                     f"the data has {classes} classes, {checkpoint.path} {self.engine.classes}; "
@@ -120,23 +117,6 @@ class Trainer:
         self.health = torch.zeros((), device=device)
         self.started = time.perf_counter()
 
-    def _rows(self) -> tuple[str, ...]:
-        """Rows of the comparison; those that only the preset asks for give way where labels are missing."""
-        rows = self.config.compare.rows
-        if not rows:
-            return rows
-        missing = None
-        if self.data.val is None or not self.data.val.labelled:
-            missing = "--compare.rows needs validation labels; give labels/val, or leave it out"
-        elif not self.data.train.labelled:
-            missing = "--compare.rows needs training labels for its linear probe; give labels/train"
-        if missing is None:
-            return rows
-        if rows != with_method(preset(self.config.preset), self.config.method).compare.rows:
-            raise UsageError(missing)
-        print("comparison: none, for want of labels")
-        return ()
-
     def _choose(self, net: Network, device: torch.device, classes: int) -> tuple[Choices, Condition | None]:
         """Settings that are auto, and the map of the condition, by a look at the training images."""
         seen = survey(net, self.training_set, self.config, device) if needs_survey(self.config) else None
@@ -145,27 +125,6 @@ class Trainer:
         for line in choices.reasons:
             print(line, flush=True)
         return choices, condition
-
-    def _training_set(self, net: Network, device: torch.device) -> SegmentationDataset | CachedFeatures:
-        data = self.config.data
-        if not data.cache_features:
-            return self.data.train
-        size = cache_bytes(net, self.data.train, data.cache_dtype) / 2**30
-        if data.cache_limit_gib is not None and size > data.cache_limit_gib:
-            print(
-                f"features: {size:.0f} GiB would be cached, more than --data.cache-limit-gib "
-                f"{data.cache_limit_gib:g}; they are computed anew in every pass"
-            )
-            return self.data.train
-        return cache_features(
-            net,
-            self.data.train,
-            root=cache_root(data.cache_dir),
-            dtype=data.cache_dtype,
-            batch_size=self.config.eval.batch_size,
-            device=device,
-            workers=data.workers,
-        )
 
     def run(self) -> RunDir:
         """Train to the end, validating, saving and logging on the way; write the report.
@@ -178,6 +137,7 @@ class Trainer:
         self._begin()
         with (
             self.stop as stop,
+            self._nothing_lost(),
             tqdm(total=self.total, initial=self.step, unit="step", disable=None, desc="train") as bar,
         ):
             since, images = time.perf_counter(), 0
@@ -210,6 +170,20 @@ class Trainer:
             selected = self._selected(stop)
         self._report(rows, *selected)
         return self.run_dir
+
+    @contextmanager
+    def _nothing_lost(self) -> Iterator[None]:
+        """Save what was trained before an error ends the run, whatever an evaluation says or memory lacks."""
+        try:
+            yield
+        except (Stopped, NumberError):
+            raise
+        except Exception as error:
+            with suppress(PpapError):
+                self._save("last")
+            if (said := memory_error(error, self.run_dir.path)) is not None:
+                raise said from None
+            raise
 
     def _selected(self, stop: StopRequest) -> tuple[Engine, Evaluation | None, Checkpoint]:
         """Network, scores and checkpoint that ``--train.selection`` takes."""
@@ -316,7 +290,7 @@ class Trainer:
         try:
             return evaluate(
                 engine.code,
-                engine.probes,
+                (engine.cluster, engine.linear if self.data.train.labelled else None),
                 self.data.val,
                 replace(self.config.eval, crf="none"),
                 patch_size=engine.net.backbone.patch_size,
@@ -353,10 +327,12 @@ class Trainer:
             "origin": backbone.origin,
             "classes": dataset.classes,
             "class_names": list(dataset.class_names),
+            **label_facts(self.data),
             "labelled": self.data.train.labelled,
             "assignment": self.assignment,
             "step": self.step,
             "choices": self.engine.choices.to_dict(),
+            "data": self.data_facts,
         }
         state = {
             "step": self.step,

@@ -127,5 +127,5 @@ def write(
     if has_crf(rows):
         lines += ["", *score_lines(rows, crf=True, extra=extra)]
     text = "\n".join(lines) + "\n"
-    (path / "ablation.md").write_text(text)
+    (path / "ablation.md").write_text(text, encoding="utf-8")
     return text

@@ -143,7 +143,7 @@ def write(
     }
     RunDir(path).write_json("results.json", values)
     text = "\n".join(lines) + "\n"
-    (path / "benchmark.md").write_text(text)
+    (path / "benchmark.md").write_text(text, encoding="utf-8")
     return text
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ import tyro
 from ppap.analysis.arguments import Out, make_folder, new_folder
 from ppap.cli import parse, required
 from ppap.data import SegmentationDataset, build_datasets, class_colours
+from ppap.data.ids import as_trained
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.metrics import ConfusionMatrix, apply_assignment
 from ppap.methods.engine import Engine, for_inference, load_engine, pick_device
@@ -99,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
         rows,
         ["image", "truth", *(column.title for column in columns)],
         out / "compare.png",
-        colours=class_colours(arguments.data.kind, dataset.classes),
+        colours=class_colours(arguments.data.kind, dataset.classes, dataset.ids),
         names=dataset.class_names,
         cell=arguments.cell,
     )
@@ -127,8 +128,7 @@ def _parse(argv: Sequence[str]) -> tuple[CompareArguments, list[Checkpoint]]:
             )
     config: Config = from_dict(shown["config"])
     # What the labels were found to hold in training, so that a smaller set is read by the same rule.
-    known = {"classes": shown["classes"], "class_names": tuple(shown["class_names"])}
-    defaults = CompareArguments(runs=first.runs, data=replace(config.data, **known))
+    defaults = CompareArguments(runs=first.runs, data=as_trained(config.data, shown))
     arguments = parse(CompareArguments, argv, command="analyze compare", description=TEXT, default=defaults)
     return arguments, checkpoints
 
@@ -189,7 +189,7 @@ def _column(
 
 def _match(engine: Engine, dataset: SegmentationDataset) -> list[int | None]:
     """The matching of clusters and classes over all images."""
-    matrix = ConfusionMatrix(dataset.classes)
+    matrix = ConfusionMatrix(dataset.classes, max(dataset.classes, len(engine.cluster.clusters)))
     for i in range(len(dataset)):
         sample = dataset[i]
         matrix.update(predict_crop(engine, sample["image"])[0], sample["label"])

@@ -208,7 +208,7 @@ def write(
     note = "" if arguments.mode == "single" else " Each point is the mean over all values of the others."
     lines += ["", f"Dashed: the preset's value.{note}", "", "![scores over each parameter](sweep.png)"]
     text = "\n".join(lines) + "\n"
-    (path / "sweep.md").write_text(text)
+    (path / "sweep.md").write_text(text, encoding="utf-8")
     return text
 
 

@@ -1,0 +1,23 @@
+"""docs/files.md: every row of its tables is a test of the files that its heading names."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_row_is_a_test():
+    parts = re.split(r"^## ", (ROOT / "docs/files.md").read_text(), flags=re.MULTILINE)[1:]
+    assert len(parts) == 4
+    for part in parts:
+        head, *lines = part.splitlines()
+        tests = "".join((ROOT / path).read_text() for path in re.findall(r"`(tests/\w+\.py)`", head))
+        rows = [line for line in lines if line.startswith("|")][2:]
+        assert rows
+        for row in rows:
+            name = re.search(r"\| `(\w+)` \|$", row)
+            assert name and f"def {name[1]}(" in tests, row
+
+
+def test_readme_leads_there():
+    assert "docs/files.md" in (ROOT / "README.md").read_text()
