@@ -124,15 +124,21 @@ def test_source_archive_has_what_a_build_needs(built):
 )
 def test_an_installation_never_fails_for_the_native_parts(tmp_path, spoil, warning):
     code = f"""
-import os, runpy, sys
-sys.path.insert(0, 'csrc')
+import importlib.util, os, runpy, sys
 def fail(out): raise PermissionError('no place')
 os.environ.update(PPAP_BUILD_CUDA='1', PPAP_CACHE_DIR={str(tmp_path / "cache")!r})
 {spoil if "fcntl" in spoil else ""}
-import build as native
-native.build_cpu = lambda out: (out.parent.mkdir(parents=True), out.write_text('library'))
-native.build_cuda = lambda out, architectures: out.write_text('library') and 'report'
-{spoil}
+def spoiled(spec, make=importlib.util.module_from_spec):
+    load = spec.loader.exec_module
+    def exec_module(native):
+        load(native)
+        native.build_cpu = lambda out: (out.parent.mkdir(parents=True), out.write_text('library'))
+        native.build_cuda = lambda out, architectures: out.write_text('library') and 'report'
+        {spoil}
+    if spec.name == 'ppap_csrc_build':
+        spec.loader.exec_module = exec_module
+    return make(spec)
+importlib.util.module_from_spec = spoiled
 sys.argv = ['setup.py', 'build_ext', '--build-lib', {str(tmp_path)!r}, '--build-temp', {str(tmp_path)!r}]
 runpy.run_path('setup.py', run_name='__main__')
 """

@@ -9,6 +9,7 @@ from torch import Tensor
 from ppap.data import build_dataset
 from ppap.data.base import SegmentationDataset
 from ppap.data.folder import UNLABELLED_CLASSES, FolderDataset, Layout, SplitFiles, check, find_layout
+from ppap.data.ids import Classes
 from ppap.data.scenes import ScenesDataset
 from ppap.data.transforms import Geometry
 from ppap.errors import DataError
@@ -80,4 +81,6 @@ def _of_folder(config: PretrainConfig, geometry: Geometry) -> tuple[Segmentation
             raise DataError(f"{error}{hint}") from None
     files = SplitFiles(layout.splits[split].images)
     check(Layout(layout.root, {split: files}, layout.form), data, (split,))
-    return FolderDataset(files, geometry, data, UNLABELLED_CLASSES), what
+    ids = tuple(range(UNLABELLED_CLASSES))
+    classes = Classes(ids, data.ignore_ids, tuple(f"class {i}" for i in ids))
+    return FolderDataset(files, geometry, classes), what

@@ -23,6 +23,8 @@ PACKAGES = (
     "timm",
     "numpy",
     "scipy",
+    "scikit-learn",
+    "threadpoolctl",
     "pillow",
     "safetensors",
     "tyro",

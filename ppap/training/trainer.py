@@ -74,9 +74,9 @@ class Trainer:
         self.data_facts = data_facts(self.data)
         if checkpoint is not None and (warning := changed_data(checkpoint.info, self.data_facts)):
             print(warning)
-        self.rows = comparison_rows(config, self.data)
         if METHODS[config.method].needs_labels and not self.data.train.labelled:
             raise UsageError(f"--method {config.method} needs training labels; give labels/train")
+        self.rows = comparison_rows(config, self.data)
         classes = self.data.train.classes
         self.step, self.best, self.validated = 0, float("-inf"), -1
         self.evaluation: Evaluation | None = None
