@@ -117,9 +117,10 @@ def spectrum(moments: Moments) -> tuple[Tensor, Tensor]:
 MEAN_KEPT = 0.5
 """Length of the mean that ``clip`` leaves, as a share of the features' root mean square deviation from it.
 
-Without it a patch near the mean has a direction of noise; with all of it every two patches are alike. A
-half was the best of 0, 1/2 and 1 for the purity of sets on three of four sets of photographs
-(docs/conditioning.md). """
+Without it a patch near the mean has a direction of noise; with all of it patches are alike. Which share makes
+the purest sets differs from data set to data set: on four sets of photographs a half was never the worst of 0,
+1/2 and 1.
+"""
 
 
 def fit(condition: str, split: Split) -> Condition:
