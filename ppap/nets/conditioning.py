@@ -118,8 +118,7 @@ MEAN_KEPT = 0.5
 """Length of the mean that ``clip`` leaves, as a share of the features' root mean square deviation from it.
 
 Without it a patch near the mean has a direction of noise; with all of it patches are alike. Which share makes
-the purest sets differs from data set to data set: on four sets of photographs a half was never the worst of 0,
-1/2 and 1.
+the purest sets differs with the data: on four sets of photographs a half was never the worst of 0, 1/2 and 1.
 """
 
 
