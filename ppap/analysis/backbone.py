@@ -17,14 +17,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from ppap.analysis.features import cached
 from ppap.data import SegmentationDataset, val_loader
 from ppap.data.patch_labels import labels_of
 from ppap.methods.choices import as_compared, figures
 from ppap.methods.guidance import Survey, survey
 from ppap.methods.thresholds import TOLERANCE, Phi0, SetSizes, ratio
 from ppap.nets.conditioning import Condition
-from ppap.nets.feature_cache import frozen_of
+from ppap.nets.feature_cache import cached, frozen_of
 from ppap.nets.model import Network, patch_rows
 from ppap.settings.config import Config
 

@@ -18,7 +18,7 @@ from ppap.data.patch_labels import LabelRule, labels_of
 from ppap.methods.choices import Choices, choose, needs_survey
 from ppap.methods.guidance import PATCHES, survey
 from ppap.methods.hidden_positives import draw_pool
-from ppap.nets.feature_cache import cache_features, cache_root
+from ppap.nets.feature_cache import cached
 from ppap.nets.model import Network, PPAPNet, build_net, patch_rows
 from ppap.runs.randomness import own_randomness
 from ppap.settings.config import Config
@@ -81,21 +81,6 @@ def _source(
     if not config.data.cache_features or len(dataset) * patches > PATCHES:
         return dataset
     return cached(net, dataset, config, device)
-
-
-def cached(
-    net: Network, dataset: SegmentationDataset, config: Config, device: torch.device
-) -> Dataset[dict[str, Any]]:
-    """The images' frozen tokens, from the cache that ``config`` names or computed into it."""
-    return cache_features(
-        net,
-        dataset,
-        root=cache_root(config.data.cache_dir),
-        dtype=config.data.cache_dtype,
-        batch_size=config.eval.batch_size,
-        device=device,
-        workers=config.data.workers,
-    )
 
 
 class Patches(NamedTuple):

@@ -23,14 +23,14 @@ from tqdm import tqdm
 
 import ppap
 from ppap.analysis.arguments import make_folder
-from ppap.analysis.features import cached, prepare, with_choices
-from ppap.data import SegmentationDataset, build_datasets
+from ppap.analysis.features import prepare, with_choices
+from ppap.data import build_datasets
 from ppap.errors import DataError, NumberError, PpapError, Stopped, UsageError
 from ppap.evaluation.crf import require_crf
 from ppap.methods.choices import Choices, autos
 from ppap.methods.engine import pick_device
-from ppap.nets.feature_cache import cache_bytes
-from ppap.nets.model import Network, build_net
+from ppap.nets.feature_cache import cached, is_cached
+from ppap.nets.model import build_net
 from ppap.reports.measure import MeasureOptions, check_protocol, measure, settings_of, write_record
 from ppap.runs.checkpoint import exists, load_checkpoint
 from ppap.runs.rundir import RunDir, changed_settings, option_names
@@ -139,16 +139,8 @@ def check(config: Config, jobs: int, *, splits: Sequence[str] = ("train", "val")
         if split is None or not split.labelled:
             raise DataError(f"there are no labels to score with; give labels/{name}")
     net = build_net(config.model)
-    if jobs > 1 and _is_cached(net, data.train, config):
+    if jobs > 1 and is_cached(net, data.train, config.data):
         cached(net.to(device), data.train, config, device)
-
-
-def _is_cached(net: Network, dataset: SegmentationDataset, config: Config) -> bool:
-    """Whether a run would cache its features."""
-    limit = config.data.cache_limit_gib
-    if not config.data.cache_features or limit is None:
-        return config.data.cache_features
-    return cache_bytes(net, dataset, config.data.cache_dtype) <= limit * 2**30
 
 
 def settle(study: Path, config: Config) -> Config:

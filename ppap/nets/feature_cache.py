@@ -20,6 +20,7 @@ from ppap.data import SegmentationDataset, val_loader
 from ppap.errors import DataError, NumberError
 from ppap.kernels.cache import cache_folder
 from ppap.nets.model import FrozenTokens, Network
+from ppap.settings.config import Config, DataConfig
 
 CacheType = Literal["fp16", "bf16"]
 # bfloat16 is unknown to NumPy: its bits are kept as integers.
@@ -69,11 +70,34 @@ def frozen_of(batch: dict[str, torch.Tensor], device: torch.device, prefix: str 
     return FrozenTokens(before, guidance, (guidance.shape[2], guidance.shape[3]))
 
 
-@torch.no_grad()
-def cache_bytes(net: Network, dataset: SegmentationDataset, dtype: CacheType = "fp16") -> int:
-    """Bytes on disk that :func:`cache_features` would fill."""
-    net.eval()
-    return _size(_describe(net, dataset, dtype))
+def is_cached(net: Network, dataset: SegmentationDataset, data: DataConfig) -> bool:
+    """Whether training caches its features: ``cache_features`` and ``cache_limit_gib``, which is said."""
+    limit = data.cache_limit_gib
+    if not data.cache_features or limit is None:
+        return data.cache_features
+    size = _size(_layout(net, dataset, data.cache_dtype)) / 2**30
+    if size > limit:
+        print(
+            f"features: {size:.0f} GiB would be cached, more than --data.cache-limit-gib {limit:g}; they are "
+            "computed anew in every pass"
+        )
+    return size <= limit
+
+
+def cached(
+    net: Network, dataset: SegmentationDataset, config: Config, device: torch.device
+) -> CachedFeatures:
+    """:func:`cache_features` with the folder, type, batches and processes that ``config`` names."""
+    data = config.data
+    return cache_features(
+        net,
+        dataset,
+        root=cache_root(data.cache_dir),
+        dtype=data.cache_dtype,
+        batch_size=config.eval.batch_size,
+        device=device,
+        workers=data.workers,
+    )
 
 
 @torch.no_grad()
@@ -147,16 +171,24 @@ class _Part(Dataset[dict[str, Any]]):
         return self.dataset[int(self.indices[i])]
 
 
-def _describe(net: Network, dataset: SegmentationDataset, dtype: CacheType) -> dict[str, Any]:
+def _layout(net: Network, dataset: SegmentationDataset, dtype: CacheType) -> dict[str, Any]:
+    """Number, type and shapes of what is stored, by a look at the first image."""
     sample = dataset[0]
     image = sample["image"][None].to(next(net.parameters()).device)
     frozen = net.frozen(image)
-    meta = {
+    return {
         "images": len(dataset),
         "dtype": dtype,
         "before": list(frozen.before.shape[1:]),
         "guidance": list(frozen.guidance.shape[1:]),
         "label": list(sample["label"].shape),
+    }
+
+
+def _describe(net: Network, dataset: SegmentationDataset, dtype: CacheType) -> dict[str, Any]:
+    """:func:`_layout`, and what the tokens follow from: reads every file of the dataset."""
+    meta = {
+        **_layout(net, dataset, dtype),
         "backbone": net.backbone.spec,
         "weights": weights_hash(net.backbone),
         "data": dataset.fingerprint(),

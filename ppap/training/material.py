@@ -4,7 +4,7 @@ import torch
 
 from ppap.data import Datasets, SegmentationDataset
 from ppap.errors import UsageError
-from ppap.nets.feature_cache import CachedFeatures, cache_bytes, cache_features, cache_root
+from ppap.nets.feature_cache import CachedFeatures, cached, is_cached
 from ppap.nets.model import Network
 from ppap.settings.config import Config
 from ppap.settings.presets import preset
@@ -41,22 +41,4 @@ def training_set(
     Raises:
         DataError, NumberError: see :func:`ppap.nets.feature_cache.cache_features`.
     """
-    data = config.data
-    if not data.cache_features:
-        return dataset
-    size = cache_bytes(net, dataset, data.cache_dtype) / 2**30
-    if data.cache_limit_gib is not None and size > data.cache_limit_gib:
-        print(
-            f"features: {size:.0f} GiB would be cached, more than --data.cache-limit-gib "
-            f"{data.cache_limit_gib:g}; they are computed anew in every pass"
-        )
-        return dataset
-    return cache_features(
-        net,
-        dataset,
-        root=cache_root(data.cache_dir),
-        dtype=data.cache_dtype,
-        batch_size=config.eval.batch_size,
-        device=device,
-        workers=data.workers,
-    )
+    return cached(net, dataset, config, device) if is_cached(net, dataset, config.data) else dataset
