@@ -25,6 +25,7 @@ from ppap.methods.thresholds import TOLERANCE, Phi0, SetSizes, ratio
 from ppap.nets.conditioning import Condition
 from ppap.nets.feature_cache import cached, frozen_of
 from ppap.nets.model import Network, patch_rows
+from ppap.runs.randomness import drawn_order
 from ppap.settings.config import Config
 
 
@@ -162,5 +163,4 @@ def unit_rows(maps: Maps, condition: Condition) -> Tensor:
 
 def draw(count: int, wanted: int, seed: int) -> Tensor:
     """At most `wanted` of `count` places, drawn without replacement, ascending: (A,) int64."""
-    order = np.random.Philox(counter=[0, 0, 0, 9], key=[seed, 0]).random_raw(count).argsort()
-    return torch.from_numpy(np.sort(order[:wanted]))
+    return torch.from_numpy(np.sort(drawn_order(count, seed, 9)[:wanted]))

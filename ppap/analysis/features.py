@@ -15,8 +15,8 @@ from tqdm import tqdm
 from ppap.data import SegmentationDataset, train_loader
 from ppap.data.loading import stream
 from ppap.data.patch_labels import LabelRule, labels_of
-from ppap.methods.choices import Choices, choose, needs_survey
-from ppap.methods.guidance import PATCHES, survey
+from ppap.methods.choices import Choices, look_and_choose
+from ppap.methods.guidance import PATCHES
 from ppap.methods.hidden_positives import draw_pool
 from ppap.nets.feature_cache import cached
 from ppap.nets.model import Network, PPAPNet, build_net, patch_rows
@@ -52,15 +52,10 @@ def prepare(config: Config, dataset: SegmentationDataset, device: torch.device) 
     torch.manual_seed(config.train.seed)
     net = build_net(config.model).to(device)
     with own_randomness():
-        seen = (
-            survey(net, _source(net, dataset, config, device), config, device)
-            if needs_survey(config)
-            else None
-        )
         clusters = dataset.classes + config.train.extra_clusters
-        choices, condition = choose(config, net.backbone, seen, clusters)
-    for line in choices.reasons:
-        print(line, flush=True)
+        choices, condition = look_and_choose(
+            config, net, lambda: _source(net, dataset, config, device), device, clusters
+        )
     net.condition = None if condition is None else condition.to(device)
     return Prepared(net, with_choices(config, choices), choices)
 

@@ -5,6 +5,7 @@ What is chosen is printed with its reasons, stored with every checkpoint, and ta
 on. Legend: K clusters, N patches, D channels.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -12,13 +13,15 @@ import torch
 import torch.nn.functional as F
 from timm.layers import LayerScale
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from ppap.methods import guidance
 from ppap.methods.guidance import Survey
 from ppap.methods.thresholds import SetSizes, check_size
 from ppap.nets.backbone import Backbone
 from ppap.nets.clustering import dense_score
 from ppap.nets.conditioning import Condition, fit, position_r2, spectrum
-from ppap.nets.model import patch_rows
+from ppap.nets.model import Network, patch_rows
 from ppap.runs.randomness import own_randomness
 from ppap.settings.config import Config, LossConfig
 
@@ -91,7 +94,7 @@ def autos(config: Config) -> list[str]:
     return [name for name, value in options.items() if value == "auto"]
 
 
-def needs_survey(config: Config) -> bool:
+def _needs_survey(config: Config) -> bool:
     """Whether the training images must be looked at before the network can be built."""
     return config.model.condition != "none" or "auto" in (config.loss.phi0, config.loss.psi0)
 
@@ -104,7 +107,7 @@ def choose(
     Args:
         config: settings of the run.
         backbone: frozen network; whether it has a layer scale decides the rate.
-        survey: of the training images; may be None where :func:`needs_survey` says no.
+        survey: of the training images; None where no condition and no threshold asks for it.
         clusters: clusters K of the segmentation, for the sizes of the sets.
 
     Returns:
@@ -133,6 +136,32 @@ def choose(
             chosen, lines = _thresholds(config, chosen, patches, clusters)
             reasons += lines
     return replace(chosen, reasons=tuple(reasons)), condition
+
+
+def look_and_choose(
+    config: Config,
+    net: Network,
+    source: Callable[[], Dataset[dict[str, Any]]],
+    device: torch.device,
+    clusters: int,
+) -> tuple[Choices, Condition | None]:
+    """:func:`choose` after a look at the training images, where that is needed; the choices are printed.
+
+    Args:
+        config: settings of the run.
+        net: on `device`.
+        source: gives the training images, or their cached features; called if they are looked at.
+        device: where it computes.
+        clusters: as for :func:`choose`.
+
+    Raises:
+        UsageError, NumberError, DataError: see :func:`choose` and :func:`ppap.methods.guidance.survey`.
+    """
+    seen = guidance.survey(net, source(), config, device) if _needs_survey(config) else None
+    choices, condition = choose(config, net.backbone, seen, clusters)
+    for line in choices.reasons:
+        print(line, flush=True)
+    return choices, condition
 
 
 def auto_condition(clusters: int) -> str:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 from ppap.data import val_loader
 from ppap.methods.engine import Engine
 from ppap.nets.model import patch_rows
-from ppap.runs.randomness import own_randomness
+from ppap.runs.randomness import drawn_order, own_randomness
 
 IMAGES, NEIGHBOURS = 8, 20
 PATCHES = 1024
@@ -40,8 +40,7 @@ class Watch:
     def __init__(self, engine: Engine, source: Dataset[dict[str, Any]]) -> None:
         """Args: the network, whose frozen features are the measure; training images, or their cache."""
         config = engine.config
-        key = [config.train.seed, 0]
-        order = np.random.Philox(counter=[0, 0, 0, 8], key=key).random_raw(len(source)).argsort()
+        order = drawn_order(len(source), config.train.seed, 8)
         with own_randomness():
             batches = list(val_loader(Subset(source, np.sort(order[:IMAGES]).tolist()), IMAGES, 0))
         self.engine, self.batches = engine, batches

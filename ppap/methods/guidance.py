@@ -4,11 +4,9 @@ batch.
 ``--model.condition`` is fitted to it and ``--loss.phi0 auto`` chosen by it (``ppap.methods.choices``). No
 label is read. Legend: n images, h w patch grid, D channels."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
@@ -16,10 +14,10 @@ from tqdm import tqdm
 
 from ppap.data import val_loader
 from ppap.errors import DataError
-from ppap.nets.conditioning import Moments, Split
+from ppap.nets.conditioning import Halves, Split
 from ppap.nets.feature_cache import frozen_of
 from ppap.nets.model import Network
-from ppap.runs.randomness import own_randomness
+from ppap.runs.randomness import drawn_order, own_randomness
 from ppap.settings.config import Config
 
 PATCHES = 2**17
@@ -46,7 +44,6 @@ def survey(
     source: Dataset[dict[str, Any]],
     config: Config,
     device: torch.device,
-    should_stop: Callable[[], bool] = lambda: False,
 ) -> Survey:
     """Look once at the training images, or at their cached features; no random state is touched.
 
@@ -55,17 +52,14 @@ def survey(
         source: training images, or their cached features.
         config: seed, batch size, loader processes.
         device: where forward passes run and moments are formed.
-        should_stop: asked between batches; True raises InterruptedError.
 
     Raises:
         DataError: no image.
     """
     if len(source) == 0:
         raise DataError("there is no training image to fit --model.condition to")
-    order = (
-        np.random.Philox(counter=[0, 0, 0, 5], key=[config.train.seed, 0]).random_raw(len(source)).argsort()
-    )
-    halves: list[Moments | None] = [None, None]
+    order = drawn_order(len(source), config.train.seed, 5)
+    halves = Halves()
     sample: list[Tensor] = []
     seen = 0
     with own_randomness(), tqdm(desc="survey", unit="image", leave=False, disable=None) as bar:
@@ -75,21 +69,12 @@ def survey(
             patches = features.shape[2] * features.shape[3]
             wanted = min(config.train.batch_size, max(SAMPLE // patches, 1))
             sample.append(features[: wanted - sum(map(len, sample))].cpu())
-            for i, part in enumerate(features.split(1)):
-                half = (seen + i) % 2
-                halves[half] = _sum(halves[half], Moments.of(part))
+            halves.add(features)
             seen += len(features)
             bar.update(len(features))
-            if should_stop():
-                raise InterruptedError
             if seen * patches >= PATCHES:
                 break
-    first, second = halves
-    return Survey(Split(first.cpu(), (second or first).cpu()), torch.cat(sample), seen)
-
-
-def _sum(one: Moments | None, two: Moments) -> Moments:
-    return two if one is None else one + two
+    return Survey(halves.split(), torch.cat(sample), seen)
 
 
 def _features(net: Network, batch: dict[str, Tensor], device: torch.device) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ppap.errors import UsageError
 from ppap.kernels import PropagationConfig, propagate
+from ppap.runs.randomness import drawn_order
 from ppap.settings.config import LossConfig
 
 POSITIVE_CLUSTERS = 0.4
@@ -49,7 +50,7 @@ class SetSizes:
         count = len(patches)
         # Fewer anchors where each has more patches to compare itself with, so that it takes the same seconds.
         anchors = min(max(2**22 // count, 128), 512, count)
-        order = np.random.Philox(counter=[0, 0, 0, 6], key=[seed, 0]).random_raw(count).argsort()
+        order = drawn_order(count, seed, 6)
         self.anchors = torch.from_numpy(np.sort(order[:anchors])).to(patches.device)
 
     def shares(self, phi0: float, psi0: float = -1.0, steps: int | None = None) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppap.errors import DataError
+from ppap.runs.randomness import drawn_order
 
 ROWS = 2**15
 """Rows at most that centres are fitted to, drawn with the seed; thousands for every cluster."""
@@ -57,7 +58,7 @@ def cosine_kmeans(rows: Tensor, clusters: int, *, starts: int = 3, seed: int = 0
             f"{len(rows)} patches cannot form {clusters} clusters; give more images, or fewer clusters"
         )
     if len(rows) > ROWS:
-        order = np.random.Philox(counter=[0, 0, 0, 7], key=[seed, 0]).random_raw(len(rows)).argsort()
+        order = drawn_order(len(rows), seed, 7)
         rows = rows[torch.from_numpy(np.sort(order[:ROWS]))]
     unit = F.normalize(rows.float(), dim=1).cpu().numpy()
     with threadpool_limits(1), warnings.catch_warnings():

@@ -85,6 +85,26 @@ class Split(NamedTuple):
         return self.fitted + self.held_out
 
 
+class Halves:
+    """Moments of images as they come, every second one to the other half."""
+
+    def __init__(self) -> None:
+        self._sums: list[Moments | None] = [None, None]
+        self._next = 0
+
+    def add(self, features: Tensor) -> None:
+        """Maps (B, D, h, w) of the next images, any float type."""
+        for part in features.split(1):
+            before, found = self._sums[self._next], Moments.of(part)
+            self._sums[self._next] = found if before is None else before + found
+            self._next = 1 - self._next
+
+    def split(self) -> Split:
+        """On the CPU, where maps are fitted; a single image stands for both halves."""
+        first, second = self._sums
+        return Split(first.cpu(), (second or first).cpu())
+
+
 class Condition(nn.Module):
     """y = (x - mean) map + shift, for patch features x."""
 

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppap.evaluation.metrics import ConfusionMatrix
+from ppap.methods.drift import neighbours_kept
 from ppap.nets.clustering import cosine_kmeans
+from ppap.runs.randomness import drawn_order
 
 PATCHES = 2**14
 """Patches N at most that are compared."""
@@ -76,7 +78,7 @@ def compare(
             groups[name].append((rows @ cosine_kmeans(rows, clusters, seed=seed).centres.T).argmax(dim=1))
     return {
         name: Scores(
-            kept=_shared(near[name], near[reference]),
+            kept=neighbours_kept(near[name], near[reference]),
             alike=_alike(groups[name], groups[reference], name == reference),
             purity=None if classes is None else _purity(near[name], queries, classes),
             **_mious(groups[name], classes, clusters),
@@ -87,8 +89,7 @@ def compare(
 
 def _drawn(count: int, wanted: int) -> Tensor:
     """(wanted,) int64 of 0..count-1, rising, the same in every run; all where there are no more."""
-    bits = np.random.Philox(counter=[0, 0, 0, 8], key=[0, 0]).random_raw(count)
-    return torch.from_numpy(np.sort(bits.argsort(kind="stable")[:wanted]))
+    return torch.from_numpy(np.sort(drawn_order(count, 0, 8)[:wanted]))
 
 
 def drawn_patches(images: int, patches: int) -> Tensor:
@@ -104,10 +105,6 @@ def _nearest(rows: Tensor, queries: Tensor, owner: Tensor, k: int) -> Tensor:
         cosine[owner[part][:, None] == owner] = -2
         found.append(cosine.topk(k, dim=1).indices)
     return torch.cat(found)
-
-
-def _shared(near: Tensor, others: Tensor) -> float:
-    return float((near[:, :, None] == others[:, None]).any(dim=2).float().mean())
 
 
 def _purity(near: Tensor, queries: Tensor, classes: Tensor) -> float | None:

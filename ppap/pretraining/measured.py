@@ -13,6 +13,7 @@ from ppap.data.ids import Classes
 from ppap.data.scenes import ScenesDataset
 from ppap.data.transforms import Geometry
 from ppap.errors import DataError
+from ppap.runs.randomness import drawn_order
 from ppap.settings.config import DataConfig
 from ppap.settings.pretraining import PretrainConfig
 
@@ -49,8 +50,7 @@ def measured_images(config: PretrainConfig) -> Measured:
         dataset, what = _of_folder(config, geometry)
     if len(dataset) < 2:
         raise DataError("neighbours in other images are compared at the end: give at least 2 images")
-    bits = np.random.Philox(counter=[0, 0, 0, 6], key=[0, 0]).random_raw(len(dataset))
-    chosen = np.sort(bits.argsort(kind="stable")[:wanted]).tolist()
+    chosen = np.sort(drawn_order(len(dataset), 0, 6)[:wanted]).tolist()
     pixels = torch.stack([torch.from_numpy(dataset.pixels(i)).permute(2, 0, 1) for i in chosen])
     text = f"{len(chosen)} {what} of {side} pixels, "
     if not dataset.labelled:

@@ -19,10 +19,11 @@ from tqdm import tqdm
 from ppap.errors import DataError, NumberError, PpapError, UsageError
 from ppap.methods.guidance import PATCHES
 from ppap.nets.backbone import Backbone, build_backbone
-from ppap.nets.conditioning import Moments, Split
+from ppap.nets.conditioning import Halves, Split
 from ppap.nets.feature_cache import cache_root, weights_hash
 from ppap.pretraining.data import Draws
 from ppap.pretraining.views import normalised
+from ppap.runs.randomness import drawn_order
 from ppap.settings.config import ModelConfig
 from ppap.settings.distillation import DistillConfig
 from ppap.settings.pretraining import PretrainConfig
@@ -156,22 +157,18 @@ class Teacher:
         """
         wanted = -(-PATCHES // (self.grid[0] * self.grid[1]))
         count = draws.count or wanted
-        bits = np.random.Philox(counter=[0, 0, 0, 5], key=[seed % 2**64, 0]).random_raw(count)
-        order = bits.argsort(kind="stable")[:wanted]
-        halves: list[Moments | None] = [None, None]
+        order = drawn_order(count, seed % 2**64, 5)[:wanted]
+        halves = Halves()
         for start in tqdm(range(0, len(order), self.BATCH), desc="survey", leave=False, disable=None):
             numbers = order[start : start + self.BATCH]
             if self._kept is not None:
                 maps = torch.from_numpy(self._kept[numbers]).float()
             else:
                 maps = self.maps(self._pixels(draws, numbers)).cpu()
-            for i, part in enumerate(maps.split(1)):
-                half, found = (start + i) % 2, Moments.of(part)
-                halves[half] = found if halves[half] is None else halves[half] + found
+            halves.add(maps)
             if should_stop():
                 raise InterruptedError
-        first, second = halves
-        return Split(first, second or first), len(order)
+        return halves.split(), len(order)
 
     def _pixels(self, draws: Draws, numbers: np.ndarray) -> Tensor:
         squares = torch.stack([draws.square(int(i)) for i in numbers])

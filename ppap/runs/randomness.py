@@ -1,8 +1,9 @@
-"""torch's global generators: their state, set and kept apart."""
+"""torch's global generators: their state, set and kept apart; and orders that do not touch them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,3 +27,16 @@ def own_randomness() -> Iterator[None]:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         yield
+
+
+def drawn_order(count: int, seed: int, stream: int) -> np.ndarray:
+    """A permutation of 0..count-1, a pure function of its arguments: (count,) int64.
+
+    Args:
+        count: numbers to order.
+        seed: 0 to 2^64 - 1.
+        stream: draws of one seed that must not be alike have numbers of their own.
+    """
+    # Raw counter-based bits, which NumPy promises to keep.
+    bits = np.random.Philox(counter=[0, 0, 0, stream], key=[seed, 0]).random_raw(count)
+    return bits.argsort(kind="stable")

@@ -20,12 +20,10 @@ from ppap.evaluation.comparison import Row, compare, settle_clusters
 from ppap.evaluation.crf import require_crf
 from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.methods.base import TrainingData
-from ppap.methods.choices import Choices, choose, needs_survey
+from ppap.methods.choices import look_and_choose
 from ppap.methods.drift import Watch
 from ppap.methods.engine import Engine, build_engine, check_finite, load_engine, new_backbone, pick_device
-from ppap.methods.guidance import survey
 from ppap.methods.table import METHODS
-from ppap.nets.conditioning import Condition
 from ppap.nets.model import Network
 from ppap.reports.markdown import write_report
 from ppap.reports.provenance import device_name
@@ -90,7 +88,9 @@ class Trainer:
             net = Network(backbone).to(device)
             with own_randomness():
                 self.training_set = training_set(config, self.data.train, net, device)
-                choices, condition = self._choose(net, device, classes)
+                choices, condition = look_and_choose(
+                    config, net, lambda: self.training_set, device, classes + config.train.extra_clusters
+                )
             self.engine = build_engine(
                 config, classes, device, backbone=backbone, choices=choices, condition=condition
             )
@@ -116,15 +116,6 @@ class Trainer:
         self.watch = Watch(self.engine, self.training_set) if config.method != "frozen" else None
         self.health = torch.zeros((), device=device)
         self.started = time.perf_counter()
-
-    def _choose(self, net: Network, device: torch.device, classes: int) -> tuple[Choices, Condition | None]:
-        """Settings that are auto, and the map of the condition, by a look at the training images."""
-        seen = survey(net, self.training_set, self.config, device) if needs_survey(self.config) else None
-        clusters = classes + self.config.train.extra_clusters
-        choices, condition = choose(self.config, net.backbone, seen, clusters)
-        for line in choices.reasons:
-            print(line, flush=True)
-        return choices, condition
 
     def run(self) -> RunDir:
         """Train to the end, validating, saving and logging on the way; write the report.
