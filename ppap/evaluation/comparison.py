@@ -29,7 +29,7 @@ from ppap.nets.clustering import cosine_kmeans
 from ppap.nets.model import patch_rows
 from ppap.nets.probes import ClusterProbe, LinearProbe
 from ppap.runs.randomness import own_randomness
-from ppap.settings.config import CompareConfig, Config
+from ppap.settings.config import Config
 
 BatchCode = Callable[[dict[str, Tensor]], Tensor]
 """Batch of images or of cached tokens -> code (B, D, h, w)."""
@@ -75,7 +75,7 @@ def compare(
             tqdm.write(f"{TITLES[name]:<19} left out: --model.condition is none, so it is the row above")
             continue
         code_of, batch_code, source = _row(name, config, data, training_set, engine, should_stop)
-        probes = _probes(batch_code, source, data.train.classes, engine, settings, should_stop)
+        probes = _probes(batch_code, source, data.train.classes, engine, config, should_stop)
         scores = evaluate(
             code_of,
             probes,
@@ -149,17 +149,17 @@ def _probes(
     source: Dataset[dict[str, Any]],
     classes: int,
     engine: Engine,
-    settings: CompareConfig,
+    config: Config,
     should_stop: Callable[[], bool],
 ) -> tuple[ClusterProbe, LinearProbe]:
     with own_randomness():
-        codes, labels = codes_of(batch_code, source, settings.images, engine.config, should_stop)
+        codes, labels = codes_of(batch_code, source, config.compare.images, config, should_stop)
         return fit_probes(
             codes,
             labels,
             classes,
-            replace(engine.config, compare=settings),
-            seed=engine.config.train.seed,
+            config,
+            seed=config.train.seed,
             patch_size=engine.net.backbone.patch_size,
             device=engine.device,
             should_stop=should_stop,
