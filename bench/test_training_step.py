@@ -20,7 +20,14 @@ BACKENDS = [name for name, reason in available_backends().items() if reason is N
 @pytest.mark.parametrize("source", ["images", "cached"])
 def test_training_step(source, backend, tmp_path, measure):
     config = demo()
-    config = replace(config, data=replace(config.data, scenes_train=64, scenes_val=1, workers=0))
+    config = replace(
+        config,
+        data=replace(config.data, scenes_train=64, scenes_val=1, workers=0),
+        # Numbers where the demo leaves the choice to the run.
+        model=replace(config.model, condition="none"),
+        loss=replace(config.loss, phi0=0.8, psi0=0.55),
+        optim=replace(config.optim, lr=3e-3),
+    )
     data = build_datasets(config.data).train
     engine = build_engine(config, data.classes, DEVICE)
     batch_size = config.train.batch_size

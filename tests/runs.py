@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ppap.runs import checkpoint
+from ppap.settings.config import Config
+from ppap.settings.presets import demo
 from ppap.train import main as train
 
 # A backbone of two blocks on scenes of 32 pixels: a step takes milliseconds.
@@ -27,6 +30,7 @@ TINY = [
     "--model.depth=2",
     "--model.heads=2",
     "--model.image-size=32",
+    "--model.condition=none",
     # Fixed here, so that no test depends on what the demo's settings happen to be.
     "--loss.phi0=0.55",
     "--loss.psi0=0.15",
@@ -44,8 +48,21 @@ TINY = [
     "--train.device=cpu",
     "--eval.batch-size=3",
     "--eval.pictures=2",
+    "--eval.cluster-init=random",
     "--compare.rows",  # none
 ]
+
+
+def settled_demo() -> Config:
+    """The preset ``demo`` with numbers where it leaves the choice to the run."""
+    config = demo()
+    return replace(
+        config,
+        model=replace(config.model, condition="none"),
+        loss=replace(config.loss, phi0=0.8, psi0=0.55),
+        optim=replace(config.optim, lr=3e-3),
+        eval=replace(config.eval, cluster_init="random"),
+    )
 
 
 def tiny_run(out: Path, *options: str) -> Path:

@@ -22,9 +22,8 @@ from ppap.methods.thresholds import SetSizes
 from ppap.nets.conditioning import Condition, fit
 from ppap.nets.model import build_net
 from ppap.settings.config import Config
-from ppap.settings.presets import demo
 from ppap.training.request import parse_arguments
-from tests.runs import TINY, make_folder
+from tests.runs import TINY, make_folder, settled_demo
 
 LOOK = [option for option in TINY[1:] if option.startswith(("--data", "--model"))]
 SMALL = ["--anchors=40", "--queries=2", "--neighbours=3", "--pictures=2"]
@@ -104,7 +103,7 @@ def grouped(images: int = 6, side: int = 4, noise: float = 0.3, seed: int = 0) -
 
 
 def settings() -> Config:
-    config = demo()
+    config = settled_demo()
     model, train = replace(config.model, guidance_dropout=0.0), replace(config.train, batch_size=3)
     return replace(config, model=model, train=train, loss=replace(config.loss, steps=2))
 

@@ -23,9 +23,8 @@ from ppap.methods.loss import PPAPLoss
 from ppap.methods.ppap import SWITCHES
 from ppap.nets.probes import ClusterProbe
 from ppap.settings.config import CompareConfig, Config
-from ppap.settings.presets import demo
 from ppap.train import Trainer, main, parse_arguments
-from tests.runs import TINY, make_folder, tiny_run
+from tests.runs import TINY, make_folder, settled_demo, tiny_run
 
 CPU = torch.device("cpu")
 ROWS = ("colour", "frozen", "fixed", "random", "ppap")
@@ -88,7 +87,7 @@ def test_variants_start_from_the_same_weights_and_see_the_same_batches(tmp_path)
 
 
 def test_settings_of_the_rows():
-    config = replace(demo(), compare=CompareConfig(fixed_phi0=0.9))
+    config = replace(settled_demo(), compare=CompareConfig(fixed_phi0=0.9))
     fixed = variant(config, "fixed")
     assert fixed == replace(config, method="fixed", loss=replace(config.loss, phi0=0.9))
     assert variant(replace(config, compare=CompareConfig()), "fixed").loss == config.loss
@@ -99,7 +98,7 @@ def test_random_positives_are_as_many_and_elsewhere():
     generator = torch.Generator().manual_seed(0)
     guidance = torch.randn(40, 6, generator=generator)
     z = torch.nn.functional.normalize(torch.randn(40, 5, generator=generator), dim=1)
-    config = replace(demo().loss, phi0=0.3, psi0=0.1, anchor_divisor=1)
+    config = replace(settled_demo().loss, phi0=0.3, psi0=0.1, anchor_divisor=1)
     right, control = PPAPLoss(config, 3), PPAPLoss(config, 3, SWITCHES["random"])
     a, b, again, later = (
         right(guidance, z, 7),

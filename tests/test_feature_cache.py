@@ -13,15 +13,14 @@ from ppap.errors import DataError, NumberError
 from ppap.methods.engine import build_engine
 from ppap.nets.feature_cache import cache_features, frozen_of
 from ppap.settings.config import DataConfig, ModelConfig
-from ppap.settings.presets import preset
-from tests.runs import make_folder, tiny_run
+from tests.runs import make_folder, settled_demo, tiny_run
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def net():
-    config = preset("demo")
+    config = settled_demo()
     model = ModelConfig(
         backbone="vit_tiny_patch16_224",
         weights="random",

@@ -252,10 +252,10 @@ def test_a_method_brings_its_published_settings_where_there_are_any():
     assert (stego.train.batch_size, stego.train.steps) == (16, 5000)
     for name in ("ppap", "tps"):
         assert with_method(base, name) == replace(base, method=name)
-    rows = replace(demo().compare, rows=("colour", "frozen", "fixed", "stego"))
+    rows = replace(demo().compare, rows=("colour", "frozen", "conditioned", "fixed", "stego"))
     assert with_method(demo(), "stego") == replace(demo(), method="stego", compare=rows)
     assert with_method(demo(), "ppap") == demo()
-    assert with_method(demo(), "fixed").compare.rows == ("colour", "frozen", "fixed")
+    assert with_method(demo(), "fixed").compare.rows == ("colour", "frozen", "conditioned", "fixed")
     assert not with_method(demo(), "hp").data.cache_features
     request = parse_arguments(["potsdam-vitb8", "--method=hp", "--hp.dim=32", "--optim.lr=1e-3"])
     wanted = published_hp("potsdam3", "vitb8")

@@ -202,11 +202,14 @@ def _alone(study: Path) -> Iterator[None]:
             _take(lock)
         except OSError:
             raise UsageError(f"another process works on --out {study}; wait, or give another") from None
-        yield
+        try:
+            yield
+        finally:
+            _give(lock)
 
 
 def _take(lock: IO[str]) -> None:
-    """Hold the open file until it is closed.
+    """Hold the open file until :func:`_give`.
 
     Raises:
         OSError: another process holds it.
@@ -215,6 +218,12 @@ def _take(lock: IO[str]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     else:
         importlib.import_module("msvcrt").locking(lock.fileno(), 2, 1)  # 2 = LK_NBLCK: fail at once
+
+
+def _give(lock: IO[str]) -> None:
+    """Let the file go: closing it would not, while a loader process that inherited it lives on."""
+    if fcntl is not None:
+        fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def _run_cells(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, dict[str, Any]]:

@@ -27,11 +27,11 @@ def demo() -> Config:
         data=DataConfig(
             kind="scenes", resolution=128, eval_resolution=128, scenes_size=128, cache_features=True
         ),
-        model=ModelConfig(weights="embedded"),
-        loss=LossConfig(phi0=0.8, psi0=0.55, steps=5, temperature=0.1, chunk=256, anchor_divisor=8),
+        model=ModelConfig(weights="embedded", condition="auto"),
+        loss=LossConfig(phi0="auto", psi0="auto", steps=2, temperature=0.1, chunk=256, anchor_divisor=8),
         optim=OptimConfig(lr=3e-3, cluster_lr=5e-3, linear_lr=5e-3),
-        eval=EvalConfig(batch_size=16, pictures=4),
-        compare=CompareConfig(rows=("colour", "frozen", "fixed", "ppap"), fixed_phi0=0.6),
+        eval=EvalConfig(batch_size=16, pictures=4, cluster_init="kmeans"),
+        compare=CompareConfig(rows=("colour", "frozen", "conditioned", "fixed", "ppap"), starts=3),
         train=TrainConfig(batch_size=16, steps=150, val_every=0, save_every=50),
     )
 
@@ -76,9 +76,10 @@ def camvid() -> Config:
             cache_features=True,
         ),
         model=ModelConfig(weights="runs/camvid-vit/backbone"),
-        loss=LossConfig(phi0=0.85, psi0=0.65, steps=5, temperature=0.1, anchor_divisor=16),
-        optim=OptimConfig(lr=3e-3, cluster_lr=5e-3, linear_lr=5e-3),
-        compare=CompareConfig(rows=("colour", "frozen", "fixed", "ppap"), fixed_phi0=0.75),
+        loss=LossConfig(phi0="auto", psi0="auto", steps=5, temperature=0.1, anchor_divisor=16),
+        optim=OptimConfig(lr="auto", cluster_lr=5e-3, linear_lr=5e-3),
+        eval=EvalConfig(cluster_init="kmeans"),
+        compare=CompareConfig(rows=("colour", "frozen", "fixed", "ppap"), starts=3),
         train=TrainConfig(batch_size=8, steps=200, val_every=0),
     )
 

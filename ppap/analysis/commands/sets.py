@@ -95,7 +95,16 @@ class SetArguments(AnalysisArguments):
 
 def main(argv: Sequence[str]) -> None:
     """Command ``analyze sets``."""
-    arguments: SetArguments = parse_with_preset(argv, SetArguments, "sets", TEXT)
+    measure_all(parse_with_preset(argv, SetArguments, "sets", TEXT))
+
+
+def measure_all(arguments: SetArguments) -> None:
+    """Measure what is asked for, write it, and print it.
+
+    Raises:
+        UsageError: the folder is taken, or no threshold gives sets of the size that is asked for.
+        DataError: no training labels.
+    """
     out = new_folder(arguments.out)
     device = pick_device(arguments.device)
     dataset = build_datasets(arguments.data, ("train",)).train

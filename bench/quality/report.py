@@ -1,0 +1,158 @@
+"""``quality.md``, ``quality.json`` and ``quality.png``: every row's scores, and how far PPAP is from them."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bench.quality.settings import TRAINED, UNTRAINED
+from ppap.analysis.tables import has_crf, score_lines
+from ppap.methods.table import TITLES
+
+Rows = Mapping[str, Mapping[int, Mapping[str, float]]]
+"""Row -> seed -> scores [%]."""
+SCORE = "cluster_miou"
+ORDER = tuple(name for name in TITLES if name in (*UNTRAINED, *TRAINED))
+ABLATION = {"fixed": "none", "tps": "TPS", "ans": "ANS", "ppap": "TPS + ANS"}
+
+
+class Difference(NamedTuple):
+    """Of the means of two rows, over seeds."""
+
+    mean: float
+    """[points]."""
+    deviation: float
+    """Root of the sum of the two variances; NaN for one seed."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is more than two standard deviations, in whichever direction."""
+        return abs(self.mean) > 2 * self.deviation
+
+    def __str__(self) -> str:
+        spread = "" if math.isnan(self.deviation) else f" ± {self.deviation:.1f}"
+        return f"{self.mean:+.1f}{spread}"
+
+
+def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """Row `a` minus row `b`."""
+    spread = [np.var(values, ddof=1) if len(values) > 1 else np.nan for values in (a, b)]
+    return Difference(float(np.mean(a) - np.mean(b)), float(np.sqrt(sum(spread))))
+
+
+def values(row: Mapping[int, Mapping[str, float]], key: str = SCORE) -> list[float]:
+    """One score of all seeds of a row."""
+    return [scores[key] for scores in row.values()]
+
+
+def dataset_lines(name: str, rows: Rows, sets: Mapping[str, Any] | None) -> list[str]:
+    """The section of one data set."""
+    titles = {TITLES[row]: list(rows[row].values()) for row in ORDER if row in rows}
+    lines = [f"## {name}", "", *score_lines(titles)]
+    if has_crf(titles):
+        lines += ["", *score_lines(titles, crf=True)]
+    if "ppap" in rows:
+        lines += ["", *difference_lines(rows)]
+    if sets:
+        lines += ["", *set_lines(sets)]
+    return [*lines, ""]
+
+
+def difference_lines(rows: Rows) -> list[str]:
+    """PPAP minus every other row, in cluster and linear mIoU."""
+    lines = ["| PPAP minus [points] | cluster mIoU | linear mIoU |", "|---|---:|---:|"]
+    for other in (name for name in ORDER if name in rows and name not in ("ppap", "colour", "oracle")):
+        cells = []
+        for key in (SCORE, "linear_miou"):
+            found = difference(values(rows["ppap"], key), values(rows[other], key))
+            cells.append(f"**{found}**" if found.clear else str(found))
+        lines.append(f"| {TITLES[other]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def set_lines(sets: Mapping[str, Any]) -> list[str]:
+    """Sizes and purity of the sets that the losses are formed from."""
+    lines = [
+        "| sets of a batch | positives [patches] | true: pairs / anchors [%] | negatives | false [%] |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, row in sets["rows"].items():
+        found = {key: value["mean"] if value else math.nan for key, value in row["summary"].items()}
+        lines.append(
+            f"| {TITLES.get(name, name)} | {found['positives']:.0f} | {found['true_micro']:.1f} / "
+            f"{found['true_macro']:.1f} | {found['negatives']:,.0f} | {found['false_micro']:.1f} |"
+        )
+    return lines
+
+
+def write(out: Path, results: Mapping[str, Rows], sets: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """All three files, of what is finished; returns the Markdown.
+
+    Args:
+        out: folder.
+        results: data set -> rows.
+        sets: data set -> ``sets.json`` of ``ppap analyze sets``.
+        facts: settings for the JSON; ``facts["lines"]`` stand above the tables.
+    """
+    lines = ["# Quality on labelled photographs", "", *(f"- {line}" for line in facts["lines"]), ""]
+    lines += ["![cluster mIoU of every method and data set](quality.png)", ""]
+    for name, rows in results.items():
+        lines += dataset_lines(name, rows, sets.get(name))
+    text = "\n".join(lines)
+    (out / "quality.md").write_text(text, encoding="utf-8")
+    record = {"facts": facts, "results": results, "sets": {name: part["rows"] for name, part in sets.items()}}
+    (out / "quality.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    draw(out / "quality.png", results)
+    return text
+
+
+COLOURS = {
+    "colour": "#bbbbbb",
+    "frozen": "#888888",
+    "conditioned": "#555555",
+    "fixed": "#e69f00",
+    "tps": "#f0e442",
+    "ans": "#cc79a7",
+    "random": "#dddddd",
+    "hp": "#009e73",
+    "stego": "#56b4e9",
+    "ppap": "#d55e00",
+    "oracle": "#0072b2",
+}
+
+
+def draw(path: Path, results: Mapping[str, Rows]) -> None:
+    """Bars of the cluster mIoU with standard deviations, a group per data set."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [row for row in ORDER if any(row in rows for rows in results.values())]
+    figure = Figure(figsize=(2.2 + 2.2 * len(results), 3.8), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    width = 0.85 / max(len(names), 1)
+    for place, row in enumerate(names):
+        shown = [(i, rows[row]) for i, rows in enumerate(results.values()) if row in rows]
+        means = [np.mean(values(seeds)) for _, seeds in shown]
+        spread = [np.std(values(seeds), ddof=1) if len(seeds) > 1 else 0.0 for _, seeds in shown]
+        left = [i - 0.425 + width * (place + 0.5) for i, _ in shown]
+        axis.bar(
+            left,
+            means,
+            width,
+            yerr=spread,
+            capsize=2,
+            color=COLOURS[row],
+            label=TITLES[row],
+            error_kw={"linewidth": 1},
+        )
+    axis.set_xticks(range(len(results)), list(results))
+    axis.set_ylabel("cluster mIoU [%]")
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncol=4, frameon=False, fontsize=9)
+    figure.savefig(path)

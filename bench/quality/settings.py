@@ -1,0 +1,80 @@
+"""The runs: data sets, rows, and the settings that all rows share.
+
+Settings were chosen on MSRC-21 and are the same on every other data set; what depends on the features
+(condition, thresholds, rate) chooses itself without labels. All rows have the same images, steps, batches,
+condition and probes.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from ppap.analysis.study import Cell
+from ppap.errors import UsageError, unknown_name
+from ppap.settings.config import Config, HPConfig, of_seed
+from ppap.settings.presets import folder
+
+UNTRAINED = ("colour", "frozen", "conditioned")
+"""Rows without a training of their own, measured together."""
+TRAINED = ("fixed", "tps", "ans", "random", "hp", "stego", "ppap", "oracle")
+CORE = (*UNTRAINED, "fixed", "hp", "stego", "ppap")
+IGNORED = {"camvid": (11, 255)}
+"""Data set -> ids that are no classes, where they are not 255 alone."""
+STEPS, BATCH = 400, 16
+"""Of every trained row."""
+RESOLUTION = 224
+"""Side of the training crops [pixels]."""
+
+
+def base_config(data: Path, name: str, weights: str, steps: int = STEPS) -> Config:
+    """Settings of all runs on one data set.
+
+    Args:
+        data: folder of the data sets, each with ``images/{train,val}`` and ``labels/{train,val}``.
+        name: of the data set, a folder of `data`.
+        weights: ``--model.weights``.
+        steps: of a training.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if not (data / name / "images").is_dir():
+        found = sorted(path.parent.name for path in data.glob("*/images"))
+        raise unknown_name("data set", name, found) if found else UsageError(f"--data {data} has no */images")
+    config = folder()
+    return replace(
+        config,
+        data=replace(
+            config.data,
+            root=str(data / name),
+            resolution=RESOLUTION,
+            eval_resolution=RESOLUTION,
+            ignore_ids=IGNORED.get(name, config.data.ignore_ids),
+        ),
+        model=replace(config.model, weights=weights),
+        # One view of an image, as in its settings for Potsdam, so that it trains on cached features like the
+        # others; the warm-up is a third of the run.
+        hp=HPConfig(consistency=0.0, warmup=steps // 3, renew_every=50),
+        eval=replace(config.eval, crf="native", pictures=4),
+        train=replace(config.train, batch_size=BATCH, steps=steps, save_every=0),
+    )
+
+
+def cells(config: Config, rows: tuple[str, ...], seeds: tuple[int, ...]) -> dict[str, Cell]:
+    """Runs of one data set, seed by seed, so that a table of all rows is there early: name -> run."""
+    still = tuple(row for row in UNTRAINED if row in rows)
+    found = {}
+    for seed in seeds:
+        if still:
+            once = replace(
+                config,
+                method="frozen",
+                compare=replace(config.compare, rows=still),
+                train=replace(config.train, steps=1),
+            )
+            found[f"untrained-{seed}"] = once
+        for row in (row for row in TRAINED if row in rows):
+            found[f"{row}-{seed}"] = replace(config, method=row, compare=replace(config.compare, rows=(row,)))
+    return {
+        name: Cell(name, of_seed(one, int(name.rpartition("-")[2])), keep_checkpoints=False)
+        for name, one in found.items()
+    }
