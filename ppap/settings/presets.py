@@ -48,8 +48,16 @@ def folder() -> Config:
             cache_limit_gib=32.0,
         ),
         model=ModelConfig(condition="auto"),
+        # Temperature and size of the sets were chosen on MSRC-21 (docs/results/quality.md).
         loss=LossConfig(
-            phi0="auto", psi0="auto", steps=2, sigma_pos=3.0, sigma_amb=4.0, temperature=0.1, anchor_divisor=8
+            phi0="auto",
+            psi0="auto",
+            positives=0.8,
+            steps=2,
+            sigma_pos=3.0,
+            sigma_amb=4.0,
+            temperature=0.2,
+            anchor_divisor=8,
         ),
         optim=OptimConfig(
             name="adamw", lr="auto", projection_lr=1e-3, weight_decay=0.01, linear_lr=5e-3, cluster_lr=5e-3
