@@ -5,12 +5,14 @@ deviation). --eval.protocol neighbours, the default for ImageNet-S, labels by ne
 labelled training images. --refit-clusters 5 shows the noise of the cluster probe alone.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -41,7 +43,8 @@ def main(argv: Sequence[str]) -> None:
     """Command ``eval``."""
     arguments, runs = _parse(argv)
     check_protocol(arguments, len(runs))
-    out = _out_file(arguments)
+    if arguments.out is not None and Path(arguments.out).exists():
+        raise UsageError(f"--out {arguments.out} exists already; give another file")
     records, lines = [], []
     for path in runs:
         record, found = measure(load_checkpoint(path, _name(arguments)), arguments)
@@ -50,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     if seeds.is_set(Path(arguments.checkpoint)):
         record, found = of_set(records)
         lines += found
-    write_record(out, record)  # before the tables: a reader who closes the pipe loses no result
+    out = _write(arguments, record)  # before the tables: a reader who closes the pipe loses no result
     print("\n".join([*lines, f"written: {out}"]))
 
 
@@ -77,19 +80,24 @@ def _name(arguments: EvalArguments) -> str | None:
     return None if arguments.which == "auto" else arguments.which
 
 
-def _out_file(arguments: EvalArguments) -> Path:
-    """Where the results go; never a file that is there already."""
+def _write(arguments: EvalArguments, record: dict[str, Any]) -> Path:
+    """Write the results to a file that was not there before, whoever else evaluates meanwhile; its path."""
     if arguments.out is not None:
-        if Path(arguments.out).exists():
-            raise UsageError(f"--out {arguments.out} exists already; give another file")
+        try:
+            write_record(Path(arguments.out), record)
+        except FileExistsError:
+            raise UsageError(f"--out {arguments.out} was written meanwhile; give another file") from None
         return Path(arguments.out)
     stem = "evaluation-frozen" if arguments.frozen else "evaluation"
     folder = Path(arguments.checkpoint)
     if folder.resolve().parent.name == "checkpoints":
         folder = folder.resolve().parent.parent  # the next save replaces the checkpoint's folder
-    taken = len(list(folder.glob(f"{stem}*.json")))
-    number = next(n for n in range(1, taken + 2) if not (folder / _numbered(stem, n)).exists())
-    return folder / _numbered(stem, number)
+    for number in itertools.count(1):
+        out = folder / _numbered(stem, number)
+        with contextlib.suppress(FileExistsError):
+            write_record(out, record)
+            break
+    return out
 
 
 def _numbered(stem: str, number: int) -> str:

@@ -17,6 +17,7 @@ from ppap.evaluation.predictor import MAX_TOKENS, Predictor, load
 from ppap.pictures.drawing import overlay, save_index_png
 from ppap.reports.masks import check_free, colours_by_id, find_images, ignored_id, write_legend
 from ppap.reports.records import RANDOM_WARNING
+from ppap.runs.lock import alone
 
 _SHOWN = 20  # files in one message
 
@@ -62,14 +63,35 @@ def main(argv: Sequence[str]) -> None:
     predictor = load(arguments.checkpoint, arguments.device)
     print(f"backbone: {predictor.origin}")
     names = predictor.names(arguments.probe)
-    ids = predictor.ids(arguments.probe)
-    colours = class_colours(predictor.engine.config.data.kind, len(names), ids)
-    by_id = colours_by_id(ids, colours)
+    colours = class_colours(predictor.engine.config.data.kind, len(names), predictor.ids(arguments.probe))
     bad = _check(files, predictor, arguments)
     good = {stem: path for stem, path in files.items() if path not in bad}
     if files and not good:
         raise DataError(_listed(bad))
-    write_legend(out, names, colours, predictor, arguments.probe, arguments.overwrite)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make {out} ({error.strerror or error}); give another --out") from None
+    with alone(out, f"--out {out}"):
+        check_free(out, good, arguments.overwrite)  # another process may have come first
+        write_legend(out, names, colours, predictor, arguments.probe, arguments.overwrite)
+        bad |= _write_masks(out, good, predictor, arguments)
+    count = len([path for path in files.values() if path not in bad])
+    masks = "1 mask" if count == 1 else f"{count} masks"
+    print(f"{masks} in {out}: NAME.png holds ids, legend.json and legend.png their names")
+    if predictor.engine.net.backbone.is_random:
+        print(RANDOM_WARNING)
+    if bad:
+        raise DataError(_listed(bad))
+
+
+def _write_masks(
+    out: Path, good: dict[str, Path], predictor: Predictor, arguments: PredictArguments
+) -> dict[Path, str]:
+    """Masks and overlays of all images; the files whose pixels cannot be decoded, and why."""
+    ids, bad = predictor.ids(arguments.probe), {}
+    names = predictor.names(arguments.probe)
+    by_id = colours_by_id(ids, class_colours(predictor.engine.config.data.kind, len(names), ids))
     for stem, path in tqdm(good.items(), unit="image", disable=None):
         try:
             image = read_image(path, predictor.reading)
@@ -83,13 +105,7 @@ def main(argv: Sequence[str]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         save_index_png(labels, f"{target}.png", by_id, ignored_id(ids))
         overlay(image, labels, colours=by_id).save(f"{target}_overlay.jpg", quality=92)
-    count = len([path for path in files.values() if path not in bad])
-    masks = "1 mask" if count == 1 else f"{count} masks"
-    print(f"{masks} in {out}: NAME.png holds ids, legend.json and legend.png their names")
-    if predictor.engine.net.backbone.is_random:
-        print(RANDOM_WARNING)
-    if bad:
-        raise DataError(_listed(bad))
+    return bad
 
 
 def _check(files: dict[str, Path], predictor: Predictor, arguments: PredictArguments) -> dict[Path, str]:

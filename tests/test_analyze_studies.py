@@ -1,9 +1,7 @@
 """Analyses that train (ablation, sweep, benchmark): results, continuation, and pictures of their runs."""
 
 import json
-import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -188,24 +186,6 @@ def test_a_stop_says_how_to_go_on(tmp_path, monkeypatch):
     config = of_seed(parse_arguments([*FAST, "--train.out=x"]).config, 0)
     with pytest.raises(Stopped, match="stopped at step 1 of 2 of run a; the same command continues"):
         run_cells(tmp_path, [Cell("a", config)])
-
-
-@pytest.mark.parametrize("platform", ["here", "without fcntl"])
-def test_two_processes_are_not_let_into_one_study(tmp_path, monkeypatch, platform):
-    taken = []
-
-    def locking(number, mode, length):
-        if taken:
-            raise PermissionError("held")
-        taken.append((mode, length))
-
-    if platform != "here":
-        monkeypatch.setattr(study, "fcntl", None)
-        monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking))
-    with study._alone(tmp_path):
-        with pytest.raises(UsageError, match="another process works on"), study._alone(tmp_path):
-            raise AssertionError("let in")
-    assert taken == ([] if platform == "here" else [(2, 1)])
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,16 @@ several run at once. The same command given again goes on: finished cells are ke
 from its last checkpoint. Other seeds or values only add cells; other settings are refused.
 """
 
-import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -33,15 +31,11 @@ from ppap.nets.feature_cache import cached, is_cached
 from ppap.nets.model import build_net
 from ppap.reports.measure import MeasureOptions, check_protocol, measure, settings_of, write_record
 from ppap.runs.checkpoint import exists, load_checkpoint
+from ppap.runs.lock import alone
 from ppap.runs.rundir import RunDir, changed_settings, option_names
 from ppap.settings.config import Config, from_dict, to_dict
 from ppap.training.stop import StopRequest
 from ppap.training.trainer import Trainer
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 Measure = Literal["comparison", "checkpoint"]
 """What a cell's result is: the table of ``--compare.rows``, or what ``ppap eval`` says of the checkpoint that
@@ -190,40 +184,8 @@ def run_cells(study: Path, cells: Sequence[Cell], jobs: int = 1) -> dict[str, di
         Stopped: interrupted; the same command continues.
         UsageError, DataError, NumberError: what a cell raises; the message names it.
     """
-    with _alone(study):
+    with alone(study, f"--out {study}"):
         return _run_cells(study, cells, jobs)
-
-
-@contextmanager
-def _alone(study: Path) -> Iterator[None]:
-    """Refuse a study that another process works on: it would take that one's unsaved runs for broken ones."""
-    with (study / "study.lock").open("w") as lock:
-        try:
-            _take(lock)
-        except OSError:
-            raise UsageError(f"another process works on --out {study}; wait, or give another") from None
-        try:
-            yield
-        finally:
-            _give(lock)
-
-
-def _take(lock: IO[str]) -> None:
-    """Hold the open file until :func:`_give`.
-
-    Raises:
-        OSError: another process holds it.
-    """
-    if fcntl is not None:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    else:
-        importlib.import_module("msvcrt").locking(lock.fileno(), 2, 1)  # 2 = LK_NBLCK: fail at once
-
-
-def _give(lock: IO[str]) -> None:
-    """Let the file go: closing it would not, while a loader process that inherited it lives on."""
-    if fcntl is not None:
-        fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def _run_cells(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, dict[str, Any]]:

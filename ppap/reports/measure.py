@@ -276,13 +276,18 @@ def _check_classes(checkpoint: Checkpoint, classes: int) -> None:
 
 
 def write_record(out: Path, record: dict[str, Any]) -> None:
-    """Write a record of results as JSON.
+    """Write a record of results as JSON, to a new file.
 
     Raises:
+        FileExistsError: it is there already.
         DataError: the disk refuses.
     """
+    text = json.dumps(record, indent=2) + "\n"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=2) + "\n")
+        with out.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise DataError(f"cannot write {out} ({error.strerror or error}); give another --out") from None

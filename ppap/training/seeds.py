@@ -15,6 +15,7 @@ from ppap.methods.table import TITLES
 from ppap.reports.markdown import comparison_lines
 from ppap.reports.records import FINAL_SCORES, shared_provenance, spread_of
 from ppap.runs.checkpoint import exists
+from ppap.runs.lock import alone
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, config_hash, from_dict, of_seed, to_dict
 
@@ -47,21 +48,41 @@ def start(config: Config, seeds: Sequence[int], path: Path, run_one: RunOne) -> 
         of_seed(config, seed)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        RunDir(path).write_json("seeds.json", {"seeds": list(seeds), "config": to_dict(config)})
     except OSError as error:
-        raise DataError(
-            f"cannot write {path} ({error.strerror or error}); give another --train.out"
-        ) from None
-    try:
-        resume(path, run_one)
-    except (UsageError, DataError):
-        if not any(path.glob("seed-*")):  # refused before any work: leave nothing that blocks a second try
-            (path / "seeds.json").unlink()
-        raise
+        raise _unwritable(path, error) from None
+    with alone(path, f"--train.out {path}"):
+        if is_set(path):
+            raise UsageError(f"{path} was begun by another process; continue it with --resume {path}")
+        try:
+            RunDir(path).write_json("seeds.json", {"seeds": list(seeds), "config": to_dict(config)})
+        except OSError as error:
+            raise _unwritable(path, error) from None
+        try:
+            _resume(path, run_one)
+        except (UsageError, DataError):
+            if not any(
+                path.glob("seed-*")
+            ):  # refused before any work: leave nothing that blocks a second try
+                (path / "seeds.json").unlink()
+            raise
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    return DataError(f"cannot write {path} ({error.strerror or error}); give another --train.out")
 
 
 def resume(path: Path, run_one: RunOne) -> None:
-    """Run the seeds of a folder that are not finished, and write the table; see :func:`start`."""
+    """Run the seeds of a folder that are not finished, and write the table; see :func:`start`.
+
+    Raises:
+        UsageError: another process works on the folder, or what a run raises.
+    """
+    _read(path)
+    with alone(path, f"--resume {path}"):
+        _resume(path, run_one)
+
+
+def _resume(path: Path, run_one: RunOne) -> None:
     config, seeds = _read(path)
     for number, seed in enumerate(seeds):
         folder, one = path / f"seed-{seed}", of_seed(config, seed)

@@ -30,6 +30,7 @@ from ppap.reports.provenance import device_name
 from ppap.reports.records import FINAL_SCORES, RANDOM_WARNING, comparison_record, evaluation_record
 from ppap.reports.terminal import drift_hint, sets_hint
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ppap.runs.lock import FolderLock
 from ppap.runs.randomness import own_randomness
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, config_hash, to_dict
@@ -60,6 +61,18 @@ class Trainer:
             UsageError, DataError, NumberError: see the parts.
         """
         self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
+        self.lock = FolderLock(path, f"--resume {path}")
+        if self.resumed:
+            self.lock.take()
+        try:
+            self._load(checkpoint)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def _load(self, checkpoint: Checkpoint | None) -> None:
+        """Data and network, as they were in `checkpoint` or as a new run begins with them."""
+        config, path = self.config, self.run_dir.path
         device = pick_device(config.train.device)
         self.backend = backend_of(device)
         require_crf(config.eval.crf, device)
@@ -124,8 +137,14 @@ class Trainer:
             Stopped: interrupted; the state is saved.
             NumberError: loss or gradient is not finite.
         """
+        try:
+            self._begin()
+            return self._run()
+        finally:
+            self.lock.release()
+
+    def _run(self) -> RunDir:
         train = self.config.train
-        self._begin()
         with (
             self.stop as stop,
             self._nothing_lost(),
@@ -209,6 +228,7 @@ class Trainer:
             self.run_dir.reopen(self.config, self.step)
         else:
             self.run_dir.create(self.config)
+            self.lock.take()
         engine, patch = self.engine, self.engine.net.backbone.patch_size
         print(f"data: {self.data.description}")
         print(f"backbone: {engine.net.backbone.origin}")
