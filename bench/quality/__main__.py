@@ -16,6 +16,8 @@ from ppap.cli import run
 from ppap.errors import UsageError
 from ppap.settings.config import Config, of_seed
 
+POOL = 256
+"""Patches of HP's reference pool where sets are measured, one of each of as many images."""
 DATASETS = ("msrc21", "camvid", "make3d", "dubai")
 
 
@@ -78,6 +80,7 @@ def measure_sets(config: Config, study: Path, seeds: tuple[int, ...]) -> None:
             images=config.train.batch_size,
             anchors=1024,
             seeds=seeds,
+            pool=POOL,
             rows=("ppap", "fixed", "hp", "kmeans", "chance"),
             data=config.data,
             model=config.model,
