@@ -104,6 +104,8 @@ def _open(path: str | os.PathLike) -> Image.Image:
                     f"{path}: a {image.format} file, no PNG label: compression changes ids; write it as PNG"
                 )
             tile = image.tile[0][3] if image.tile else ""
+            image.verify()  # a PNG's checksums, which decoding passes over: a flipped bit is another id
+        with Image.open(path, formats=LOSSLESS) as image:
             image.load()
             image = image.copy()
         image.info["packed"] = tile if isinstance(tile, str) else ""

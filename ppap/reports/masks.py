@@ -32,6 +32,8 @@ def find_images(paths: Sequence[str]) -> dict[str, Path]:
                 f"{given} has no images ({', '.join(sorted(SUFFIXES))}); give files or a folder of images"
             )
         for stem, path in found:
+            if Path(stem).name.strip(". ") == "":
+                raise DataError(f"{path} has no name before its suffix for a mask to take; rename the image")
             if stem == "legend":
                 raise DataError(f"the mask of {path} would be named like the legend; rename the image")
             if stem in files and not path.samefile(files[stem]):

@@ -62,10 +62,13 @@ class MeasureOptions:
 def settings_of(checkpoint: Checkpoint) -> Config:
     """A checkpoint's settings, with the classes its labels were found to hold in training.
 
-    So a smaller set is read by the same rule. Where there were none, the labels at hand decide.
+    So a smaller set is read by the same rule. Where there were none, the labels at hand decide. No folder
+    that would be written comes from a checkpoint, which may be another person's.
     """
     config = from_dict(checkpoint.info["config"])
-    data = as_trained(config.data, checkpoint.info)
+    near = dataclasses.replace(config.eval.neighbours, masks=None)
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, neighbours=near))
+    data = dataclasses.replace(as_trained(config.data, checkpoint.info), cache_dir=None)
     if data.kind == "folder" and trained_without_labels(checkpoint.info):
         data = dataclasses.replace(data, classes=None)
     return dataclasses.replace(config, data=data)

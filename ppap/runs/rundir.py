@@ -1,5 +1,6 @@
 """A run directory: settings, metrics, ``checkpoints/{best,last}``, ``pictures/`` and ``report.md``."""
 
+import contextlib
 import json
 import math
 import time
@@ -86,15 +87,15 @@ class RunDir:
             file.write(json.dumps(clean) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """All complete lines of ``metrics.jsonl``."""
+        """All readable lines of ``metrics.jsonl``; a power cut leaves half a line, a bad disk others."""
         if not self.metrics.exists():
             return []
         rows = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break  # the line that a power cut left half-written
+        for line in self.metrics.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    rows.append(row)
         return rows
 
     def _forget_after(self, step: int) -> None:
