@@ -28,8 +28,8 @@ def demo() -> Config:
             kind="scenes", resolution=128, eval_resolution=128, scenes_size=128, cache_features=True
         ),
         model=ModelConfig(weights="embedded", condition="auto"),
-        loss=LossConfig(phi0="auto", psi0="auto", steps=2, temperature=0.1, chunk=256, anchor_divisor=8),
-        optim=OptimConfig(lr=3e-3, cluster_lr=5e-3, linear_lr=5e-3),
+        loss=_loss(chunk=256),
+        optim=OptimConfig(lr="auto", cluster_lr=5e-3, linear_lr=5e-3),
         eval=EvalConfig(batch_size=16, pictures=4, cluster_init="kmeans"),
         compare=CompareConfig(rows=("colour", "frozen", "conditioned", "fixed", "ppap"), starts=3),
         train=TrainConfig(batch_size=16, steps=150, val_every=0, save_every=50),
@@ -48,17 +48,7 @@ def folder() -> Config:
             cache_limit_gib=32.0,
         ),
         model=ModelConfig(condition="auto"),
-        # Temperature and size of the sets were chosen on MSRC-21 (docs/results/quality.md).
-        loss=LossConfig(
-            phi0="auto",
-            psi0="auto",
-            positives=0.8,
-            steps=2,
-            sigma_pos=3.0,
-            sigma_amb=4.0,
-            temperature=0.2,
-            anchor_divisor=8,
-        ),
+        loss=_loss(),
         optim=OptimConfig(
             name="adamw", lr="auto", projection_lr=1e-3, weight_decay=0.01, linear_lr=5e-3, cluster_lr=5e-3
         ),
@@ -84,11 +74,29 @@ def camvid() -> Config:
             cache_features=True,
         ),
         model=ModelConfig(weights="runs/camvid-vit/backbone"),
-        loss=LossConfig(phi0="auto", psi0="auto", steps=5, temperature=0.1, anchor_divisor=16),
+        loss=_loss(),
         optim=OptimConfig(lr="auto", cluster_lr=5e-3, linear_lr=5e-3),
         eval=EvalConfig(cluster_init="kmeans"),
         compare=CompareConfig(rows=("colour", "frozen", "fixed", "ppap"), starts=3),
         train=TrainConfig(batch_size=8, steps=200, val_every=0),
+    )
+
+
+def _loss(chunk: int = 784) -> LossConfig:
+    """The loss where thresholds choose themselves.
+
+    Temperature and size of the sets were chosen on MSRC-21 and hold elsewhere (docs/results/what-decides.md).
+    """
+    return LossConfig(
+        phi0="auto",
+        psi0="auto",
+        positives=0.8,
+        steps=2,
+        sigma_pos=3.0,
+        sigma_amb=4.0,
+        temperature=0.2,
+        chunk=chunk,
+        anchor_divisor=8,
     )
 
 
