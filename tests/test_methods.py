@@ -22,7 +22,7 @@ from ppap.settings.presets import demo, preset
 from ppap.settings.published import published_hp, published_stego, with_method
 from ppap.train import Trainer, main, parse_arguments
 from tests.methods import tiny_engine
-from tests.runs import TINY, edit_info, tiny_run
+from tests.runs import TINY, edit_info, settled_demo, tiny_run
 
 SMALL = [
     "--hp.dim=16",
@@ -139,7 +139,9 @@ def test_cached_features_train_alike(method, tmp_path):
 
 @pytest.mark.parametrize("method", ["hp", "stego"])
 def test_sixteen_bit_autocast(method):
-    engine = tiny_engine(method, hp=HPConfig(dim=8, pool_size=8), optim=replace(demo().optim, amp="bf16"))
+    engine = tiny_engine(
+        method, hp=HPConfig(dim=8, pool_size=8), optim=replace(settled_demo().optim, amp="bf16")
+    )
     loader = iter(engine.start(engine.images))
     for step in range(2):
         values = engine.train_step(next(loader), step)
@@ -201,7 +203,7 @@ def test_methods_of_table_5(method, switches):
 def test_clipping_can_be_off_and_leaves_hps_projection_alone():
     for limit, clipped in ((1e-3, True), (None, False)):
         engine = tiny_engine(
-            "hp", hp=HPConfig(dim=8, pool_size=8), optim=replace(demo().optim, clip_norm=limit)
+            "hp", hp=HPConfig(dim=8, pool_size=8), optim=replace(settled_demo().optim, clip_norm=limit)
         )
         norm = engine.train_step(next(iter(engine.start(engine.images))), 0)["grad_norm"]
         after = torch.cat([p.grad.flatten() for p in engine.net.head.parameters()]).norm()

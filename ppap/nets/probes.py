@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppap.nets.pixel_loss import pixel_cross_entropy
+
 
 class LinearProbe(nn.Module):
     """One linear classifier per patch or pixel, trained with labels; measures what the code holds.
@@ -39,15 +41,12 @@ class LinearProbe(nn.Module):
             fp32 scalar; 0, with a zero gradient, when no pixel is labelled.
         """
         logits = self.logits(code.detach())
-        size = (label.shape[1], label.shape[2])
-        if patch_size is None:
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        else:
-            logits = upsample(logits, patch_size, size)
         labelled = (label >= 0) & (label < logits.shape[1])
         target = torch.where(labelled, label, -1)
+        if patch_size is not None:
+            check_grid(logits, patch_size, (label.shape[1], label.shape[2]))
         with torch.autocast(code.device.type, enabled=False):
-            total = F.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
+            total = pixel_cross_entropy(logits, target, patch_size)
         return total / labelled.sum().clamp(min=1)
 
 
@@ -99,11 +98,16 @@ def upsample(features: Tensor, patch_size: int, size: tuple[int, int]) -> Tensor
     Raises:
         ValueError: the grid does not belong to an image of this size.
     """
+    check_grid(features, patch_size, size)
+    full = (features.shape[2] * patch_size, features.shape[3] * patch_size)
+    features = F.interpolate(features, size=full, mode="bilinear", align_corners=False)
+    return features[:, :, : size[0], : size[1]]
+
+
+def check_grid(features: Tensor, patch_size: int, size: tuple[int, int]) -> None:
+    """Refuse a patch map (B, C, h, w) that does not cover an image of ``size`` (H, W) with a ValueError."""
     height, width = features.shape[2:]
     if (height, width) != (-(-size[0] // patch_size), -(-size[1] // patch_size)):
         raise ValueError(
             f"{height} x {width} patches of {patch_size} pixels do not cover an image of {tuple(size)} pixels"
         )
-    full = (height * patch_size, width * patch_size)
-    features = F.interpolate(features, size=full, mode="bilinear", align_corners=False)
-    return features[:, :, : size[0], : size[1]]

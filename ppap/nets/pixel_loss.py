@@ -1,0 +1,80 @@
+"""Cross-entropy of pixels whose class scores are those of patches, resized bilinearly: without the resized
+scores of a whole batch, on CPUs.
+
+Those scores are C values for every pixel of the batch, and the usual way passes over them a dozen times, from
+memory; here an image at a time is resized, turned into its gradient where it lies, and added up to its
+patches again, in the cache. Half of a training step on a CPU went into the former.
+
+Legend: B images, C classes, h w patch grid, H W pixels.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pixel_cross_entropy(
+    logits: Tensor, target: Tensor, patch_size: int | None = None, *, blocked: bool | None = None
+) -> Tensor:
+    """Sum over labelled pixels of the cross-entropy of bilinearly resized class scores.
+
+    Args:
+        logits: (B, C, h, w) float32 or float64 scores of patches.
+        target: (B, H, W) int64 classes; below 0 = left out.
+        patch_size: side p of a patch [pixels]: scores are resized to (h p, w p) and cut to (H, W). None = to
+            (H, W) at once.
+        blocked: image by image, with the gradient formed at once; its backward pass has no backward pass of
+            its own. None = on CPUs.
+
+    Returns:
+        Scalar of the logits' type, differentiable in them.
+    """
+    size = (target.shape[1], target.shape[2])
+    full = size if patch_size is None else (logits.shape[2] * patch_size, logits.shape[3] * patch_size)
+    if blocked if blocked is not None else logits.device.type == "cpu":
+        rows, columns = (
+            interpolation(patches, pixels, logits)[:kept]
+            for patches, pixels, kept in zip(logits.shape[2:], full, size, strict=True)
+        )
+        return _Blocked.apply(logits, target, rows, columns)
+    resized = F.interpolate(logits, size=full, mode="bilinear", align_corners=False)
+    return F.cross_entropy(resized[:, :, : size[0], : size[1]], target, ignore_index=-1, reduction="sum")
+
+
+def interpolation(patches: int, pixels: int, like: Tensor) -> Tensor:
+    """Weights (pixels, patches) of linear resizing along one side (align_corners=False)."""
+    eye = torch.eye(patches, dtype=like.dtype, device=like.device)
+    return F.interpolate(eye[None], size=pixels, mode="linear", align_corners=False)[0].T.contiguous()
+
+
+class _Blocked(torch.autograd.Function):
+    """The sum, and its gradient for the patches formed on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        total, grad = logits.new_zeros(()), torch.empty_like(logits) if wanted else None
+        for i in range(len(logits)):
+            scores = rows @ (logits[i] @ columns.T)  # (C, H, W)
+            known = target[i] >= 0
+            own = target[i].clamp(min=0)[None]
+            scores -= scores.amax(dim=0)
+            of_target = scores.gather(0, own)[0]
+            weights = scores.exp_()
+            sums = weights.sum(dim=0)
+            total += torch.where(known, sums.log() - of_target, 0.0).sum()
+            if grad is not None:
+                weights *= torch.where(known, sums.reciprocal(), 0.0)
+                weights.scatter_add_(0, own, -known[None].to(weights.dtype))
+                grad[i] = (rows.T @ weights) @ columns
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return grad * upstream, None, None, None

@@ -1,0 +1,67 @@
+"""Cross-entropy of resized scores: the blocked form against torch's, values and gradients."""
+
+import pytest
+import torch
+
+from ppap.nets.pixel_loss import interpolation, pixel_cross_entropy
+
+
+def case(images, classes, grid, size, *, known=0.8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(images, classes, *grid, generator=generator, dtype=torch.float64)
+    target = torch.randint(classes, (images, *size), generator=generator)
+    target[torch.rand(target.shape, generator=generator) > known] = -1
+    return logits.requires_grad_(), target
+
+
+CASES = [
+    pytest.param((3, 5, (4, 6), (32, 48)), 8, {}, id="whole patches"),
+    pytest.param((2, 7, (3, 3), (19, 23)), 8, {}, id="cut off"),
+    pytest.param((2, 4, (5, 3), (21, 34)), None, {}, id="resized at once"),
+    pytest.param((1, 2, (1, 1), (8, 8)), 8, {}, id="one patch"),
+    pytest.param((2, 1, (2, 2), (8, 8)), 4, {}, id="one class"),
+    pytest.param((2, 3, (2, 2), (8, 8)), 4, {"known": 0}, id="nothing labelled"),
+    pytest.param((0, 3, (2, 2), (8, 8)), 4, {}, id="no image"),
+]
+
+
+@pytest.mark.parametrize(("sizes", "patch", "options"), CASES)
+def test_the_blocked_form_is_torchs(sizes, patch, options):
+    logits, target = case(*sizes, **options)
+    wanted = pixel_cross_entropy(logits, target, patch, blocked=False)
+    (dwanted,) = torch.autograd.grad(wanted, logits)
+    found = pixel_cross_entropy(logits, target, patch, blocked=True)
+    (dfound,) = torch.autograd.grad(2 * found, logits)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(dfound, 2 * dwanted, rtol=1e-11, atol=1e-12)
+
+
+def test_it_is_the_choice_on_cpus_and_asks_no_gradient_that_nobody_wants():
+    logits, target = case(2, 3, (2, 2), (8, 8))
+    assert pixel_cross_entropy(logits, target, 4).grad_fn.name() == "_BlockedBackward"
+    with torch.no_grad():
+        assert pixel_cross_entropy(logits, target, 4) == pixel_cross_entropy(logits, target, 4, blocked=True)
+
+
+def test_large_scores_do_not_overflow():
+    logits, target = case(1, 3, (2, 2), (8, 8))
+    big = (1e4 * logits.detach()).float().requires_grad_()
+    found = pixel_cross_entropy(big, target, 4)
+    found.backward()
+    torch.testing.assert_close(
+        found, pixel_cross_entropy(big, target, 4, blocked=False), rtol=1e-5, atol=1e-2
+    )
+    assert torch.isfinite(big.grad).all()
+
+
+def test_values_that_are_not_finite_are_not_hidden():
+    logits, target = case(2, 3, (2, 2), (8, 8), known=1)
+    with torch.no_grad():
+        logits[1, 0, 0, 0] = float("nan")
+    assert torch.isnan(pixel_cross_entropy(logits, target, 4))
+
+
+def test_weights_of_a_pixel_sum_to_one():
+    weights = interpolation(3, 10, torch.zeros(1, dtype=torch.float64))
+    assert weights.shape == (10, 3)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(10, dtype=torch.float64))
