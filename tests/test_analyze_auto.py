@@ -18,7 +18,7 @@ from ppap.settings.config import Config, LossConfig
 from ppap.training.request import parse_arguments
 from tests.runs import TINY
 
-AUTO = ["--model.condition=auto", "--loss.phi0=auto", "--loss.psi0=auto"]
+AUTO = ["--model.condition=auto", "--loss.phi0=auto", "--loss.psi0=auto", "--loss.positives=0.4"]
 LOOK = ["demo", *(option for option in TINY[1:] if option.startswith(("--data", "--model"))), *AUTO]
 RUN = [*TINY, *AUTO, "--optim.lr=auto", "--train.steps=1", "--train.val-every=0", "--eval.pictures=0"]
 RUN += ["--compare.steps=1", "--compare.starts=1", "--eval.crf=none"]

@@ -86,11 +86,14 @@ def test_a_killed_process_holds_nothing(tmp_path, other):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_does_not_keep_the_lock(tmp_path):
     held = FolderLock(tmp_path, "it").take()
+    read, write = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(write, b"1")
         time.sleep(60)
         os._exit(0)
     try:
+        os.read(read, 1)  # the child runs, so it has closed its copies
         # As if this process had died: its own copy is closed, and nothing is unlocked.
         lock._HELD.discard(held.file)
         held.file.close()
@@ -99,6 +102,8 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)
 
 
 def test_a_lock_whose_file_is_gone_is_taken_anew(tmp_path):

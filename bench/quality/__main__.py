@@ -18,7 +18,6 @@ from ppap.settings.config import Config, of_seed
 
 POOL = 256
 """Patches of HP's reference pool where sets are measured, one of each of as many images."""
-DATASETS = ("msrc21", "camvid", "make3d", "dubai")
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -35,7 +34,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="new folder, or one to continue"
     )
-    parser.add_argument("--sets", nargs="+", default=list(DATASETS), metavar="NAME", help="folders of --data")
+    parser.add_argument("--sets", nargs="+", metavar="NAME", help="folders of --data; without: all")
     parser.add_argument(
         "--rows",
         nargs="+",
@@ -54,7 +53,10 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Everything that is asked for and not finished yet."""
     options = arguments(argv)
-    configs = {name: base_config(options.data, name, options.weights, options.steps) for name in options.sets}
+    names = options.sets or sorted(path.parent.name for path in options.data.glob("*/images"))
+    if not names:
+        raise UsageError(f"--data {options.data} has no */images; give a folder of data sets")
+    configs = {name: base_config(options.data, name, options.weights, options.steps) for name in names}
     for config in configs.values():
         check(config, 1)
     for name, config in configs.items():
