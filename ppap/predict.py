@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 from tqdm import tqdm
 
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
     with alone(out, f"--out {out}"):
         check_free(out, good, arguments.overwrite)  # another process may have come first
         write_legend(out, names, colours, predictor, arguments.probe, arguments.overwrite)
-        bad |= _write_masks(out, good, predictor, arguments)
+        bad |= _write_masks(out, good, predictor, arguments, colours)
     count = len([path for path in files.values() if path not in bad])
     masks = "1 mask" if count == 1 else f"{count} masks"
     print(f"{masks} in {out}: NAME.png holds ids, legend.json and legend.png their names")
@@ -86,12 +87,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _write_masks(
-    out: Path, good: dict[str, Path], predictor: Predictor, arguments: PredictArguments
+    out: Path,
+    good: dict[str, Path],
+    predictor: Predictor,
+    arguments: PredictArguments,
+    colours: np.ndarray,
 ) -> dict[Path, str]:
     """Masks and overlays of all images; the files whose pixels cannot be decoded, and why."""
     ids, bad = predictor.ids(arguments.probe), {}
-    names = predictor.names(arguments.probe)
-    by_id = colours_by_id(ids, class_colours(predictor.engine.config.data.kind, len(names), ids))
+    by_id = colours_by_id(ids, colours)
     for stem, path in tqdm(good.items(), unit="image", disable=None):
         try:
             image = read_image(path, predictor.reading)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.quality import report
-from bench.quality.settings import BATCH, CORE, STEPS, TRAINED, UNTRAINED, base_config, cells
+from bench.quality.settings import BATCH, CORE, STEPS, TRAINED, UNTRAINED, base_config, cells, data_sets
 from ppap.analysis.commands import sets as set_command
 from ppap.analysis.study import check, open_study, run_cells
 from ppap.cli import run
@@ -53,9 +53,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Everything that is asked for and not finished yet."""
     options = arguments(argv)
-    names = options.sets or sorted(path.parent.name for path in options.data.glob("*/images"))
-    if not names:
-        raise UsageError(f"--data {options.data} has no */images; give a folder of data sets")
+    names = options.sets or data_sets(options.data)
     configs = {name: base_config(options.data, name, options.weights, options.steps) for name in names}
     for config in configs.values():
         check(config, 1)

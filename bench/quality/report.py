@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.quality.settings import TRAINED, UNTRAINED
-from ppap.analysis.tables import has_crf, score_lines
+from ppap.analysis import set_report
+from ppap.analysis.tables import has_crf, mean_and_deviation, score_lines
 from ppap.methods.table import TITLES
 
 Rows = Mapping[str, Mapping[int, Mapping[str, float]]]
 """Row -> seed -> scores [%]."""
 SCORE = "cluster_miou"
 ORDER = tuple(name for name in TITLES if name in (*UNTRAINED, *TRAINED))
-ABLATION = {"fixed": "none", "tps": "TPS", "ans": "ANS", "ppap": "TPS + ANS"}
 
 
 class Difference(NamedTuple):
@@ -82,7 +82,7 @@ def set_lines(sets: Mapping[str, Any]) -> list[str]:
     for name, row in sets["rows"].items():
         found = {key: value["mean"] if value else math.nan for key, value in row["summary"].items()}
         lines.append(
-            f"| {TITLES.get(name, name)} | {found['positives']:.0f} | {found['true_micro']:.1f} / "
+            f"| {set_report.TITLES[name]} | {found['positives']:.0f} | {found['true_micro']:.1f} / "
             f"{found['true_macro']:.1f} | {found['negatives']:,.0f} | {found['false_micro']:.1f} |"
         )
     return lines
@@ -136,8 +136,8 @@ def draw(path: Path, results: Mapping[str, Rows]) -> None:
     width = 0.85 / max(len(names), 1)
     for place, row in enumerate(names):
         shown = [(i, rows[row]) for i, rows in enumerate(results.values()) if row in rows]
-        means = [np.mean(values(seeds)) for _, seeds in shown]
-        spread = [np.std(values(seeds), ddof=1) if len(seeds) > 1 else 0.0 for _, seeds in shown]
+        found = [mean_and_deviation(values(seeds)) for _, seeds in shown]
+        means, spread = [mean for mean, _ in found], [deviation or 0.0 for _, deviation in found]
         left = [i - 0.425 + width * (place + 0.5) for i, _ in shown]
         axis.bar(
             left,

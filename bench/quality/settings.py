@@ -25,6 +25,18 @@ RESOLUTION = 224
 """Side of the training crops [pixels]."""
 
 
+def data_sets(data: Path) -> list[str]:
+    """Folders of `data` that hold images.
+
+    Raises:
+        UsageError: there are none.
+    """
+    found = sorted(path.parent.name for path in data.glob("*/images"))
+    if not found:
+        raise UsageError(f"--data {data} has no */images; give a folder of data sets")
+    return found
+
+
 def base_config(data: Path, name: str, weights: str, steps: int = STEPS) -> Config:
     """Settings of all runs on one data set.
 
@@ -37,9 +49,8 @@ def base_config(data: Path, name: str, weights: str, steps: int = STEPS) -> Conf
     Raises:
         UsageError: there is no such folder.
     """
-    if not (data / name / "images").is_dir():
-        found = sorted(path.parent.name for path in data.glob("*/images"))
-        raise unknown_name("data set", name, found) if found else UsageError(f"--data {data} has no */images")
+    if name not in (found := data_sets(data)):
+        raise unknown_name("data set", name, found)
     config = folder()
     return replace(
         config,

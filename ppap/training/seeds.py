@@ -60,9 +60,8 @@ def start(config: Config, seeds: Sequence[int], path: Path, run_one: RunOne) -> 
         try:
             _resume(path, run_one)
         except (UsageError, DataError):
-            if not any(
-                path.glob("seed-*")
-            ):  # refused before any work: leave nothing that blocks a second try
+            # Refused before any work: leave nothing that blocks a second try.
+            if not any(path.glob("seed-*")):
                 (path / "seeds.json").unlink()
             raise
 
