@@ -8,6 +8,7 @@ import pytest
 from bench.quality import __main__ as quality
 from bench.quality import report, settings
 from ppap.errors import UsageError
+from ppap.runs.lock import alone
 from tests.runs import make_folder
 
 
@@ -51,17 +52,14 @@ def test_a_table_grows_and_goes_on(options, tmp_path, capsys):
     text = (out / "quality.md").read_text()
     assert text.count("## ") == 2 and "| PPAP minus [points] |" in text and "| with CRF [%] |" in text
     assert (out / "quality.png").stat().st_size > 10_000
-    with pytest.raises(UsageError, match=r"started with another .*--train\.steps"):
-        quality.main([*options, "--steps=3", "--sets", "one"])
 
 
 def test_the_rows_share_everything_but_the_method(options, tmp_path):
     base = settings.base_config(tmp_path / "data", "one", "embedded", 30)
     runs = settings.cells(base, settings.CORE, (0, 5))
-    assert list(runs) == [
-        f"{row}-{s}" for s in (0, 5) for row in ("untrained", "fixed", "hp", "stego", "ppap")
-    ]
-    trained = [run.config for name, run in runs.items() if not name.startswith("untrained")]
+    assert list(runs) == [f"{row}-{s}" for s in (0, 5) for row in settings.CORE]
+    assert all(run.config.compare.rows == (name.rpartition("-")[0],) for name, run in runs.items())
+    trained = [run.config for run in runs.values() if run.config.method != "frozen"]
     for part in ("data", "model", "loss", "hp", "stego", "optim", "eval"):
         assert len({getattr(config, part) for config in trained}) == 1, part
     assert {config.train.seed for config in trained} == {0, 5}
@@ -70,6 +68,43 @@ def test_the_rows_share_everything_but_the_method(options, tmp_path):
 def test_a_missing_data_set_is_refused_with_the_others_named(options):
     with pytest.raises(UsageError, match=r"no data set is called 'oen'; did you mean 'one'"):
         quality.main([*options, "--sets", "oen"])
+
+
+def test_rows_and_seeds_that_are_asked_for_later_join_the_table(options, tmp_path):
+    small = [*options, "--sets", "one"]
+    quality.main([*small, "--rows", "frozen", "--seeds", "0"])
+    quality.main([*small, "--rows", "colour", "frozen", "--seeds", "0", "1"])
+    found = json.loads((tmp_path / "out" / "quality.json").read_text())
+    assert {row: set(seeds) for row, seeds in found["results"]["one"].items()} == {
+        "colour": {"0", "1"},
+        "frozen": {"0", "1"},
+    }
+    assert quality.sets_of(tmp_path / "out" / "one" / "sets")["seeds"] == [0, 1]
+
+
+def test_other_settings_are_refused_before_any_work_and_spoil_nothing(options, tmp_path):
+    first = [*options, "--sets", "one", "--rows", "frozen", "--seeds", "0"]
+    quality.main(first)
+    before = (tmp_path / "out" / "quality.json").read_bytes()
+    for other in (["--steps", "3"], ["--weights", "random"]):
+        with pytest.raises(UsageError, match=f"would hold runs of {other[0]} .* and .*one folder for each"):
+            quality.main([*first, *other, "--sets", "two"])
+    assert not (tmp_path / "out" / "two").exists()
+    quality.main(first)
+    assert (tmp_path / "out" / "quality.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("wrong", [["--seeds", "0", "0"], ["--steps", "0"]])
+def test_impossible_numbers_are_refused_before_anything_is_written(options, tmp_path, wrong):
+    with pytest.raises(UsageError, match=wrong[0]):
+        quality.main([*options, *wrong])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_process_is_refused(options, tmp_path):
+    (tmp_path / "out").mkdir()
+    with alone(tmp_path / "out", "--out out"), pytest.raises(UsageError, match="another process works on"):
+        quality.main([*options, "--rows", "frozen"])
 
 
 def test_the_difference_of_two_rows():

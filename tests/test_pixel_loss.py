@@ -1,7 +1,8 @@
-"""Cross-entropy of resized scores: the blocked form against torch's, values and gradients."""
+"""Cross-entropy of resized scores: both forms against torch's resizing, values and gradients."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ppap.nets.pixel_loss import interpolation, pixel_cross_entropy
 
@@ -25,12 +26,23 @@ CASES = [
 ]
 
 
+def torchs(logits, target, patch):
+    """By torch's own resizing; it takes no empty batch."""
+    height, width = target.shape[1:]
+    full = (height, width) if patch is None else (logits.shape[2] * patch, logits.shape[3] * patch)
+    if len(logits) == 0:
+        return 0 * logits.sum()
+    resized = F.interpolate(logits, size=full, mode="bilinear", align_corners=False)
+    return F.cross_entropy(resized[:, :, :height, :width], target, ignore_index=-1, reduction="sum")
+
+
+@pytest.mark.parametrize("blocked", [True, False])
 @pytest.mark.parametrize(("sizes", "patch", "options"), CASES)
-def test_the_blocked_form_is_torchs(sizes, patch, options):
+def test_both_forms_are_torchs(sizes, patch, options, blocked):
     logits, target = case(*sizes, **options)
-    wanted = pixel_cross_entropy(logits, target, patch, blocked=False)
+    wanted = torchs(logits, target, patch)
     (dwanted,) = torch.autograd.grad(wanted, logits)
-    found = pixel_cross_entropy(logits, target, patch, blocked=True)
+    found = pixel_cross_entropy(logits, target, patch, blocked=blocked)
     (dfound,) = torch.autograd.grad(2 * found, logits)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(dfound, 2 * dwanted, rtol=1e-11, atol=1e-12)
@@ -59,6 +71,14 @@ def test_values_that_are_not_finite_are_not_hidden():
     with torch.no_grad():
         logits[1, 0, 0, 0] = float("nan")
     assert torch.isnan(pixel_cross_entropy(logits, target, 4))
+
+
+@pytest.mark.parametrize("blocked", [True, False])
+def test_every_negative_target_is_left_out(blocked):
+    logits, target = case(2, 3, (2, 2), (8, 8))
+    far = torch.where(target < 0, -7, target)
+    found = pixel_cross_entropy(logits, far, 4, blocked=blocked)
+    torch.testing.assert_close(found, pixel_cross_entropy(logits, target, 4, blocked=blocked))
 
 
 def test_weights_of_a_pixel_sum_to_one():

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.quality import report
-from bench.quality.settings import BATCH, CORE, STEPS, TRAINED, UNTRAINED, base_config, cells, data_sets
+from bench.quality.settings import CORE, STEPS, TRAINED, UNTRAINED, base_config, cells, data_sets
+from ppap.analysis.arguments import make_folder
 from ppap.analysis.commands import sets as set_command
 from ppap.analysis.study import check, open_study, run_cells
 from ppap.cli import run
 from ppap.errors import UsageError
-from ppap.settings.config import Config, of_seed
+from ppap.runs.lock import alone
+from ppap.settings.config import Config, from_dict, of_seed, to_dict
 
 POOL = 256
 """Patches of HP's reference pool where sets are measured, one of each of as many images."""
@@ -53,24 +55,35 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Everything that is asked for and not finished yet."""
     options = arguments(argv)
+    if len(set(options.seeds)) != len(options.seeds):
+        raise UsageError(f"--seeds {' '.join(map(str, options.seeds))}: give different numbers")
     names = options.sets or data_sets(options.data)
-    configs = {name: base_config(options.data, name, options.weights, options.steps) for name in names}
+    try:
+        configs = {name: base_config(options.data, name, options.weights, options.steps) for name in names}
+    except ValueError as error:
+        raise UsageError(f"--steps: {error}") from None
     for config in configs.values():
         check(config, 1)
-    for name, config in configs.items():
-        print(f"data set {name}", flush=True)
-        study = open_study(str(options.out / name), "quality", of_seed(config, 0))
-        for cell in cells(config, tuple(options.rows), tuple(options.seeds)).values():
-            run_cells(study, [cell])
-            summarise(options)
-        measure_sets(config, study, tuple(options.seeds))
-        print(summarise(options), flush=True)
+    make_folder(options.out)
+    with alone(options.out, f"--out {options.out}"):
+        shared_settings(options.out, configs)
+        studies = {
+            name: open_study(str(options.out / name), "quality", of_seed(config, 0))
+            for name, config in configs.items()
+        }
+        for name, config in configs.items():
+            print(f"data set {name}", flush=True)
+            for cell in cells(config, tuple(options.rows), tuple(options.seeds)).values():
+                run_cells(studies[name], [cell])
+                summarise(options.out)
+            measure_sets(config, studies[name], tuple(options.seeds))
+            print(summarise(options.out), flush=True)
 
 
 def measure_sets(config: Config, study: Path, seeds: tuple[int, ...]) -> None:
-    """``ppap analyze sets`` with the same settings, once for a data set."""
+    """``ppap analyze sets`` with the same settings, once for a data set and its seeds."""
     out = study / "sets"
-    if (out / "sets.json").exists():
+    if (out / "sets.json").exists() and set(sets_of(out)["seeds"]) >= set(seeds):
         return
     shutil.rmtree(out, ignore_errors=True)  # of a start that was stopped
     set_command.measure_all(
@@ -90,41 +103,73 @@ def measure_sets(config: Config, study: Path, seeds: tuple[int, ...]) -> None:
     )
 
 
-def summarise(options: argparse.Namespace) -> str:
+def sets_of(folder: Path) -> dict[str, Any]:
+    """What ``ppap analyze sets`` found."""
+    found: dict[str, Any] = json.loads((folder / "sets.json").read_text())
+    return found
+
+
+def summarise(out: Path) -> str:
     """Write the files of all that is finished in the folder."""
     results, sets = {}, {}
-    for name in sorted(path.parent.name for path in options.out.glob("*/study.json")):
+    for name in sorted(path.parent.name for path in out.glob("*/study.json")):
         rows: dict[str, dict[int, Any]] = {}
-        for path in sorted((options.out / name / "cells").glob("*.json")):
+        for path in sorted((out / name / "cells").glob("*.json")):
             seed = int(path.stem.rpartition("-")[2])
             for row, scores in json.loads(path.read_text())["result"]["summary"].items():
                 rows.setdefault(row, {})[seed] = scores
+        if not rows:
+            continue
         results[name] = rows
-        found = options.out / name / "sets" / "sets.json"
-        if found.exists():
-            sets[name] = json.loads(found.read_text())
-    return report.write(options.out, results, sets, facts(options))
+        if (out / name / "sets" / "sets.json").exists():
+            sets[name] = sets_of(out / name / "sets")
+    return report.write(out, results, sets, facts(out))
 
 
-def facts(options: argparse.Namespace) -> dict[str, Any]:
-    """How it was measured."""
-    stored: Mapping[str, Any] = {
-        path.parent.name: json.loads(path.read_text())["config"] for path in options.out.glob("*/study.json")
+def stored(out: Path) -> dict[str, Config]:
+    """Settings that the studies in a folder were begun with: data set -> its own."""
+    return {
+        path.parent.name: from_dict(json.loads(path.read_text())["config"])
+        for path in sorted(out.glob("*/study.json"))
     }
-    steps = {config["train"]["steps"] for config in stored.values()}
-    if len(steps) > 1:
-        raise UsageError(f"--out {options.out} holds runs of {sorted(steps)} steps; give one folder for each")
+
+
+def shared_settings(out: Path, more: Mapping[str, Config]) -> tuple[int, str]:
+    """Steps of a training and name of the backbone, the same for all data sets of a folder and of `more`.
+
+    Raises:
+        UsageError: they are not.
+    """
+    configs = [*stored(out).values(), *more.values()]
+    steps = {config.train.steps for config in configs}
+    weights = {Path(config.model.weights).name for config in configs}
+    for option, values in (("--steps", steps), ("--weights", weights)):
+        if len(values) > 1:
+            raise UsageError(
+                f"--out {out} would hold runs of {option} {' and '.join(map(str, sorted(values)))}; give one "
+                "folder for each"
+            )
+    return steps.pop(), weights.pop()
+
+
+def facts(out: Path) -> dict[str, Any]:
+    """How it was measured."""
+    steps, weights = shared_settings(out, {})
+    configs = stored(out)
+    one = next(iter(configs.values()))
+    side = one.data.resolution
     return {
         "lines": [
-            f"backbone {Path(options.weights).name}, frozen tokens of 224 x 224 crops",
-            f"every trained row: {steps.pop()} steps of {BATCH} images, otherwise the preset `folder`; mean "
-            "± standard deviation over seeds; bold: more than two standard deviations of the difference",
+            f"backbone {weights}, frozen tokens of {side} x {side} crops",
+            f"every trained row: {steps} steps of {one.train.batch_size} images, otherwise the preset "
+            "`folder`; mean ± standard deviation over seeds; bold: more than two standard deviations of the "
+            "difference",
             "condition, thresholds and rates chosen without labels by each run; clusters by k-means; "
             "settings of the preset were chosen on msrc21",
             "hp without its recoloured view, as in its settings for Potsdam, so that all train on the same "
             "tokens",
         ],
-        "configs": stored,
+        "configs": {name: to_dict(config) for name, config in configs.items()},
     }
 
 

@@ -71,21 +71,17 @@ def base_config(data: Path, name: str, weights: str, steps: int = STEPS) -> Conf
 
 
 def cells(config: Config, rows: tuple[str, ...], seeds: tuple[int, ...]) -> dict[str, Cell]:
-    """Runs of one data set, seed by seed, so that a table of all rows is there early: name -> run."""
-    still = tuple(row for row in UNTRAINED if row in rows)
+    """Runs of one data set, seed by seed, so that a table of all rows is there early: name -> run.
+
+    A run is named ROW-SEED and measures that row alone, so that rows can be added later.
+    """
     found = {}
     for seed in seeds:
-        if still:
-            once = replace(
-                config,
-                method="frozen",
-                compare=replace(config.compare, rows=still),
-                train=replace(config.train, steps=1),
-            )
-            found[f"untrained-{seed}"] = once
-        for row in (row for row in TRAINED if row in rows):
-            found[f"{row}-{seed}"] = replace(config, method=row, compare=replace(config.compare, rows=(row,)))
-    return {
-        name: Cell(name, of_seed(one, int(name.rpartition("-")[2])), keep_checkpoints=False)
-        for name, one in found.items()
-    }
+        for row in (row for row in (*UNTRAINED, *TRAINED) if row in rows):
+            one = replace(config, compare=replace(config.compare, rows=(row,)))
+            if row in UNTRAINED:
+                one = replace(one, method="frozen", train=replace(config.train, steps=1))
+            else:
+                one = replace(one, method=row)
+            found[f"{row}-{seed}"] = Cell(f"{row}-{seed}", of_seed(one, seed), keep_checkpoints=False)
+    return found

@@ -143,7 +143,8 @@ class Engine(nn.Module):
             InterruptedError: `should_stop` of :meth:`start`; nothing has changed, and the step is to do.
         """
         label = batch["label"].to(self.device, non_blocking=True)
-        self.train()
+        if not (self.training and self.net.training):  # visiting every module takes milliseconds
+            self.train()
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
             try:
                 with torch.no_grad():
