@@ -85,7 +85,7 @@ def camvid() -> Config:
 def _loss(chunk: int = 784) -> LossConfig:
     """The loss where thresholds choose themselves.
 
-    Temperature and size of the sets were chosen on MSRC-21 and hold elsewhere (docs/results/what-decides.md).
+    Temperature and size of the sets were chosen on MSRC-21 (docs/results/what-decides.md).
     """
     return LossConfig(
         phi0="auto",
