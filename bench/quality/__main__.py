@@ -49,6 +49,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="of every row"
     )
     parser.add_argument("--steps", type=int, default=STEPS, help="of a training")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs at once, for a GPU, which one run does not fill"
+    )
     return parser.parse_args(argv)
 
 
@@ -63,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     except ValueError as error:
         raise UsageError(f"--steps: {error}") from None
     for config in configs.values():
-        check(config, 1)
+        check(config, options.jobs)
     make_folder(options.out)
     with alone(options.out, f"--out {options.out}"):
         shared_settings(options.out, configs)
@@ -73,8 +76,9 @@ def main(argv: Sequence[str]) -> None:
         }
         for name, config in configs.items():
             print(f"data set {name}", flush=True)
-            for cell in cells(config, tuple(options.rows), tuple(options.seeds)).values():
-                run_cells(studies[name], [cell])
+            runs = list(cells(config, tuple(options.rows), tuple(options.seeds)).values())
+            for first in range(0, len(runs), options.jobs):
+                run_cells(studies[name], runs[first : first + options.jobs], options.jobs)
                 summarise(options.out)
             measure_sets(config, studies[name], tuple(options.seeds))
             print(summarise(options.out), flush=True)
