@@ -1,5 +1,6 @@
 """One process at a time in a folder of results: what is refused, what stale locks are worth, what is kept."""
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 from ppap import eval as evaluation
 from ppap.analysis.study import run_cells
-from ppap.errors import UsageError
+from ppap.errors import DataError, UsageError
 from ppap.predict import main as predict
 from ppap.runs import lock
 from ppap.runs.checkpoint import load_checkpoint
@@ -59,7 +60,7 @@ def test_the_second_is_refused(tmp_path, monkeypatch, platform):
 
     def locking(number, mode, length):
         if taken:
-            raise PermissionError("held")
+            raise PermissionError(errno.EACCES, "held")
         taken.append((mode, length))
 
     if platform != "here":
@@ -95,7 +96,7 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path):
     try:
         os.read(read, 1)  # the child runs, so it has closed its copies
         # As if this process had died: its own copy is closed, and nothing is unlocked.
-        lock._HELD.discard(held.file)
+        lock._HELD.discard(held)
         held.file.close()
         with alone(tmp_path, "it"):
             pass
@@ -117,11 +118,62 @@ def test_a_lock_whose_file_is_gone_is_taken_anew(tmp_path):
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     def refuse(file, how):
-        raise OSError(lock.errno.ENOLCK, "no locks")
+        raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(lock, "fcntl", SimpleNamespace(flock=refuse, LOCK_EX=2, LOCK_NB=4, LOCK_UN=8))
     with pytest.warns(UserWarning, match="has no locks"), alone(tmp_path, "it"):
         pass
+    assert not list(tmp_path.iterdir()), "nothing is left in the folder"
+
+
+def test_a_disk_that_fails_is_no_other_process(tmp_path, monkeypatch):
+    def fail(file, how):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(lock, "fcntl", SimpleNamespace(flock=fail, LOCK_EX=2, LOCK_NB=4, LOCK_UN=8))
+    with pytest.raises(DataError, match=f"{os.strerror(errno.EIO)}.*give another folder"):
+        FolderLock(tmp_path, "it").take()
+    assert not list(tmp_path.iterdir()), "nothing is left in the folder"
+
+
+def test_the_lock_of_another_is_not_removed(tmp_path):
+    first = FolderLock(tmp_path, "it").take()
+    (tmp_path / lock.NAME).unlink()
+    second = FolderLock(tmp_path, "it").take()
+    first.release()
+    with pytest.raises(UsageError, match="another process"):
+        FolderLock(tmp_path, "it").take()
+    second.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_stays_hides_no_error_and_holds_nothing(tmp_path, monkeypatch):
+    def fail(self, missing_ok=False):
+        raise OSError(errno.EROFS, "read-only")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        with pytest.raises(KeyError, match="the real one"), alone(tmp_path, "it"):
+            raise KeyError("the real one")
+    assert (tmp_path / lock.NAME).exists()
+    with alone(tmp_path, "it"):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_that_unwinds_leaves_the_lock(tmp_path):
+    held = FolderLock(tmp_path, "it").take()
+    child = os.fork()
+    if child == 0:
+        try:
+            held.release()
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (tmp_path / lock.NAME).exists()
+    with pytest.raises(UsageError, match="another process"):
+        FolderLock(tmp_path, "it").take()
+    held.release()
 
 
 def test_a_run_is_continued_by_one_process(tmp_path, other):
