@@ -21,7 +21,9 @@ from ppap.runs import lock
 from ppap.runs.checkpoint import load_checkpoint
 from ppap.runs.lock import FolderLock, alone
 from ppap.train import main as train
-from ppap.training import seeds
+from ppap.training import seeds, trainer
+from ppap.training.request import parse_arguments
+from ppap.training.trainer import Trainer
 from tests.runs import TINY, make_folder, tiny_run
 
 ROOT = Path(__file__).parents[1]
@@ -189,9 +191,19 @@ def test_a_run_is_continued_by_one_process(tmp_path, other):
     assert load_checkpoint(run).info["step"] == 8 and not (run / lock.NAME).exists()
 
 
-def test_a_run_holds_its_folder_while_it_trains(tmp_path, monkeypatch):
-    from ppap.training import trainer
+def test_a_run_that_was_continued_meanwhile_is_not_continued_from_before(tmp_path):
+    run = tiny_run(tmp_path / "run", "--train.steps=2", "--train.val-every=0")
+    request = parse_arguments([f"--resume={run}", "--train.steps=4"])
+    train([f"--resume={run}", "--train.steps=3"])  # begins, saves and ends before the first has the lock
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="continued by another process since step 2.*give the command again"):
+        Trainer(request.config, request.path, request.checkpoint)
+    assert {path: path.read_bytes() for path in before} == before and not (run / lock.NAME).exists()
+    train([f"--resume={run}", "--train.steps=4"])
+    assert load_checkpoint(run).info["step"] == 4
 
+
+def test_a_run_holds_its_folder_while_it_trains(tmp_path, monkeypatch):
     seen, step = [], trainer.Trainer._step
 
     def looking(self, batch):
