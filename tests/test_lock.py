@@ -20,6 +20,7 @@ from ppap.predict import main as predict
 from ppap.runs import lock
 from ppap.runs.checkpoint import load_checkpoint
 from ppap.runs.lock import FolderLock, alone
+from ppap.train import _train_seed
 from ppap.train import main as train
 from ppap.training import seeds, trainer
 from ppap.training.request import parse_arguments
@@ -201,6 +202,17 @@ def test_a_run_that_was_continued_meanwhile_is_not_continued_from_before(tmp_pat
     assert {path: path.read_bytes() for path in before} == before and not (run / lock.NAME).exists()
     train([f"--resume={run}", "--train.steps=4"])
     assert load_checkpoint(run).info["step"] == 4
+
+
+def test_a_seed_without_labels_to_measure_lets_its_folder_go(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path / "run", "--train.steps=1", "--train.val-every=0")
+    config = parse_arguments([f"--resume={run}"]).config
+    build = trainer.build_datasets
+    monkeypatch.setattr(trainer, "build_datasets", lambda data: build(data)._replace(val=None))
+    with pytest.raises(UsageError, match="needs labelled validation images"):
+        _train_seed(config, run, True)
+    with alone(run, "it"):
+        pass
 
 
 def test_a_run_holds_its_folder_while_it_trains(tmp_path, monkeypatch):
