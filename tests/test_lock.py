@@ -14,12 +14,14 @@ from types import SimpleNamespace
 import pytest
 
 from ppap import eval as evaluation
-from ppap.analysis.study import run_cells
+from ppap.analysis import study
+from ppap.analysis.study import Cell, run_cells
 from ppap.errors import DataError, UsageError
 from ppap.predict import main as predict
 from ppap.runs import lock
 from ppap.runs.checkpoint import load_checkpoint
 from ppap.runs.lock import FolderLock, alone
+from ppap.settings.config import of_seed
 from ppap.train import _train_seed
 from ppap.train import main as train
 from ppap.training import seeds, trainer
@@ -255,6 +257,57 @@ def test_a_study_belongs_to_one_process(tmp_path, other):
     other(tmp_path)
     with pytest.raises(UsageError, match="another process works on --out"):
         run_cells(tmp_path, [])
+
+
+def cell(name: str) -> Cell:
+    options = [*TINY, "--train.steps=2", "--train.val-every=0", "--eval.pictures=0", "--eval.crf=none"]
+    config = of_seed(parse_arguments([*options, "--train.out=x"]).config, 0)
+    return Cell(name, config, "checkpoint", keep_checkpoints=False)
+
+
+def test_a_run_without_a_save_is_removed_only_where_nobody_works(tmp_path, other):
+    run = tmp_path / "cells" / "a"
+    (run / "pictures").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    process = other(run)  # as a process goes on whose study was killed
+    with pytest.raises(UsageError, match=f"another process works on the run {run}"):
+        run_cells(tmp_path, [cell("a")])
+    assert (run / "config.json").exists() and (run / "pictures").exists()
+    process.kill()
+    process.wait()
+    run_cells(tmp_path, [cell("a")])
+    assert (run / "report.md").exists() and not (run / lock.NAME).exists()
+
+
+def test_a_seed_without_a_save_is_removed_only_where_nobody_works(tmp_path, other):
+    out = tmp_path / "set"
+    options = [*TINY, "--train.steps=2", "--train.val-every=0", f"--train.out={out}"]
+    train([*options, "--seeds", "0"])
+    run = out / "seed-0"
+    (run / "report.md").unlink()
+    (run / "checkpoints").rename(tmp_path / "gone")
+    other(run)
+    with pytest.raises(UsageError, match=f"another process works on the run {run}"):
+        train([f"--resume={out}"])
+    assert (run / "config.json").exists()
+
+
+def test_a_cell_is_measured_and_its_checkpoints_removed_by_one_process(tmp_path, monkeypatch):
+    seen, measured = [], study._MEASURES["checkpoint"]
+
+    def looking(path, config):
+        with pytest.raises(UsageError, match="another process"):
+            FolderLock(path, "it").take()
+        seen.append(path)
+        return measured(path, config)
+
+    monkeypatch.setitem(study._MEASURES, "checkpoint", looking)
+    run_cells(tmp_path, [cell("a")])
+    run = tmp_path / "cells" / "a"
+    assert seen == [run] and not (run / "checkpoints").exists() and not (run / lock.NAME).exists()
+    before = (run / "report.md").stat().st_mtime_ns
+    study.run_cell(tmp_path / "cells", cell("a"))
+    assert (run / "report.md").stat().st_mtime_ns == before, "finished by another one meanwhile"
 
 
 def test_masks_are_written_by_one_process(tmp_path, other):

@@ -3,12 +3,16 @@
 import contextlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ppap.errors import DataError, UsageError
+from ppap.runs.checkpoint import exists
+from ppap.runs.lock import NAME as LOCK
+from ppap.runs.lock import alone
 from ppap.settings.config import Config, config_hash, from_dict, to_dict
 
 
@@ -104,6 +108,37 @@ class RunDir:
         aside = self.metrics.with_suffix(".new")
         aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
         aside.replace(self.metrics)
+
+
+def has_begun(path: Path) -> bool:
+    """Whether a run has a checkpoint to go on from; what a start that saved none left there is removed.
+
+    Raises:
+        UsageError: another process works there.
+        DataError: the disk refuses.
+    """
+    if exists(path):
+        return True
+    if not path.exists():
+        return False
+    with alone(path, f"the run {path}"):
+        if exists(path):  # saved before the lock was free
+            return True
+        for left in path.iterdir():
+            # The folder stays, and its lock till the end: without it another process could take a new one.
+            if left.name != LOCK:
+                _remove(left)
+    return False
+
+
+def _remove(path: Path) -> None:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:
+        raise DataError(f"cannot remove {path} ({error.strerror or error}); remove it by hand") from None
 
 
 def new_run_path(out: str | None, preset: str) -> Path:
