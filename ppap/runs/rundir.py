@@ -53,8 +53,12 @@ class RunDir:
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a file of results, whole or not at all."""
+        self.write_text(name, json.dumps(values, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file such as the report, whose presence says that the run is done, whole or not at all."""
         aside = self.path / f"{name}.new"
-        aside.write_text(json.dumps(values, indent=2) + "\n")
+        aside.write_text(text, encoding="utf-8")
         aside.replace(self.path / name)
 
     def read_config(self, kind: type = Config) -> Any:

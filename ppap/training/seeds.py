@@ -133,7 +133,7 @@ def _write(path: Path, config: Config, seeds: Sequence[int]) -> None:
     lines += [f"- protocol {config.protocol}, settings `{config_hash(config)}`", ""]
     scores = comparison_lines(config, results) if compared else table(results)
     lines += [*scores, "", "Runs: " + ", ".join(f"[seed {s}](seed-{s}/report.md)" for s in seeds)]
-    (path / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    RunDir(path).write_text("report.md", "\n".join(lines) + "\n")
     print("\n".join(scores))
     print(f"report: {path / 'report.md'}")
 
