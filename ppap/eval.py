@@ -17,10 +17,18 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ppap.cli import first_positional, parse, run
-from ppap.errors import UsageError
+from ppap.errors import PpapError, UsageError
 from ppap.evaluation.crf import native_crf_missing
 from ppap.methods.engine import pick_device
-from ppap.reports.measure import MeasureOptions, check_protocol, measure, of_set, settings_of, write_record
+from ppap.reports.measure import (
+    MeasureOptions,
+    check_protocol,
+    check_writable,
+    measure,
+    of_set,
+    settings_of,
+    write_record,
+)
 from ppap.runs.checkpoint import load_checkpoint
 from ppap.settings.config import EvalConfig
 from ppap.training import seeds
@@ -45,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     check_protocol(arguments, len(runs))
     if arguments.out is not None and Path(arguments.out).exists():
         raise UsageError(f"--out {arguments.out} exists already; give another file")
+    check_writable(Path(arguments.out) if arguments.out is not None else _folder(arguments) / "x")
     records, lines = [], []
     for path in runs:
         record, found = measure(load_checkpoint(path, _name(arguments)), arguments)
@@ -53,7 +62,11 @@ def main(argv: Sequence[str]) -> None:
     if seeds.is_set(Path(arguments.checkpoint)):
         record, found = of_set(records)
         lines += found
-    out = _write(arguments, record)  # before the tables: a reader who closes the pipe loses no result
+    try:
+        out = _write(arguments, record)  # before the tables: a reader who closes the pipe loses no result
+    except PpapError:
+        print("\n".join(lines))  # the disk filled up meanwhile: what was measured is not lost
+        raise
     print("\n".join([*lines, f"written: {out}"]))
 
 
@@ -89,15 +102,20 @@ def _write(arguments: EvalArguments, record: dict[str, Any]) -> Path:
             raise UsageError(f"--out {arguments.out} was written meanwhile; give another file") from None
         return Path(arguments.out)
     stem = "evaluation-frozen" if arguments.frozen else "evaluation"
-    folder = Path(arguments.checkpoint)
-    if folder.resolve().parent.name == "checkpoints":
-        folder = folder.resolve().parent.parent  # the next save replaces the checkpoint's folder
     for number in itertools.count(1):
-        out = folder / _numbered(stem, number)
+        out = _folder(arguments) / _numbered(stem, number)
         with contextlib.suppress(FileExistsError):
             write_record(out, record)
             break
     return out
+
+
+def _folder(arguments: EvalArguments) -> Path:
+    """Where results go without ``--out``: the run, or the folder of the checkpoint that was given."""
+    folder = Path(arguments.checkpoint)
+    if folder.resolve().parent.name == "checkpoints":
+        return folder.resolve().parent.parent  # the next save replaces the checkpoint's folder
+    return folder
 
 
 def _numbered(stem: str, number: int) -> str:

@@ -15,7 +15,7 @@ from ppap.data import class_colours
 from ppap.data.images import read_image, verify_image
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.predictor import MAX_TOKENS, Predictor, load
-from ppap.pictures.drawing import overlay, save_index_png
+from ppap.pictures.drawing import overlay, save_index_png, save_whole
 from ppap.reports.masks import check_free, colours_by_id, find_images, ignored_id, write_legend
 from ppap.reports.records import RANDOM_WARNING
 from ppap.runs.lock import alone
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
         done = {stem for stem in files if (out / f"{stem}.png").exists()}
         files = {stem: path for stem, path in files.items() if stem not in done}
         print(f"{len(done)} masks are there already, {len(files)} to go")
-    check_free(out, files, arguments.overwrite)
+    check_free(out, files, arguments.overwrite, arguments.skip_existing)
     predictor = load(arguments.checkpoint, arguments.device)
     print(f"backbone: {predictor.origin}")
     names = predictor.names(arguments.probe)
@@ -74,7 +74,8 @@ def main(argv: Sequence[str]) -> None:
     except OSError as error:
         raise DataError(f"cannot make {out} ({error.strerror or error}); give another --out") from None
     with alone(out, f"--out {out}"):
-        check_free(out, good, arguments.overwrite)  # another process may have come first
+        # another process may have come first
+        check_free(out, good, arguments.overwrite, arguments.skip_existing)
         write_legend(out, names, colours, predictor, arguments.probe, arguments.overwrite)
         bad |= _write_masks(out, good, predictor, arguments, colours)
     count = len([path for path in files.values() if path not in bad])
@@ -106,9 +107,16 @@ def _write_masks(
             image, probe=arguments.probe, resolution=arguments.resolution, max_tokens=arguments.max_tokens
         )
         target = out / stem
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_index_png(labels, f"{target}.png", by_id, ignored_id(ids))
-        overlay(image, labels, colours=by_id).save(f"{target}_overlay.jpg", quality=92)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # The mask comes last: where it is there, the image is done.
+            save_whole(overlay(image, labels, colours=by_id), f"{target}_overlay.jpg", quality=92)
+            save_index_png(labels, f"{target}.png", by_id, ignored_id(ids))
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(
+                f"cannot write {target}.png ({reason}); make room and go on with --skip-existing"
+            ) from None
     return bad
 
 

@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> None:
 def _train_seed(config: Config, path: Path, started: bool) -> None:
     trainer = Trainer(config, path, load_checkpoint(path, "last") if started else None)
     if trainer.data.val is None or not trainer.data.val.labelled:
+        trainer.lock.release()
         raise UsageError("--seeds needs labelled validation images to measure; give labels/val")
     trainer.run()
 

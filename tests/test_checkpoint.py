@@ -90,6 +90,43 @@ def test_a_pickle_with_code_is_refused(tmp_path):
         load_checkpoint(folder).state()
 
 
+def test_weights_and_state_are_of_one_save(tmp_path):
+    loaded = load_checkpoint(save(tmp_path / "last", step=1))
+    before = loaded.sha256
+    other = {name: value + 1 for name, value in TENSORS.items()}
+    save_checkpoint(tmp_path / "last", other, {"step": 2}, {**STATE, "step": 4})
+    with pytest.raises(DataError, match="not the one that the weights were saved with.*again"):
+        loaded.state()
+    assert loaded.sha256 == before, "of the weights that are in memory"
+
+
+@pytest.mark.parametrize("file", module.FILES)
+def test_a_save_while_a_checkpoint_is_read_mixes_nothing(tmp_path, monkeypatch, file):
+    folder, seen, real = save(tmp_path / "last", step=1), [], module._sha256
+
+    def saving(path):
+        result = real(path)
+        if path.name == file and not seen:
+            seen.append(path)
+            other = {name: value + 1 for name, value in TENSORS.items()}
+            save_checkpoint(folder, other, {"step": 2}, {"step": 2})
+        return result
+
+    monkeypatch.setattr(module, "_sha256", saving)
+    loaded = load_checkpoint(folder)
+    assert (loaded.info["step"], loaded.state()["step"]) == (2, 2) and loaded.sha256 == real(
+        folder / "model.safetensors"
+    )
+    assert torch.equal(loaded.tensors["b"], TENSORS["b"] + 1)
+
+
+def test_a_folder_that_is_always_replaced_is_said(tmp_path, monkeypatch):
+    folder, numbers = save(tmp_path / "last"), iter(range(100))
+    monkeypatch.setattr(module, "_manifest_of", lambda folder: next(numbers))
+    with pytest.raises(DataError, match="was replaced 5 times while it was read; give the command again"):
+        load_checkpoint(folder)
+
+
 def test_weights_that_are_not_finite_keep_the_older_one(tmp_path):
     folder = save(tmp_path / "last", step=1)
     with pytest.raises(NumberError, match="weights b are not finite"):

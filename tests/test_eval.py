@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from ppap import eval as evaluation
 from ppap.cli import run
 from ppap.data import build_datasets
 from ppap.errors import DataError, UsageError
@@ -15,6 +17,8 @@ from ppap.eval import main
 from ppap.evaluation.evaluate import PROBES, evaluate, pixel_scores
 from ppap.kernels import native
 from ppap.nets.probes import ClusterProbe, LinearProbe
+from ppap.reports import measure as reports_measure
+from ppap.reports.measure import write_record
 from ppap.settings.config import EvalConfig
 from ppap.settings.presets import preset
 from ppap.train import main as train
@@ -231,6 +235,75 @@ def test_bad_input(finished, tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
         main([])
     assert error.value.code == 2
+
+
+def measuring_nothing(monkeypatch):
+    """Counts evaluations that begin; each gives a record at once."""
+    begun = []
+
+    def measure(checkpoint, arguments):
+        begun.append(checkpoint)
+        return {"summary": 1}, ["the table"]
+
+    monkeypatch.setattr(evaluation, "measure", measure)
+    return begun
+
+
+@pytest.mark.parametrize("below", ["x.json", "deeper/x.json"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(finished, tmp_path, monkeypatch, below):
+    begun = measuring_nothing(monkeypatch)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match=r"cannot write .*x.json \(.*file is no folder\); give another --out"):
+        main([str(finished), f"--out={tmp_path / 'file' / below}"])
+    assert not begun
+    with pytest.raises(DataError, match="cannot write .*give another --out"):
+        write_record(tmp_path / "file" / below, {})
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", ["given", "default"])
+def test_a_folder_without_permission_is_refused_before_the_work(finished, tmp_path, monkeypatch, out):
+    begun = measuring_nothing(monkeypatch)
+    options = [f"--out={tmp_path / 'new' / 'x.json'}"] if out == "given" else []
+    folder = tmp_path if out == "given" else finished
+    monkeypatch.setattr("os.access", lambda path, mode: path != folder)  # root may write everywhere
+    with pytest.raises(DataError, match=f"no permission to write in {folder}"):
+        main([str(finished), *options])
+    assert not begun and not (tmp_path / "new").exists()
+
+
+def test_results_that_cannot_be_written_are_shown(finished, tmp_path, monkeypatch, capsys):
+    def full(aside, out):
+        raise OSError(28, "No space left on device")
+
+    begun = measuring_nothing(monkeypatch)
+    monkeypatch.setattr(reports_measure, "_publish", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        main([str(finished), f"--out={tmp_path / 'x.json'}"])
+    assert begun and "the table" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+def test_a_record_is_written_whole_or_not_at_all(tmp_path, monkeypatch, links):
+    def refuse(source, target):
+        raise PermissionError(1, "no hard links here")
+
+    def stopped(self, text):
+        real(self, text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    if not links:
+        monkeypatch.setattr("os.link", refuse)
+    out, real = tmp_path / "new" / "x.json", Path.write_text
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            write_record(out, {"values": list(range(100))})
+    assert not list(out.parent.iterdir())
+    write_record(out, {"a": 1})
+    with pytest.raises(FileExistsError):
+        write_record(out, {"a": 2})
+    assert json.loads(out.read_text()) == {"a": 1} and list(out.parent.iterdir()) == [out]
 
 
 def test_a_checkpoint_of_another_architecture(finished, tmp_path):

@@ -1,12 +1,15 @@
 """Damaged and hostile files are noticed: labels, metrics, names of images, checkpoints of other people."""
 
 import json
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ppap.data.label_files import read_ids
+from ppap.data.label_files import choose_colours, read_ids, used_palette
 from ppap.errors import DataError
 from ppap.predict import main as predict
 from ppap.reports.masks import find_images
@@ -36,6 +39,67 @@ def test_no_flipped_bit_of_a_label_gives_other_ids(tmp_path, mode):
         except DataError:
             found += 1
     assert found > 150
+
+
+def chunks(data: bytes) -> dict[bytes, int]:
+    """Kind of each chunk of a PNG -> where it begins; of several of one kind the first."""
+    found, place = {}, 8
+    while place < len(data):
+        found.setdefault(bytes(data[place + 4 : place + 8]), place)
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+    return found
+
+
+def noted_label(path: Path, after_pixels: bool) -> np.ndarray:
+    """A palette PNG with a text before its pixels, or behind them; its ids."""
+    ids = np.arange(64, dtype=np.uint8).reshape(8, 8) % 5
+    image = Image.fromarray(ids)
+    image.putpalette(bytes(range(48)))
+    image.save(path)
+    data, body = path.read_bytes(), b"tEXtComment\0drawn by hand"
+    place = chunks(data)[b"IEND" if after_pixels else b"PLTE"]
+    text = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    path.write_bytes(data[:place] + text + data[place:])
+    return ids
+
+
+@pytest.mark.parametrize("after_pixels", [False, True], ids=["before the pixels", "behind them"])
+def test_a_damaged_text_of_a_label_costs_no_ids(tmp_path, after_pixels):
+    path = tmp_path / "label.png"
+    ids = noted_label(path, after_pixels)
+    data = bytearray(path.read_bytes())
+    data[chunks(data)[b"tEXt"] + 10] ^= 1
+    path.write_bytes(data)
+    assert np.array_equal(read_ids(path), ids)
+    assert used_palette(path)[4] == (12, 13, 14)
+    assert choose_colours(tmp_path, [path]) == ((), (), None)
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"PLTE", b"IDAT", b"IEND"])
+@pytest.mark.parametrize("place", ["checksum", "bit that says it is needed"])
+def test_a_damaged_chunk_that_a_label_needs_is_named(tmp_path, kind, place):
+    path = tmp_path / "label.png"
+    noted_label(path, False)
+    data = bytearray(path.read_bytes())
+    start = chunks(data)[kind]
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    data[end - 1 if place == "checksum" else start + 4] ^= 1 if place == "checksum" else 32
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"label.png: cannot be read as a label \(the checksum of its chunk"):
+        read_ids(path)
+
+
+def test_a_label_without_checksums_is_not_said_to_be_a_png(tmp_path):
+    path = tmp_path / "label.tif"
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError) as caught:
+        read_ids(path)
+    said = str(caught.value).removeprefix(str(path))
+    assert "cannot be read as a label" in said and "PNG" not in said and "checksum" not in said
+    path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"not a label in a supported format \(PNG, TIFF, BMP, GIF\)"):
+        read_ids(path)
 
 
 def test_a_bad_line_of_metrics_costs_itself_alone(tmp_path):

@@ -95,6 +95,25 @@ def test_a_study_goes_on(tmp_path, capsys, monkeypatch):
     assert names(run) == ["last"] and steps(run) == [1, 2, 3, 4]
 
 
+def test_a_seed_is_finished_with_its_whole_report(tmp_path, capsys, monkeypatch):
+    out, real = tmp_path / "set", Path.write_text
+
+    def write(self, text, *args, **kwargs):
+        if self.name.startswith("report.md"):
+            real(self, text[: len(text) // 2], *args, **kwargs)
+            raise Kill
+        return real(self, text, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write)
+        with pytest.raises(Kill):
+            main([*TINY, *STEPS, f"--train.out={out}", "--seeds", "0"])
+    assert not (out / "seed-0" / "report.md").exists()
+    main(["--resume", str(out)])
+    assert "finished before" not in capsys.readouterr().out
+    assert "## Next" in (out / "seed-0" / "report.md").read_text()
+
+
 def test_a_damaged_checkpoint_is_told_and_not_removed(tmp_path):
     out = tmp_path / "set"
     main([*TINY, *STEPS, f"--train.out={out}", "--seeds", "0"])

@@ -1,14 +1,18 @@
 """Colours, label pictures, comparison strips and curves."""
 
 import math
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from ppap.data.scan import find_images
 from ppap.pictures import drawing as pictures
 from ppap.pictures import palette
 
@@ -88,6 +92,45 @@ def test_index_png_of_256_classes(tmp_path):
     labels[0, 0] = -1
     with pytest.raises(ValueError, match="share the value 255"):
         pictures.save_index_png(labels, tmp_path / "a.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("classes", [4, 920])
+def test_a_kill_leaves_no_half_of_a_mask(tmp_path, monkeypatch, classes):
+    labels, colours = labelled()[1], pictures.palette(classes)
+
+    def killed(self, path, **options):
+        Path(path).write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(Image.Image, "save", killed)
+        try:
+            pictures.save_index_png(labels, tmp_path / "a.png", colours)
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert not (tmp_path / "a.png").exists() and not find_images(tmp_path)
+    pictures.save_index_png(labels, tmp_path / "a.png", colours)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"], "the half is written over"
+
+
+def test_a_mask_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    labels = labelled()[1]
+    pictures.save_index_png(labels, tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+
+    def full(self, path, **options):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            pictures.save_index_png(labels + 1, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_overlay_mixes_and_shows_ignored_pixels_as_they_are():

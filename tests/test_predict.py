@@ -1,7 +1,9 @@
 """Prediction: masks of images of any size, from the command line and from Python."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 
 import ppap
+from ppap import predict
 from ppap.cli import run
 from ppap.errors import DataError, UsageError
 from ppap.predict import main
@@ -220,3 +223,64 @@ def test_two_files_of_one_name_are_refused(tmp_path):
         picture(8, 8).save(tmp_path / name / "same.png")
     with pytest.raises(DataError, match="both become same.png"):
         find_images([str(tmp_path / "a" / "same.png"), str(tmp_path / "b" / "same.png")])
+
+
+class Kill(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("where", ["overlay", "save_index_png", "save_whole"])
+def test_a_stop_at_an_image_leaves_nothing_undone(finished, tmp_path, monkeypatch, capsys, where):
+    for name in ("a", "b"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        picture(40, 40, ord(name)).save(tmp_path / "in" / f"{name}.jpg")
+    out, calls, real = tmp_path / "in" / "masks", [], getattr(predict, where)
+
+    def second(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise Kill
+        return real(*args, **kwargs)
+
+    arguments = [str(finished), str(tmp_path / "in"), f"--out={out}", "--resolution=32"]
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, where, second)
+        with pytest.raises(Kill):
+            main(arguments)
+    assert (out / "a.png").exists() and not (out / "b.png").exists()
+    main([*arguments, "--skip-existing"])
+    assert "1 masks are there already, 1 to go" in capsys.readouterr().out, "what is written is no image"
+    wanted = ["a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg", "legend.json", "legend.png"]
+    assert sorted(path.name for path in out.iterdir()) == wanted
+    with pytest.raises(UsageError, match="exists already"):
+        main(arguments)
+
+
+@pytest.mark.parametrize("name", ["legend.json", "legend.png"])
+def test_a_stop_at_the_legend_blocks_nothing(finished, tmp_path, monkeypatch, name):
+    picture(40, 40).save(tmp_path / "a.jpg")
+    out, replace, rename = tmp_path / "masks", os.replace, Path.replace
+
+    def stop(source, target, real):
+        if Path(target).name == name:
+            raise Kill
+        return real(source, target)
+
+    arguments = [str(finished), str(tmp_path / "a.jpg"), f"--out={out}", "--resolution=32"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda source, target: stop(source, target, replace))
+        patch.setattr(Path, "replace", lambda source, target: stop(source, target, rename))
+        with pytest.raises(Kill):
+            main(arguments)
+    main([*arguments, "--skip-existing"])
+    assert {path.name for path in out.iterdir()} >= {"a.png", "legend.json", "legend.png"}
+
+
+def test_a_full_disk_says_how_to_go_on(finished, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    picture(40, 40).save(tmp_path / "a.jpg")
+    monkeypatch.setattr(predict, "save_index_png", full)
+    with pytest.raises(DataError, match="a.png .No space left on device.; make room.*--skip-existing"):
+        main([str(finished), str(tmp_path / "a.jpg"), f"--out={tmp_path / 'masks'}", "--resolution=32"])

@@ -32,6 +32,7 @@ from ppap.pretraining.views import (
     make_crops,
 )
 from ppap.runs.checkpoint import load_checkpoint
+from ppap.runs.lock import alone
 from ppap.settings.config import ModelConfig
 
 SIZES = ["--model.width", "16", "--model.depth", "2", "--model.heads", "2", "--model.image-size", "16"]
@@ -335,3 +336,37 @@ def test_resuming_refuses_another_run(tmp_path, capsys):
     assert parse_arguments(["--resume", folder, "--train.steps", "6"])[0].train.steps == 6
     with pytest.raises(DataError, match="no run directory"):
         parse_arguments(["--resume", str(tmp_path)])
+
+
+def test_a_run_is_continued_by_one_process(tmp_path):
+    start(tmp_path).run()
+    folder = tmp_path / "run"
+    arguments = parse_arguments(["--resume", str(folder), "--train.steps", "6"])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with (
+        alone(folder, "it"),
+        pytest.raises(UsageError, match=f"another process works on --resume {folder}"),
+    ):
+        Pretrainer(*arguments)
+    first = Pretrainer(*arguments)
+    with pytest.raises(UsageError, match="another process works on"):
+        Pretrainer(*arguments)
+    assert {path: path.read_bytes() for path in before} == before
+    first.run()
+    with pytest.raises(UsageError, match="continued by another process since step 4"):
+        Pretrainer(*arguments)
+    assert not (folder / ".lock").exists()
+
+
+def test_a_run_holds_its_folder_while_it_trains(tmp_path, monkeypatch):
+    seen, step = [], Pretrainer._train_step
+
+    def looking(self, batch):
+        with pytest.raises(UsageError, match="another process"), alone(self.run_dir.path, "it"):
+            raise AssertionError("let in")
+        seen.append(self.step)
+        return step(self, batch)
+
+    monkeypatch.setattr(Pretrainer, "_train_step", looking)
+    start(tmp_path).run()
+    assert seen == [0, 1, 2, 3] and not (tmp_path / "run" / ".lock").exists()

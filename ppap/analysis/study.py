@@ -30,9 +30,9 @@ from ppap.methods.engine import pick_device
 from ppap.nets.feature_cache import cached, is_cached
 from ppap.nets.model import build_net
 from ppap.reports.measure import MeasureOptions, check_protocol, measure, settings_of, write_record
-from ppap.runs.checkpoint import exists, load_checkpoint
+from ppap.runs.checkpoint import load_checkpoint
 from ppap.runs.lock import alone
-from ppap.runs.rundir import RunDir, changed_settings, option_names
+from ppap.runs.rundir import RunDir, changed_settings, has_begun, option_names
 from ppap.settings.config import Config, from_dict, to_dict
 from ppap.training.stop import StopRequest
 from ppap.training.trainer import Trainer
@@ -204,16 +204,30 @@ def _run_cells(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, dict[
 
 
 def run_cell(folder: Path, cell: Cell) -> None:
-    """Train one cell, from its last checkpoint where there is one, measure it, and write its record."""
+    """Train one cell, from its last checkpoint where there is one, measure it, and write its record.
+
+    Raises:
+        Stopped: interrupted; the same command continues.
+        UsageError: another process works on the cell, such as one whose study was killed; or see the parts.
+        DataError, NumberError: see the parts.
+    """
     path, began = folder / cell.name, time.perf_counter()
-    started = exists(path)
-    if path.exists() and not started:  # it ended before its first save
-        shutil.rmtree(path)
+    if (folder / f"{cell.name}.json").exists():
+        print(f"run {cell.name} was finished meanwhile, by a process of an earlier start", flush=True)
+        return
+    checkpoint = load_checkpoint(path, "last") if has_begun(path) else None
     try:
-        Trainer(cell.config, path, load_checkpoint(path, "last") if started else None).run()
-        result = _MEASURES[cell.measure](path, cell.config)
+        Trainer(cell.config, path, checkpoint).run()
+        with alone(path, f"the run {path}"):
+            _conclude(folder, cell, began)
     except Stopped as stopped:
         raise Stopped(f"{str(stopped).split(';')[0]} of run {cell.name}; {_CONTINUE}") from None
+
+
+def _conclude(folder: Path, cell: Cell, began: float) -> None:
+    """Measure a cell that is trained, and write its record."""
+    path = folder / cell.name
+    result = _MEASURES[cell.measure](path, cell.config)
     minutes = (time.perf_counter() - began) / 60
     record = {"cell": cell.name, "minutes_since_last_start": minutes, "result": result}
     RunDir(folder).write_json(f"{cell.name}.json", record)

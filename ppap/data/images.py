@@ -9,7 +9,7 @@ and Pillow's limit on pixels stays in force. Every failure is a ``DataError`` th
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -183,7 +183,7 @@ def read_label(path: str | os.PathLike) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def naming(path: Any, what: str = "an image") -> Iterator[None]:
+def naming(path: Any, what: str = "an image", formats: Sequence[str] = FORMATS) -> Iterator[None]:
     """Turn whatever a decoder raises into a DataError with the file's name."""
     try:
         yield
@@ -195,7 +195,7 @@ def naming(path: Any, what: str = "an image") -> Iterator[None]:
         raise DataError(f"{path}: no permission to read it") from None
     except UnidentifiedImageError:
         empty = isinstance(path, str | os.PathLike) and os.path.exists(path) and os.path.getsize(path) == 0
-        reason = "the file is empty" if empty else f"not {what} in a supported format ({', '.join(FORMATS)})"
+        reason = "the file is empty" if empty else f"not {what} in a supported format ({', '.join(formats)})"
         raise DataError(f"{path}: {reason}; replace or remove the file") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)

@@ -1,6 +1,7 @@
 """Reading label files: class ids by value or by colour, and the legends that name them."""
 
 import csv
+import io
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from PIL import Image
 
 from ppap.data.checks import in_threads
 from ppap.data.images import naming
+from ppap.data.png import SIGNATURE, without_damage
 from ppap.errors import DataError
 
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")
@@ -97,19 +99,24 @@ def read_colours(path: str | os.PathLike) -> np.ndarray:
 
 def _open(path: str | os.PathLike) -> Image.Image:
     """A decoded label; ``info["packed"]`` has how its bits were packed."""
-    with naming(path, "a PNG label"):
-        with Image.open(path, formats=(*LOSSLESS, "JPEG", "WEBP")) as image:
-            if image.format not in LOSSLESS:
-                raise DataError(
-                    f"{path}: a {image.format} file, no PNG label: compression changes ids; write it as PNG"
-                )
-            tile = image.tile[0][3] if image.tile else ""
-            image.verify()  # a PNG's checksums, which decoding passes over: a flipped bit is another id
-        with Image.open(path, formats=LOSSLESS) as image:
-            image.load()
-            image = image.copy()
-        image.info["packed"] = tile if isinstance(tile, str) else ""
-        return image
+    with naming(path, "a label", LOSSLESS), _opened(path) as image:
+        if image.format not in LOSSLESS:
+            raise DataError(
+                f"{path}: a {image.format} file, no PNG label: compression changes ids; write it as PNG"
+            )
+        tile = image.tile[0][3] if image.tile else ""
+        image.load()
+        copied = image.copy()
+        copied.info["packed"] = tile if isinstance(tile, str) else ""
+        return copied
+
+
+def _opened(path: str | os.PathLike) -> Image.Image:
+    """A label that is not decoded yet; of a PNG, whose pixels have checksums, these are verified."""
+    with open(path, "rb") as file:
+        start = file.read(len(SIGNATURE))
+        source = io.BytesIO(without_damage(start + file.read())) if start == SIGNATURE else path
+    return Image.open(source, formats=(*LOSSLESS, "JPEG", "WEBP"))
 
 
 def used_palette(path: str | os.PathLike) -> dict[int, Colour] | None:
@@ -214,8 +221,8 @@ def choose_colours(
 
 def _mode(path: Path) -> str:
     try:
-        with Image.open(path, formats=LOSSLESS) as image:
-            return image.mode
+        with _opened(path) as image:
+            return image.mode if image.format in LOSSLESS else ""
     except Exception:  # the check of the labels says what is wrong
         return ""
 

@@ -147,8 +147,8 @@ def _written(folder: Path, files: list[str], masks: bool) -> set[str]:
     if masks:
         for file in files:
             stem = file.removesuffix("_overlay.jpg")
-            if stem != file and f"{stem}.png" in present:
-                own |= {file, f"{stem}.png"}
+            if stem != file:  # a stop before its mask leaves an overlay alone
+                own |= {file, f"{stem}.png"} & present
         own |= {"legend.png", "legend.json"} & present if _is_legend(folder, files) else set()
     for stem in _SIDECARS:
         names = {f"{stem}.png", f"{stem}.json"}

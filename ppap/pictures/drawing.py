@@ -3,11 +3,14 @@
 Label maps hold class ids >= 0; negative ids are ignored pixels and are drawn as grey hatching.
 """
 
+import contextlib
 import functools
 import math
 import numbers
+import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +32,35 @@ _GAP = 8  # pixels
 _LEGEND_LIMIT = 64  # classes
 
 
+def save_whole(picture: Image.Image, path: str | PathLike, **options: Any) -> None:
+    """Write a picture beside its place and rename it: a stop at any moment leaves no half of it there.
+
+    Args:
+        picture: what to write.
+        path: file, replaced if it is there.
+        options: of Pillow's ``save``; without ``format`` the suffix decides.
+
+    Raises:
+        OSError: the disk refuses; what was there stays.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.stem}.new{path.suffix}")
+    try:
+        picture.save(aside, **options)
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+
+
 def save_index_png(
     labels: Any, path: str | PathLike, colours: np.ndarray | None = None, ignored_index: int = IGNORED_INDEX
 ) -> None:
     """Write class ids as the pixel values of a mode P PNG; ignored pixels become `ignored_index` (grey).
 
-    With more than 256 colours it is a 16-bit greyscale PNG instead, and ignored pixels become 65535.
+    It is written whole or not at all. With more than 256 colours it is a 16-bit greyscale PNG instead, and
+    ignored pixels become 65535.
 
     Args:
         labels: (H, W) integer class ids, numpy or torch; negative = ignored.
@@ -51,7 +77,7 @@ def save_index_png(
     ignored = labels < 0
     if len(colours) > 256:
         wide = np.where(ignored, IGNORED_INDEX_16, labels).astype(np.uint16)
-        Image.fromarray(wide).save(path, format="PNG")
+        save_whole(Image.fromarray(wide), path, format="PNG")
         return
     if ignored.any() and (labels == ignored_index).any():
         raise ValueError(
@@ -64,7 +90,7 @@ def save_index_png(
         table[ignored_index] = _GREYS[0]
     picture = Image.fromarray(np.where(ignored, ignored_index, labels).astype(np.uint8))
     picture.putpalette(table.tobytes())  # turns mode L into P, values unchanged
-    picture.save(path, format="PNG")
+    save_whole(picture, path, format="PNG")
 
 
 def colourise(labels: Any, colours: np.ndarray | None = None) -> np.ndarray:
@@ -190,7 +216,7 @@ def strip(
     if below:
         sheet.paste(below, (0, size[1] - below.height))
     if path is not None:
-        sheet.save(path)
+        save_whole(sheet, path)
     return sheet
 
 

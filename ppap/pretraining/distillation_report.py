@@ -52,7 +52,7 @@ def write_report(run: RunDir, config: PretrainConfig, results: Results) -> None:
         "",
         *explained(config.distill.neighbours, results.measured.labels is not None),
     ]
-    (run.path / "report.md").write_text("\n".join(notes) + "\n", encoding="utf-8")
+    run.write_text("report.md", "\n".join(notes) + "\n")
     run.write_json("distillation.json", record(config, results))
     print(f"report: {run.path / 'report.md'}, {run.path / 'distillation.json'}")
 

@@ -24,7 +24,8 @@ from ppap.pretraining.objective import Distillation
 from ppap.pretraining.start import whiten_patches
 from ppap.pretraining.teacher import Teacher, check_settings
 from ppap.reports.provenance import device_name
-from ppap.runs.checkpoint import Checkpoint, save_checkpoint
+from ppap.runs.checkpoint import Checkpoint, check_newest, save_checkpoint
+from ppap.runs.lock import FolderLock
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import config_hash, to_dict
 from ppap.settings.pretraining import PretrainConfig, PretrainOptimConfig
@@ -48,8 +49,21 @@ class Pretrainer:
         Raises:
             UsageError, DataError, NumberError: see the parts.
         """
-        check_settings(config)
         self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
+        self.lock = FolderLock(path, f"--resume {path}")
+        try:
+            if checkpoint is not None:
+                self.lock.take()
+                check_newest(checkpoint, path)
+            self._load(checkpoint)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def _load(self, checkpoint: Checkpoint | None) -> None:
+        """Images and network, as they were in `checkpoint` or as a new run begins with them."""
+        config = self.config
+        check_settings(config)
         self.device = pick_device(config.train.device)
         self.amp = amp_type(config.optim.amp, self.device)
         teacher = None
@@ -85,19 +99,26 @@ class Pretrainer:
             Stopped: interrupted; the state is saved.
             NumberError: loss or gradient is not finite.
         """
-        with StopRequest() as stop:
-            self._announce()
-            self._prepare(stop)
-            self._train(stop)
-            self._draw()
-            exported = self._save()
-            folder = self.run_dir.path / "backbone"
-            print(f"backbone: {folder}; use it with: python -m ppap.train PRESET --model.weights {folder}")
-            try:
-                self.model.finish(exported, self.run_dir, lambda: stop.asked)
-            except InterruptedError:
-                raise self._stopped("all steps are done, what is measured at the end is not") from None
-        return self.run_dir
+        try:
+            with StopRequest() as stop:
+                self._announce()
+                self._prepare(stop)
+                self._train(stop)
+                self._finish(stop)
+            return self.run_dir
+        finally:
+            self.lock.release()
+
+    def _finish(self, stop: StopRequest) -> None:
+        """Picture, backbone, and whatever the objective measures of it."""
+        self._draw()
+        exported = self._save()
+        folder = self.run_dir.path / "backbone"
+        print(f"backbone: {folder}; use it with: python -m ppap.train PRESET --model.weights {folder}")
+        try:
+            self.model.finish(exported, self.run_dir, lambda: stop.asked)
+        except InterruptedError:
+            raise self._stopped("all steps are done, what is measured at the end is not") from None
 
     def _train(self, stop: StopRequest) -> None:
         train = self.config.train
@@ -157,6 +178,7 @@ class Pretrainer:
             self.run_dir.reopen(config, self.step)
         else:
             self.run_dir.create(config)
+            self.lock.take()
         start = f"continued at step {self.step}" if self.resumed else "new run"
         settings = f"settings {config_hash(config)}"
         print(f"run: {self.run_dir.path} ({start}, {config.train.steps} steps, {settings})", flush=True)

@@ -73,7 +73,7 @@ def write_report(
     if has_strip and draw_report_positives(engine, dataset, run.pictures / "positives.png"):
         lines += ["", "## Positives", "", *_POSITIVES_TEXT, "", "![positives](pictures/positives.png)"]
     lines += ["", "## Next", "", *_next_steps(run, evaluation is not None, config)]
-    (run.path / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    run.write_text("report.md", "\n".join(lines) + "\n")
 
 
 def _drawn(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

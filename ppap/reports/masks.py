@@ -9,7 +9,7 @@ import numpy as np
 from ppap.data.scan import SUFFIXES, scan
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.predictor import Predictor
-from ppap.pictures.drawing import IGNORED_INDEX, IGNORED_INDEX_16, legend
+from ppap.pictures.drawing import IGNORED_INDEX, IGNORED_INDEX_16, legend, save_whole
 from ppap.reports.records import RANDOM_WARNING
 
 
@@ -54,8 +54,14 @@ def _found_in(given: Path) -> list[tuple[str, Path]]:
     return [(name, path) for name, paths in found.images.items() for path in paths]
 
 
-def check_free(out: Path, files: dict[str, Path], overwrite: bool) -> None:
+def check_free(out: Path, files: dict[str, Path], overwrite: bool, going_on: bool = False) -> None:
     """Refuse to write over an image, or without `overwrite` over any file.
+
+    Args:
+        out: folder of the masks.
+        files: stem -> image, of :func:`find_images`.
+        overwrite: files may be replaced.
+        going_on: overlays may be replaced, which a stop before their masks has left.
 
     Raises:
         UsageError: names the file.
@@ -67,7 +73,7 @@ def check_free(out: Path, files: dict[str, Path], overwrite: bool) -> None:
     clash = [path for path in targets if path.resolve() in inputs]
     if clash:
         raise UsageError(f"{clash[0]} is one of the images; give another --out")
-    taken = [path for path in targets if path.exists()]
+    taken = [path for path in targets if path.exists() and not (going_on and path.suffix == ".jpg")]
     if taken and not overwrite:
         raise UsageError(
             f"{taken[0]} exists already ({len(taken)} files); give another --out, or --overwrite, or "
@@ -122,7 +128,10 @@ def write_legend(
             raise UsageError(f"{out / 'legend.png'} exists already; give another --out, or --overwrite")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        legend(names, colours).save(out / "legend.png")
-        path.write_text(text, encoding="utf-8")
+        # The picture comes last: alone it would be taken for another's.
+        aside = out / f".{path.name}.new"
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+        save_whole(legend(names, colours), out / "legend.png")
     except OSError as error:
         raise DataError(f"cannot write to {out} ({error.strerror or error}); give another --out") from None

@@ -1,7 +1,10 @@
 """What ``ppap eval`` measures of a checkpoint: its record for JSON, and lines for the terminal."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -278,8 +281,23 @@ def _check_classes(checkpoint: Checkpoint, classes: int) -> None:
         )
 
 
+def check_writable(out: Path) -> None:
+    """Refuse a file of results that could not be written, before the work that it is for; nothing is made.
+
+    Raises:
+        DataError: its folder is none, cannot be made, or cannot be written.
+    """
+    folder = out.parent
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise _unwritable(out, f"{folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _unwritable(out, f"no permission to write in {folder}")
+
+
 def write_record(out: Path, record: dict[str, Any]) -> None:
-    """Write a record of results as JSON, to a new file.
+    """Write a record of results as JSON, whole or not at all, to a new file.
 
     Raises:
         FileExistsError: it is there already.
@@ -288,9 +306,40 @@ def write_record(out: Path, record: dict[str, Any]) -> None:
     text = json.dumps(record, indent=2) + "\n"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("x") as file:
-            file.write(text)
+    except OSError as error:  # among them that a parent is a file: FileExistsError, but not of `out`
+        raise _unwritable(out, error.strerror or error) from None
+    aside = out.with_name(f".{uuid.uuid4().hex}.new")  # several may write at once
+    try:
+        aside.write_text(text)
+        _publish(aside, out)
     except FileExistsError:
         raise
     except OSError as error:
-        raise DataError(f"cannot write {out} ({error.strerror or error}); give another --out") from None
+        raise _unwritable(out, error.strerror or error) from None
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def _publish(aside: Path, out: Path) -> None:
+    """Give a whole file the name `out`, which no file has.
+
+    Raises:
+        FileExistsError: one has it.
+        OSError: the disk refuses.
+    """
+    try:
+        os.link(aside, out)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links on this file system: take the name, then put the file there
+        out.open("x").close()
+        try:
+            os.replace(aside, out)
+        except OSError:
+            out.unlink()
+            raise
+
+
+def _unwritable(out: Path, reason: Any) -> DataError:
+    return DataError(f"cannot write {out} ({reason}); give another --out")

@@ -7,6 +7,7 @@ that a stop at any moment leaves the old one or the new one.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -19,10 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ppap.errors import DataError, NumberError
+from ppap.errors import DataError, NumberError, UsageError
 
 FORMAT = 2
 FILES = ("model.safetensors", "config.json", "state.pt")
+_TRIES = 5
+_AGAIN = "another process saved there meanwhile, or the folder is damaged: give the command again"
 
 
 @dataclass
@@ -35,23 +38,31 @@ class Checkpoint:
     info: dict[str, Any]
     """``config`` (all settings), ``backbone`` (spec), ``origin``, ``classes``, ``class_names``,
     ``assignment``, ``step``."""
+    manifest: dict[str, Any]
+    """Checksum of each file, as it was when the weights were read: a later save replaces the folder."""
     selection: str = "given by its folder"
     """Why this one was taken, in words."""
 
     @property
     def sha256(self) -> str:
         """Checksum of the file of weights, as the manifest has it and :func:`load_checkpoint` verified it."""
-        return _read_json(self.path / "manifest.json")["model.safetensors"]
+        return self.manifest["model.safetensors"]
 
     def state(self) -> dict[str, Any]:
         """Optimisers, counters and generators, for resuming.
 
         Raises:
-            DataError: the file is missing or damaged.
+            DataError: the file is missing, damaged, or of another save than the weights.
         """
         path = self.path / "state.pt"
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror or error}); {_AGAIN}") from None
+        if hashlib.sha256(content).hexdigest() != self.manifest["state.pt"]:
+            raise DataError(f"{path} is not the one that the weights were saved with; {_AGAIN}")
+        try:
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:
             raise DataError(
                 f"{path} cannot be read ({_first_line(error)}); resume from another one"
@@ -201,7 +212,33 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
     Raises:
         DataError: missing, damaged or of an unknown format; the message names the file.
     """
-    folder, selection = find_checkpoint(path, name)
+    for _ in range(_TRIES):
+        folder, selection = find_checkpoint(path, name)
+        before, error = _manifest_of(folder), None
+        try:
+            checkpoint = _read(folder, selection)
+        except (DataError, OSError, SafetensorError) as caught:
+            error = caught
+        # A run that goes on may have put its next one there while the files of this one were read.
+        if before is not None and before == _manifest_of(folder):
+            break
+    else:
+        replaced = f"{folder} was replaced {_TRIES} times while it was read; give the command again later"
+        error = error or DataError(replaced)
+    if error is not None:
+        raise error
+    return checkpoint
+
+
+def _manifest_of(folder: Path) -> bytes | None:
+    try:
+        return (folder / "manifest.json").read_bytes()
+    except OSError:
+        return None
+
+
+def _read(folder: Path, selection: str) -> Checkpoint:
+    """Read and verify the files of a checkpoint; see :func:`load_checkpoint`."""
     manifest = _read_json(folder / "manifest.json")
     for file in FILES:
         if not (folder / file).exists():
@@ -214,7 +251,25 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
         older = isinstance(found, int) and found < FORMAT
         remedy = "train again, or use the ppap that wrote it" if older else "update ppap"
         raise DataError(f"{folder} has checkpoint format {found!r}, this ppap reads {FORMAT}; {remedy}")
-    return Checkpoint(folder, load_file(folder / "model.safetensors"), info, selection)
+    return Checkpoint(folder, load_file(folder / "model.safetensors"), info, manifest, selection)
+
+
+def check_newest(checkpoint: Checkpoint, run: Path) -> None:
+    """Refuse to go on from a checkpoint that is no longer the last one of its run.
+
+    Whoever continues a run asks here once it holds the run's lock: another process may have continued it,
+    saved and ended between the reading of the checkpoint and the lock.
+
+    Raises:
+        UsageError: the run has another one.
+        DataError: the run has none.
+    """
+    folder, _ = find_checkpoint(run, "last")
+    if _read_json(folder / "manifest.json") != checkpoint.manifest:
+        raise UsageError(
+            f"{run} was continued by another process since step {checkpoint.info['step']} was read; "
+            "give the command again to go on from what it saved"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

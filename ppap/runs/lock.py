@@ -9,7 +9,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +21,8 @@ except ImportError:  # Windows
     fcntl = None
 
 NAME = ".lock"
-_HELD: set[IO[str]] = set()
+_HELD: set["FolderLock"] = set()
+_TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # the last two are Windows' words
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
 
 
@@ -31,38 +32,64 @@ class FolderLock:
     def __init__(self, folder: Path, option: str) -> None:
         """Args: an existing folder; how the command line names it, such as ``--resume runs/a``."""
         self.path, self.option = folder / NAME, option
-        self.file: IO[str] | None = None
+        self.file: IO[bytes] | None = None
 
     def take(self) -> "FolderLock":
         """Take it at once, or not at all.
 
         Raises:
             UsageError: another process, or another part of this one, has it.
-            DataError: the folder cannot be written.
+            DataError: the folder cannot be written, or its file system fails.
         """
         while True:
             try:
-                file = self.path.open("a")
+                file, made = self._open()
+                if self._try(file, made):
+                    return self
             except OSError as error:
                 reason = error.strerror or error
                 raise DataError(f"cannot write {self.path.parent} ({reason}); give another folder") from None
-            try:
-                _lock(file)
-            except OSError as error:
-                file.close()
-                if error.errno in _NO_LOCKS:
-                    warnings.warn(f"{self.path.parent}: this file system has no locks", stacklevel=2)
-                    return self
+
+    def _open(self) -> tuple[IO[bytes], bool]:
+        """The open file, and whether it was not there before."""
+        # Without a buffer: closing one in a forked process could wait for a thread that is not there.
+        try:
+            return self.path.open("xb", buffering=0), True
+        except FileExistsError:
+            return self.path.open("ab", buffering=0), False
+
+    def _try(self, file: IO[bytes], made: bool) -> bool:
+        """Lock the open file and keep it; False where it is no longer the folder's.
+
+        Raises:
+            UsageError: it is taken.
+            OSError: it cannot be locked.
+        """
+        try:
+            _lock(file)
+            if self._is_current(file):
+                self.file = file
+                _HELD.add(self)
+                return True
+        except OSError as error:
+            if error.errno in _TAKEN:
                 raise UsageError(
                     f"another process works on {self.option}; wait for it, or give another folder"
                 ) from None
-            if self._is_current(file):
-                self.file = file
-                _HELD.add(file)
-                return self
-            file.close()  # who had it removed the file between the two steps
+            if made:
+                file.close()  # Windows removes no open file
+                with suppress(OSError):
+                    self.path.unlink()
+            if error.errno not in _NO_LOCKS:
+                raise
+            warnings.warn(f"{self.path.parent}: this file system has no locks", stacklevel=3)
+            return True
+        finally:
+            if self.file is not file:
+                file.close()
+        return False  # who had it removed the file between the two steps
 
-    def _is_current(self, file: IO[str]) -> bool:
+    def _is_current(self, file: IO[bytes]) -> bool:
         try:
             return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
         except FileNotFoundError:
@@ -73,13 +100,27 @@ class FolderLock:
         if self.file is None:
             return
         file, self.file = self.file, None
-        _HELD.discard(file)
-        if fcntl is None:  # Windows removes no open file
+        _HELD.discard(self)
+        try:
+            # Nothing that goes wrong here is worth more than the error that may be under way: a file that is
+            # left means nothing.
+            with suppress(OSError):
+                # Where someone removed our file, the one that is there now may be another's.
+                if self._is_current(file):
+                    if fcntl is None:  # Windows removes no open file
+                        file.close()
+                    self.path.unlink()
+            with suppress(OSError):
+                if fcntl is not None:
+                    # Closing alone would not do while a forked process has the file open too.
+                    fcntl.flock(file, fcntl.LOCK_UN)
+        finally:
             file.close()
-        self.path.unlink(missing_ok=True)
-        if fcntl is not None:
-            # Closing alone would not do while a forked process has the file open too.
-            fcntl.flock(file, fcntl.LOCK_UN)
+
+    def forget(self) -> None:
+        """In a forked process: nothing is held here, and the parent keeps what it has."""
+        file, self.file = self.file, None
+        if file is not None:
             file.close()
 
 
@@ -93,7 +134,7 @@ def alone(folder: Path, option: str) -> Iterator[None]:
         lock.release()
 
 
-def _lock(file: IO[str]) -> None:
+def _lock(file: IO[bytes]) -> None:
     """Lock an open file without waiting.
 
     Raises:
@@ -106,9 +147,9 @@ def _lock(file: IO[str]) -> None:
 
 
 def _forget() -> None:
-    """In a forked process: its copies keep the parent's locks after the parent's death."""
-    for file in _HELD:
-        os.close(file.fileno())
+    """In a forked process: its copies would keep the parent's locks after the parent's death."""
+    for lock in _HELD:
+        lock.forget()
     _HELD.clear()
 
 

@@ -3,12 +3,16 @@
 import contextlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ppap.errors import DataError, UsageError
+from ppap.runs.checkpoint import exists
+from ppap.runs.lock import NAME as LOCK
+from ppap.runs.lock import alone
 from ppap.settings.config import Config, config_hash, from_dict, to_dict
 
 
@@ -49,8 +53,12 @@ class RunDir:
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a file of results, whole or not at all."""
+        self.write_text(name, json.dumps(values, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file such as the report, whose presence says that the run is done, whole or not at all."""
         aside = self.path / f"{name}.new"
-        aside.write_text(json.dumps(values, indent=2) + "\n")
+        aside.write_text(text, encoding="utf-8")
         aside.replace(self.path / name)
 
     def read_config(self, kind: type = Config) -> Any:
@@ -104,6 +112,37 @@ class RunDir:
         aside = self.metrics.with_suffix(".new")
         aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
         aside.replace(self.metrics)
+
+
+def has_begun(path: Path) -> bool:
+    """Whether a run has a checkpoint to go on from; what a start that saved none left there is removed.
+
+    Raises:
+        UsageError: another process works there.
+        DataError: the disk refuses.
+    """
+    if exists(path):
+        return True
+    if not path.exists():
+        return False
+    with alone(path, f"the run {path}"):
+        if exists(path):  # saved before the lock was free
+            return True
+        for left in path.iterdir():
+            # The folder stays, and its lock till the end: without it another process could take a new one.
+            if left.name != LOCK:
+                _remove(left)
+    return False
+
+
+def _remove(path: Path) -> None:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:
+        raise DataError(f"cannot remove {path} ({error.strerror or error}); remove it by hand") from None
 
 
 def new_run_path(out: str | None, preset: str) -> Path:

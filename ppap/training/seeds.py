@@ -5,7 +5,6 @@ and ``report.md``. An interrupted set is continued with ``--resume FOLDER``: fin
 """
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,9 +13,8 @@ from ppap.evaluation.comparison import table
 from ppap.methods.table import TITLES
 from ppap.reports.markdown import comparison_lines
 from ppap.reports.records import FINAL_SCORES, shared_provenance, spread_of
-from ppap.runs.checkpoint import exists
 from ppap.runs.lock import alone
-from ppap.runs.rundir import RunDir
+from ppap.runs.rundir import RunDir, has_begun
 from ppap.settings.config import Config, config_hash, from_dict, of_seed, to_dict
 
 RunOne = Callable[[Config, Path, bool], None]
@@ -89,10 +87,9 @@ def _resume(path: Path, run_one: RunOne) -> None:
             print(f"seed {seed}: finished before")
             continue
         print(f"seed {seed} ({number + 1} of {len(seeds)})", flush=True)
-        started = exists(folder)
+        started = has_begun(folder)
         if folder.exists() and not started:
             print(f"seed {seed}: it ended before its first save and starts anew")
-            shutil.rmtree(folder)
         try:
             run_one(one, folder, started)
         except Stopped:
@@ -136,7 +133,7 @@ def _write(path: Path, config: Config, seeds: Sequence[int]) -> None:
     lines += [f"- protocol {config.protocol}, settings `{config_hash(config)}`", ""]
     scores = comparison_lines(config, results) if compared else table(results)
     lines += [*scores, "", "Runs: " + ", ".join(f"[seed {s}](seed-{s}/report.md)" for s in seeds)]
-    (path / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    RunDir(path).write_text("report.md", "\n".join(lines) + "\n")
     print("\n".join(scores))
     print(f"report: {path / 'report.md'}")
 

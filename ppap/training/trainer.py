@@ -29,7 +29,7 @@ from ppap.reports.markdown import write_report
 from ppap.reports.provenance import device_name
 from ppap.reports.records import FINAL_SCORES, RANDOM_WARNING, comparison_record, evaluation_record
 from ppap.reports.terminal import drift_hint, sets_hint
-from ppap.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ppap.runs.checkpoint import Checkpoint, check_newest, load_checkpoint, save_checkpoint
 from ppap.runs.lock import FolderLock
 from ppap.runs.randomness import own_randomness
 from ppap.runs.rundir import RunDir
@@ -62,9 +62,10 @@ class Trainer:
         """
         self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
         self.lock = FolderLock(path, f"--resume {path}")
-        if self.resumed:
-            self.lock.take()
         try:
+            if checkpoint is not None:
+                self.lock.take()
+                check_newest(checkpoint, path)
             self._load(checkpoint)
         except BaseException:
             self.lock.release()
