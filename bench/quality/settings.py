@@ -19,8 +19,8 @@ TRAINED = ("fixed", "tps", "ans", "random", "hp", "stego", "ppap", "oracle")
 CORE = (*UNTRAINED, "fixed", "hp", "stego", "ppap")
 IGNORED = {"camvid": (11, 255)}
 """Data set -> ids that are no classes, where they are not 255 alone."""
-STEPS, BATCH = 200, 16
-"""Of every trained row."""
+STEPS, BATCH = 400, 32
+"""Of every trained row, as the preset has them."""
 RESOLUTION = 224
 """Side of the training crops [pixels]."""
 
