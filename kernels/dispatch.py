@@ -34,6 +34,7 @@ __all__ = [
     "AUTO",
     "OPS",
     "VARIABLES",
+    "asked_for",
     "autotune_wanted",
     "available_backends",
     "check_environment",
@@ -129,6 +130,11 @@ def _requested(impl: str | None) -> tuple[str, str]:
     if context is not None:
         return context, "use_backend"
     return _check_name(os.environ.get("PPAP_BACKEND") or "auto", "PPAP_BACKEND"), "PPAP_BACKEND"
+
+
+def asked_for(name: str) -> bool:
+    """Whether the context or the environment asks for backend `name`, or leaves the choice (``auto``)."""
+    return _requested(None)[0] in ("auto", name)
 
 
 def check_environment() -> None:

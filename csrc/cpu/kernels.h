@@ -139,6 +139,8 @@ static inline void write_bits(uint8_t* bits, int64_t panel, uint32_t word) {
 
 #include "masked_log_softmax.inc"
 
-const KernelTable table = {relation_masks, proxy_average, masked_log_softmax, tile_rows};
+#include "pixel_cross_entropy.inc"
+
+const KernelTable table = {relation_masks, proxy_average, masked_log_softmax, pixel_cross_entropy, tile_rows};
 
 }  // namespace ppap::PPAP_ISA

@@ -13,6 +13,7 @@ struct KernelTable {
     void (*relation_masks)(int, const PpapRelationMasks&);
     void (*proxy_average)(int, const PpapProxyAverage&);
     void (*masked_log_softmax)(int, const PpapMaskedLogSoftmax&);
+    void (*pixel_cross_entropy)(int, const PpapPixelCrossEntropy&);
     int64_t (*tile_rows)(int64_t width);
 };
 

@@ -52,7 +52,7 @@ int guarded(Job&& job) {
 
 extern "C" {
 
-int ppap_abi_version() { return 6; }
+int ppap_abi_version() { return 7; }
 
 const char* ppap_isa_name(int isa) { return isa >= 0 && isa < count ? isas[isa].name : nullptr; }
 
@@ -81,6 +81,10 @@ int ppap_proxy_average(int isa, int threads, const PpapProxyAverage* arguments) 
 
 int ppap_masked_log_softmax(int isa, int threads, const PpapMaskedLogSoftmax* arguments) {
     return guarded([&] { isas[isa].table->masked_log_softmax(threads, *arguments); });
+}
+
+int ppap_pixel_cross_entropy(int isa, int threads, const PpapPixelCrossEntropy* arguments) {
+    return guarded([&] { isas[isa].table->pixel_cross_entropy(threads, *arguments); });
 }
 
 int ppap_to_public(int threads, const uint8_t* bits, int64_t stride, int64_t C, int64_t N, int32_t* words) {

@@ -74,6 +74,19 @@ struct PpapMaskedLogSoftmax {
 // Loss and log-sum-exp of every anchor and, with row_weight, the gradients of sum(row_weight * loss).
 int ppap_masked_log_softmax(int isa, int threads, const PpapMaskedLogSoftmax* arguments);
 
+struct PpapPixelCrossEntropy {
+    const float* logits;       // (B, C, h, w) scores of patches
+    const int64_t* target;     // (B, H, W) classes below C; negative: left out
+    const int64_t* first_row;  // (H,), ascending: a row of pixels lies between this row of patches and the next
+    const float* row_weights;  // (H, 2) of the two; 0 for a next one that is not there
+    const float* columns;      // (W, w) weights of the patches of a row for its pixels
+    double* loss;              // (B,), written: sums over labelled pixels [nats]
+    float* grad;               // (B, C, h, w), written: gradient of the sum of all; or null
+    int64_t B, C, h, w, H, W;  // none but B is 0
+};
+
+int ppap_pixel_cross_entropy(int isa, int threads, const PpapPixelCrossEntropy* arguments);
+
 // Bits between the patch-major form and public words: int32 (C, ceil(N / 32)), bit k of word w = column 32 w + k.
 int ppap_to_public(int threads, const uint8_t* bits, int64_t stride, int64_t C, int64_t N, int32_t* words);
 int ppap_from_public(int threads, const int32_t* words, int64_t C, int64_t N, uint8_t* bits, int64_t stride,

@@ -3,8 +3,9 @@
 Resizing is two small products, one per side, whose gradient is two more; torch's own resizing adds up the
 gradient of every pixel atomically on GPUs, which took 61 % of the GPU's time of a training step (NVIDIA
 H200, 32 images of 224 pixels, 21 classes). On CPUs the resized scores of a batch, C values for every pixel,
-are not kept either: an image at a time is resized, turned into its gradient where it lies, and added up to
-its patches again, in the cache. Half of a training step on a CPU went into passing over them.
+are not kept either: pixels are resized, turned into their gradient where they lie, and added up to their
+patches again, in the cache, by the native library a few at a time, by torch (float64, or without the
+library) an image at a time. Half of a training step on a CPU went into passing over them.
 
 Legend: B images, C classes, h w patch grid, H W pixels.
 """
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ppap.kernels.pixel_cross_entropy import native_cross_entropy, runs_natively
 
 
 def pixel_cross_entropy(
@@ -26,8 +29,8 @@ def pixel_cross_entropy(
         target: (B, H, W) int64 classes below C; negative = left out, though scores there must be finite.
         patch_size: side p of a patch [pixels]: scores are resized to (h p, w p) and cut to (H, W). None = to
             (H, W) at once.
-        blocked: image by image, with the gradient formed at once; its backward pass has no backward pass of
-            its own. None = on CPUs.
+        blocked: with the gradient formed at once; its backward pass has no backward pass of its own. None =
+            on CPUs.
 
     Returns:
         Scalar of the logits' type, differentiable in them.
@@ -50,26 +53,34 @@ def interpolation(patches: int, pixels: int, like: Tensor) -> Tensor:
     return F.interpolate(eye[None], size=pixels, mode="linear", align_corners=False)[0].T.contiguous()
 
 
+def by_image(
+    logits: Tensor, target: Tensor, rows: Tensor, columns: Tensor, gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """As ``ppap.kernels.pixel_cross_entropy.native_cross_entropy``, of any float type and any weights."""
+    total, grad = logits.new_zeros(()), torch.empty_like(logits) if gradient else None
+    for i in range(len(logits)):
+        scores = rows @ (logits[i] @ columns.T)  # (C, H, W)
+        known = target[i] >= 0
+        own = target[i].clamp(min=0)[None]
+        scores -= scores.amax(dim=0)
+        of_target = scores.gather(0, own)[0]
+        weights = scores.exp_()
+        sums = weights.sum(dim=0)
+        total += torch.where(known, sums.log() - of_target, 0.0).sum()
+        if grad is not None:
+            weights *= torch.where(known, sums.reciprocal(), 0.0)
+            weights.scatter_add_(0, own, -known[None].to(weights.dtype))
+            grad[i] = (rows.T @ weights) @ columns
+    return total, grad
+
+
 class _Blocked(torch.autograd.Function):
     """The sum, and its gradient for the patches formed on the way."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        wanted = ctx.needs_input_grad[0]
-        total, grad = logits.new_zeros(()), torch.empty_like(logits) if wanted else None
-        for i in range(len(logits)):
-            scores = rows @ (logits[i] @ columns.T)  # (C, H, W)
-            known = target[i] >= 0
-            own = target[i].clamp(min=0)[None]
-            scores -= scores.amax(dim=0)
-            of_target = scores.gather(0, own)[0]
-            weights = scores.exp_()
-            sums = weights.sum(dim=0)
-            total += torch.where(known, sums.log() - of_target, 0.0).sum()
-            if grad is not None:
-                weights *= torch.where(known, sums.reciprocal(), 0.0)
-                weights.scatter_add_(0, own, -known[None].to(weights.dtype))
-                grad[i] = (rows.T @ weights) @ columns
+        form = native_cross_entropy if runs_natively(logits) else by_image
+        total, grad = form(logits, target, rows, columns, ctx.needs_input_grad[0])
         if grad is not None:
             ctx.save_for_backward(grad)
         return total

@@ -48,8 +48,8 @@ def folder() -> Config:
             cache_limit_gib=32.0,
         ),
         model=ModelConfig(condition="auto"),
-        # Twice the images of the other presets, so that sets of half as many clusters are as large; steps, for
-        # the linear score falls at first (docs/results/what-decides.md).
+        # With twice the images of the other presets sets of half as many clusters are as large. So many steps
+        # because the linear score falls at first (docs/results/what-decides.md).
         loss=replace(_loss(), positives=0.4, temperature=0.4),
         optim=OptimConfig(
             name="adamw", lr="auto", projection_lr=1e-3, weight_decay=0.01, linear_lr=5e-3, cluster_lr=5e-3
