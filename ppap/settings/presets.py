@@ -55,7 +55,7 @@ def folder() -> Config:
             name="adamw", lr="auto", projection_lr=1e-3, weight_decay=0.01, linear_lr=5e-3, cluster_lr=5e-3
         ),
         eval=EvalConfig(cluster_init="kmeans"),
-        # Such wide features need a gentler and longer linear probe: at 0.05 all rows lose four points of mIoU.
+        # Wide features need a gentler, longer linear probe: at a rate of 0.05 all rows lose 4 points of mIoU.
         compare=CompareConfig(rows=("frozen", "conditioned", "ppap"), starts=3, steps=600, lr=0.005),
         train=TrainConfig(batch_size=32, epochs=5, least_steps=400, val_every=0),
     )
