@@ -9,6 +9,7 @@
 // `driver --spoil WHAT` spoils the masks that it compares, to show that the comparison sees it: "exact" flips a bit of
 // float32, "far" one of bf16 farther from its threshold than the error, "many" one of every anchor on its threshold,
 // which are too many, and "tie" a single one on its threshold, which is allowed.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -231,6 +232,35 @@ static std::vector<float> crf(int isa, int64_t H, int64_t W, int64_t C, float ga
     return q;
 }
 
+// Loss and gradient of two images of C classes on 3 x 2 patches of 5 pixels, the last of which are cut off.
+static std::vector<float> cross_entropy(int isa, int64_t C, int64_t W) {
+    constexpr int64_t B = 2, h = 3, w = 2, p = 5, H = h * p - 2;
+    std::srand(static_cast<unsigned>(100 * W + C));
+    const std::vector<float> logits = unit_rows(B * C * h, w);
+    std::vector<int64_t> target(B * H * W), first(H);
+    for (int64_t& value : target) value = std::rand() % (C + 1) - 1;
+    std::vector<float> rows(2 * H), columns(W * w, 0.0f), grad(logits.size());
+    auto place = [](int64_t pixel) { return std::max(0.0f, (static_cast<float>(pixel) + 0.5f) / p - 0.5f); };
+    for (int64_t y = 0; y < H; ++y) {
+        first[y] = static_cast<int64_t>(place(y));
+        rows[2 * y + 1] = first[y] + 1 < h ? place(y) - static_cast<float>(first[y]) : 0.0f;
+        rows[2 * y] = 1.0f - rows[2 * y + 1];
+    }
+    for (int64_t x = 0; x < W; ++x) {
+        const int64_t before = static_cast<int64_t>(place(x)), after = std::min(before + 1, w - 1);
+        columns[x * w + before] += 1.0f - (place(x) - static_cast<float>(before));
+        columns[x * w + after] += place(x) - static_cast<float>(before);
+    }
+    double loss[B];
+    const PpapPixelCrossEntropy arguments = {
+        logits.data(), target.data(), first.data(), rows.data(), columns.data(), loss, grad.data(), B, C, h, w, H, W};
+    if (ppap_pixel_cross_entropy(isa, 2, &arguments)) fail("pixel_cross_entropy refuses");
+    grad.insert(grad.end(), loss, loss + B);
+    for (float value : grad)
+        if (!std::isfinite(value)) fail("a cross-entropy or its gradient that is not finite");
+    return grad;
+}
+
 // Numbers within `tolerance` of 1 and of their size.
 static void compare(const std::vector<float>& got, const std::vector<float>& wanted, float tolerance,
                     const std::string& what) {
@@ -276,6 +306,9 @@ int main(int count, char** words) {
             for (float sxy : {1.0f, 2.5f})
                 for (int64_t H : {1, 13})
                     compare(crf(isa, H, 21, C, sxy), crf(portable, H, 21, C, sxy), 1e-5f, name + " crf");
+        for (int64_t C : {1, 3, 40})
+            for (int64_t W : {1, 9, 10})
+                compare(cross_entropy(isa, C, W), cross_entropy(portable, C, W), 1e-5f, name + " cross-entropy");
         std::printf("%s: as portable\n", name.c_str());
     }
     return 0;
