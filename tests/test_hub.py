@@ -190,10 +190,10 @@ def test_a_slow_hub_is_waited_for_and_fills_the_cache(tmp_path):
     code = (
         "import json, sys\nfrom ppap.nets import hub\nfrom ppap.cli import run\n"
         "from tests.test_hub import build\n"
-        "hub.SECONDS = 0.5\n"
+        "hub.SECONDS = 0.2\n"
         "sys.exit(run(lambda argv: print(json.dumps(build().origin)), sys.argv[1:]))\n"
     )
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(SlowHub, file, 2.0))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(SlowHub, file, 0.8))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     own = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home")}
     own["no_proxy"] = "127.0.0.1"
@@ -207,7 +207,7 @@ def test_a_slow_hub_is_waited_for_and_fills_the_cache(tmp_path):
 
     try:
         began = time.monotonic()
-        assert "getting" in loaded() and time.monotonic() - began > 4
+        assert "getting" in loaded() and time.monotonic() - began > 1.6
     finally:
         server.shutdown()
         server.server_close()
