@@ -50,7 +50,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=STEPS, help="of a training")
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs at once, for a GPU, which one run does not fill"
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs at once, for a GPU, which one run does not fill",
     )
     return parser.parse_args(argv)
 
