@@ -133,7 +133,7 @@ def test_other_damage_is_refused_by_name(kept, name, damage):
 def test_checksums_are_compared_once_in_a_process(kept, monkeypatch):
     with kept.made() as part:
         assert part is None
-    monkeypatch.setattr(stores, "_sha256", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(stores, "sha256_of", lambda *_: pytest.fail("read again"))
     with kept.made() as part:
         assert part is None
     monkeypatch.undo()
@@ -150,7 +150,7 @@ def test_a_full_disk_is_refused_before_the_work(tmp_path, monkeypatch, without):
 
     if without:
         monkeypatch.delattr(stores.os, "posix_fallocate")
-        monkeypatch.setattr(stores.os, "fsync", full)
+        monkeypatch.setattr(stores, "to_disk", full)
     else:
         monkeypatch.setattr(stores.os, "posix_fallocate", full)
     with pytest.raises(DataError, match="the features need 32 bytes .* give another --data.cache-dir"):

@@ -13,6 +13,7 @@ from ppap.errors import DataError, UsageError
 from ppap.runs.checkpoint import exists
 from ppap.runs.lock import NAME as LOCK
 from ppap.runs.lock import alone
+from ppap.runs.stored import read_settings
 from ppap.settings.config import Config, config_hash, from_dict, to_dict
 
 
@@ -46,8 +47,12 @@ class RunDir:
         self.write_json("config.json", record)
 
     def is_finished(self, config: Any) -> bool:
-        """Whether the run has come to its end with these settings, and its report is there."""
-        record = json.loads((self.path / "config.json").read_text())
+        """Whether the run has come to its end with these settings, and its report is there.
+
+        Raises:
+            DataError: its settings are cut or were edited.
+        """
+        record = read_settings(self.path / "config.json")
         same = record.get("hash") == config_hash(config)
         return same and record.get("finished", False) and (self.path / "report.md").exists()
 
@@ -65,7 +70,7 @@ class RunDir:
         """Settings of an existing run, of the dataclass `kind`.
 
         Raises:
-            DataError: this is no run directory.
+            DataError: this is no run directory, or its settings are cut or were edited.
             UsageError: its settings do not fit this version.
         """
         if (self.path / "manifest.json").exists():
@@ -73,14 +78,11 @@ class RunDir:
                 f"{self.path} is a checkpoint, not a run directory; "
                 f"give the run, such as {self.path.parent.parent}"
             )
-        try:
-            record = json.loads((self.path / "config.json").read_text())
-            values = record["config"]
-        except (OSError, ValueError, KeyError):
+        if not (self.path / "config.json").exists():
             raise DataError(
-                f"{self.path} is no run directory: it has no readable config.json; give the folder a run made"
-            ) from None
-        return from_dict(values, kind)
+                f"{self.path} is no run directory: it has no config.json; give the folder a run made"
+            )
+        return from_dict(read_settings(self.path / "config.json")["config"], kind)
 
     def reopen(self, config: Config, step: int) -> None:
         """Continue an existing run at `step`: write the settings, forget what came later."""

@@ -19,11 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from ppap.errors import DataError
+from ppap.runs.disk import sha256_of, to_disk
 from ppap.runs.lock import FolderLock
 
 # Part of what names a folder: one that was kept without checksums is never read.
 _FORMAT = 2
-_BLOCK = 1 << 22  # bytes read at once for a checksum
+_BLOCK = 1 << 22  # bytes written at once
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _VERIFIED: set[tuple[Any, ...]] = set()
 """What this process has verified: a folder, and size and time of each of its files."""
@@ -141,7 +142,7 @@ class Store:
         with tqdm(total=self.size, unit="B", unit_scale=True, desc="verifying", disable=None) as bar:
             for name in self.kinds:
                 try:
-                    found = _sha256(self.path / f"{name}.npy", bar)
+                    found = sha256_of(self.path / f"{name}.npy", bar.update)
                 except OSError as error:
                     raise self._damaged(f"{name}.npy", str(error.strerror or error)) from None
                 if found != meta["checksums"].get(name):
@@ -218,11 +219,11 @@ class Store:
         """Write the checksums and put the folder into its place."""
         try:
             with tqdm(total=self.size, unit="B", unit_scale=True, desc="checksums", disable=None) as bar:
-                checksums = {name: _sha256(part.path / f"{name}.npy", bar) for name in self.kinds}
+                checksums = {name: sha256_of(part.path / f"{name}.npy", bar.update) for name in self.kinds}
             text = json.dumps({**self.meta, "checksums": checksums}, indent=2) + "\n"
             (part.path / "meta.json").write_text(text, encoding="utf-8")
             for file in [*part.path.iterdir(), part.path]:
-                _to_disk(file)
+                to_disk(file)
             try:
                 part.path.rename(self.path)
             except OSError:
@@ -230,7 +231,7 @@ class Store:
                     raise
                 shutil.rmtree(part.path, ignore_errors=True)
                 self.verify()
-            _to_disk(self.root)
+            to_disk(self.root)
             (self.path / "done.npy").unlink(missing_ok=True)  # last: a kill before costs no row
         except OSError as error:
             raise self.refused(error) from None
@@ -255,24 +256,4 @@ def _allocate(path: Path, kind: Kind) -> None:
         file.seek(size - kind.size)
         for start in range(0, kind.size, _BLOCK):
             file.write(bytes(min(_BLOCK, kind.size - start)))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _to_disk(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folder
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path, bar: tqdm) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
+    to_disk(path)

@@ -7,6 +7,7 @@ and ``report.md``. An interrupted set is continued with ``--resume FOLDER``: fin
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.evaluation.comparison import table
@@ -15,6 +16,7 @@ from ppap.reports.markdown import comparison_lines
 from ppap.reports.records import FINAL_SCORES, shared_provenance, spread_of
 from ppap.runs.lock import alone
 from ppap.runs.rundir import RunDir, has_begun
+from ppap.runs.stored import read_settings
 from ppap.settings.config import Config, config_hash, from_dict, of_seed, to_dict
 
 RunOne = Callable[[Config, Path, bool], None]
@@ -52,7 +54,7 @@ def start(config: Config, seeds: Sequence[int], path: Path, run_one: RunOne) -> 
         if is_set(path):
             raise UsageError(f"{path} was begun by another process; continue it with --resume {path}")
         try:
-            RunDir(path).write_json("seeds.json", {"seeds": list(seeds), "config": to_dict(config)})
+            RunDir(path).write_json("seeds.json", _record(config, seeds))
         except OSError as error:
             raise _unwritable(path, error) from None
         try:
@@ -62,6 +64,10 @@ def start(config: Config, seeds: Sequence[int], path: Path, run_one: RunOne) -> 
             if not any(path.glob("seed-*")):
                 (path / "seeds.json").unlink()
             raise
+
+
+def _record(config: Config, seeds: Sequence[int]) -> dict[str, Any]:
+    return {"seeds": list(seeds), "config": to_dict(config), "hash": config_hash(config)}
 
 
 def _unwritable(path: Path, error: OSError) -> DataError:
@@ -155,6 +161,8 @@ def runs_of(path: Path) -> list[Path]:
 def _read(path: Path) -> tuple[Config, list[int]]:
     try:
         record = json.loads((path / "seeds.json").read_text())
+        if "hash" in record:  # sets were begun without one
+            read_settings(path / "seeds.json")
         return from_dict(record["config"]), record["seeds"]
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{path / 'seeds.json'} is damaged; start a new set in another folder") from None
