@@ -1,7 +1,8 @@
 """The command line: ``ppap COMMAND`` and ``python -m ppap.COMMAND`` are the same.
 
 Errors that a user can act on are printed as one short message; the exit code says their kind: 0 done, 2
-usage, 3 data, 4 numbers, 75 stopped after saving.
+usage, 3 data, 4 numbers, 75 stopped: what was done is kept, and the line printed says how to
+go on.
 """
 
 import codecs
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ppap.errors import DataError, PpapError, UsageError, out_of_memory, unknown_name
+from ppap.stopping import Listening
 
 if TYPE_CHECKING:
     import tyro
@@ -83,7 +85,7 @@ def run(command: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = No
     try:
         _refuse_copies()
         given = list(sys.argv[1:] if argv is None else argv)
-        with _lost_workers(), _offline(_OFFLINE in given):
+        with Listening(), _lost_workers(), _offline(_OFFLINE in given):
             command([argument for argument in given if argument != _OFFLINE])
         return 0
     except PpapError as error:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ppap.kernels import PropagationConfig, propagate
 from ppap.methods.thresholds import NEGATIVE_SHARE, POSITIVE_CLUSTERS, ratio
+from ppap.stopping import each
 
 BINS = 100
 _STEP, _REACH = 0.05, 0.35  # of a grid [cosine]
@@ -100,7 +101,7 @@ def analyse(
     edges = torch.linspace(-1, 1, BINS + 1)
     same, other = histograms(unit, images, rows)
     grid, fixed = [], []
-    for phi0 in tqdm(phi_grid, desc="thresholds", disable=None):
+    for phi0 in each(tqdm(phi_grid, desc="thresholds", disable=None)):
         still = propagate(features, rows, PropagationConfig(phi0, steps=0), precision="fp32")
         fixed.append(still.num_positives.double().mean().item() / count)
         for psi0 in psi_grid:

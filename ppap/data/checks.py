@@ -10,6 +10,7 @@ from typing import Any
 
 from ppap.data.images import verify_image
 from ppap.errors import DataError
+from ppap.stopping import each
 
 SHOWN = 5  # names per kind of problem in one message
 _EDGE = 32  # bytes read at either end of a file
@@ -64,7 +65,7 @@ def in_threads(function: Callable, jobs: Sequence, what: str, unit: str = "image
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
     try:
         done, quiet = pool.map(function, jobs), not sys.stderr.isatty()
-        yield from tqdm(done, what, len(jobs), leave=False, unit=unit, disable=quiet)
+        yield from each(tqdm(done, what, len(jobs), leave=False, unit=unit, disable=quiet))
     finally:  # also after Ctrl-C: do not start what is still waiting
         pool.shutdown(cancel_futures=True)
 

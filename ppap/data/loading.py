@@ -7,7 +7,6 @@ not on whether the run was restarted in between.
 import io
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, defa
 
 from ppap.data.base import SegmentationDataset
 from ppap.errors import DataError
+from ppap.stopping import ignore
 
 logger = logging.getLogger(__name__)
 _ROOMY = 2 << 30  # bytes of /dev/shm that suffice for some processes with two large batches each
@@ -213,7 +213,7 @@ def _make(
 
 def _quiet_worker(worker: int) -> None:
     # Ctrl-C reaches every process of the terminal; only the main one decides what to save and when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore()
     # The same for a SIGTERM to the whole group, as schedulers send it; it cannot be ignored as well, since
     # the main process ends a worker by it.
     if hasattr(os, "setpgid"):

@@ -21,6 +21,7 @@ from ppap.kernels.cache import cache_folder
 from ppap.nets.model import FrozenTokens, Network
 from ppap.runs.store import Kind, Part, Store
 from ppap.settings.config import Config, DataConfig
+from ppap.stopping import each
 
 CacheType = Literal["fp16", "bf16"]
 # bfloat16 is unknown to NumPy: its bits are kept as integers.
@@ -147,7 +148,7 @@ def cache_features(
 
 def _fill(part: Part, net: Network, loader: Any, dtype: CacheType, device: torch.device) -> None:
     net.eval()
-    for batch in tqdm(loader, desc="features", unit="batch", disable=None):
+    for batch in each(tqdm(loader, desc="features", unit="batch", disable=None)):
         index = batch["index"].numpy()
         frozen = net.frozen(batch["image"].to(device))
         for name, value in (("before", frozen.before), ("guidance", frozen.guidance)):

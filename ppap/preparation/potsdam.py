@@ -22,6 +22,7 @@ from ppap.data.images import naming
 from ppap.data.potsdam import LISTS
 from ppap.errors import DataError
 from ppap.preparation.folders import claim_folder, write_whole
+from ppap.stopping import each
 
 BLOCK = 200
 TILE = 6000
@@ -165,7 +166,8 @@ def cut_tiles(tiles: Tiles, out: Path, seed: int = 0, lists: Path | None = None)
         (out / folder).mkdir(exist_ok=True)
     bar = tqdm(tiles.images.items(), "cut", unit="tile", disable=not sys.stderr.isatty())
     unknown = sum(
-        _cut(tile, path, tiles.labels.get(tile), out, int(starts[t])) for t, (tile, path) in enumerate(bar)
+        _cut(tile, path, tiles.labels.get(tile), out, int(starts[t]))
+        for t, (tile, path) in enumerate(each(bar))
     )
     split[UNLABELLED] = sorted(set(range(int(starts[-1]))) - set(labelled))
     for name, numbers in split.items():

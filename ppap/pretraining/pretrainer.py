@@ -29,7 +29,7 @@ from ppap.runs.lock import FolderLock
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import config_hash, to_dict
 from ppap.settings.pretraining import PretrainConfig, PretrainOptimConfig
-from ppap.training.stop import StopRequest
+from ppap.stopping import StopRequest
 
 _PICTURED = 8  # images in the picture of the features
 _CENTRED = 32  # images that the exported features are centred on

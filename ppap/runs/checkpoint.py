@@ -221,6 +221,16 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
     return checkpoint
 
 
+def weights_checksum(path: str | Path) -> str:
+    """Checksum of the weights that :func:`load_checkpoint` would read, as the manifest has it.
+
+    Raises:
+        DataError: no such checkpoint, or a damaged manifest.
+    """
+    manifest = find_checkpoint(path)[0] / "manifest.json"
+    return str(_read_json(manifest).get("model.safetensors"))
+
+
 def _manifest_of(folder: Path) -> bytes | None:
     try:
         return (folder / "manifest.json").read_bytes()

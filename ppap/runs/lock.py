@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from ppap.errors import DataError, UsageError
+from ppap.stopping import check
 
 try:
     import fcntl
@@ -72,6 +73,7 @@ class FolderLock:
                 if not waiting:
                     print(said, flush=True)
                 waiting = True
+            check()
             time.sleep(_AGAIN)
 
     def _open(self) -> tuple[IO[bytes], bool]:

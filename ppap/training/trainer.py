@@ -34,9 +34,9 @@ from ppap.runs.lock import FolderLock
 from ppap.runs.randomness import own_randomness
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, config_hash, to_dict
+from ppap.stopping import Interrupted, StopRequest
 from ppap.training.guard import backend_of, changed_data, data_facts, memory_error
 from ppap.training.material import comparison_rows, training_set
-from ppap.training.stop import StopRequest
 
 
 def _sets(row: dict[str, Any]) -> str:
@@ -179,7 +179,13 @@ class Trainer:
             self._save("last")
             rows = self._compare(stop)
             selected = self._selected(stop)
-        self._report(rows, *selected)
+        try:
+            self._report(rows, *selected)
+        except Interrupted:
+            raise Stopped(
+                "stopped before the report was written, all steps are done; "
+                f"continue with: python -m ppap.train --resume {self.run_dir.path}"
+            ) from None
         return self.run_dir
 
     @contextmanager
