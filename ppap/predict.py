@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ppap.cli import parse, required, run
 from ppap.data import class_colours
 from ppap.data.images import read_image, verify_image
+from ppap.data.limits import set_max_pixels
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.predictor import MAX_TOKENS, Predictor, load
 from ppap.pictures.drawing import overlay, save_index_png, save_whole
@@ -51,6 +52,9 @@ class PredictArguments:
     """Shorter side that the network sees [pixels]; masks have the size of the image."""
     max_tokens: int = MAX_TOKENS
     """Most patches per image; memory grows with their square."""
+    max_pixels: int | None = None
+    """Images of more pixels are refused by their headers, before they are decoded [pixels]; None =
+    --data.max-pixels of the run, by default 200 million."""
     overwrite: bool = False
     """Replace files that are in the folder already."""
     skip_existing: bool = False
@@ -64,6 +68,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse(PredictArguments, argv, command="predict", description=__doc__)
     if arguments.resolution < 1:
         raise UsageError(f"--resolution is {arguments.resolution}; give at least 1 pixel")
+    if arguments.max_pixels is not None and arguments.max_pixels < 1:
+        raise UsageError(f"--max-pixels is {arguments.max_pixels}; give at least 1 pixel")
     files = find_images(arguments.images)
     out = Path(arguments.out)
     record = _record_of(arguments)
@@ -73,7 +79,8 @@ def main(argv: Sequence[str]) -> None:
         files = {stem: path for stem, path in files.items() if stem not in done}
         print(f"{len(done)} masks are there already, {len(files)} to go")
     check_free(out, files, arguments.overwrite, going_on)
-    predictor = load(arguments.checkpoint, arguments.device)
+    predictor = load(arguments.checkpoint, arguments.device, max_pixels=arguments.max_pixels)
+    set_max_pixels(predictor.max_pixels)
     print(f"backbone: {predictor.origin}")
     names = predictor.names(arguments.probe)
     colours = class_colours(predictor.engine.config.data.kind, len(names), predictor.ids(arguments.probe))

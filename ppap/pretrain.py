@@ -26,6 +26,7 @@ RESUMABLE = (
     "train.device",
     "data.root",
     "data.workers",
+    "data.max_pixels",
     "distill.teacher",  # the same weights, moved elsewhere
     "distill.cache_dir",
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ppap.data.images import verify_image
+from ppap.data.limits import check_file
 from ppap.errors import DataError
 from ppap.stopping import each
 
@@ -28,6 +29,7 @@ def read_list(path: Path) -> str:
         DataError: it cannot be read, or is no plain text.
     """
     try:
+        check_file(path)
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: the list cannot be read ({error}); give plain UTF-8 text") from None
@@ -109,6 +111,7 @@ def check_complete(path: str) -> None:
         DataError: empty, cut off, or no readable image.
     """
     try:
+        check_file(path)
         with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             head = file.read(_EDGE)

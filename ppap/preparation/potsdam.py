@@ -19,6 +19,7 @@ from PIL import Image
 
 from ppap.data.checks import Problems, read_list
 from ppap.data.images import naming
+from ppap.data.limits import check_size
 from ppap.data.potsdam import LISTS
 from ppap.errors import DataError
 from ppap.preparation.folders import claim_folder, write_whole
@@ -234,6 +235,7 @@ def _read(path: Path, channels: int) -> np.ndarray:
     with naming(path, "a tile"):
         data = _declare_fourth_channel(bytearray(path.read_bytes()))
         with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+            check_size(image.size, path)
             pixels = np.array(image)
     if pixels.ndim != 3 or pixels.shape[2] < channels or pixels.dtype != np.uint8:
         raise DataError(f"{path}: {pixels.dtype} {pixels.shape}; tiles are uint8 with {channels} channels")

@@ -287,7 +287,7 @@ def _is_tuple(hint: Any) -> bool:
 
 
 _LATER = {
-    "data": ("images", "labels", "label_ids", "label_colours", "bands", "value_range", "exif"),
+    "data": ("images", "labels", "label_ids", "label_colours", "bands", "value_range", "exif", "max_pixels"),
     "eval": ("extra_clusters",),
 }
 """Settings that came after runs were hashed; unless they are given, a run has the hash that it had."""

@@ -23,6 +23,7 @@ RESUMABLE = (
     *(f"train.{name}" for name in _LOOP),
     "data.root",
     "data.workers",
+    "data.max_pixels",
     "data.cache_dir",
     "data.cache_limit_gib",
 )
