@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ppap.escaping import markdown
 from ppap.kernels import PropagationConfig, propagate
 from ppap.methods.thresholds import NEGATIVE_SHARE, POSITIVE_CLUSTERS, ratio
 from ppap.stopping import each
@@ -173,7 +174,7 @@ def write(
     psis = sorted({point.psi0 for point in result.grid})
     found = {(point.phi0, point.psi0): point for point in result.grid}
     still = dict(zip(phis, result.fixed, strict=True))
-    lines = [f"# Thresholds: {title}", ""]
+    lines = [f"# Thresholds: {markdown(title)}", ""]
     lines += [
         f"{result.patches} patches, {result.anchors} anchors. Suggested without labels: "
         f"phi0 = {result.phi0:g}, psi0 = {result.psi0:g}; "
@@ -181,7 +182,7 @@ def write(
         f"of {100 * result.aim:.1f} % of the patches and negative sets of {100 * NEGATIVE_SHARE:.0f} % of "
         "the others.",
         "",
-        *(line for fact in facts for line in (fact, "")),
+        *(line for fact in facts for line in (markdown(fact), "")),
         "Mean positive set [% of the patches] after propagation and by a fixed threshold, and anchors "
         "without positives after propagation [%]:",
         "",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppap.errors import DataError, Stopped, UsageError
+from ppap.escaping import markdown
 from ppap.evaluation.comparison import table
 from ppap.methods.table import TITLES
 from ppap.reports.markdown import comparison_lines
@@ -135,7 +136,7 @@ def _write(path: Path, config: Config, seeds: Sequence[int]) -> None:
         "results.json", {**shared, "provenance": origin, "seeds": list(seeds), "rows": rows}
     )
     lines = [f"# {config.preset}: {len(seeds)} seeds ({', '.join(map(str, seeds))})", ""]
-    lines += [f"- backbone: {shared['backbone']}"]
+    lines += [f"- backbone: {markdown(shared['backbone'])}"]
     lines += [f"- protocol {config.protocol}, settings `{config_hash(config)}`", ""]
     scores = comparison_lines(config, results) if compared else table(results)
     lines += [*scores, "", "Runs: " + ", ".join(f"[seed {s}](seed-{s}/report.md)" for s in seeds)]

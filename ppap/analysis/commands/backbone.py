@@ -207,7 +207,7 @@ def _facts(arguments: BackboneArguments, data: Datasets, train: Maps, sample: Te
     """How it was measured, one sentence each."""
     height, width = sample.shape[2:]
     facts = [
-        f"preset `{arguments.preset}`, {len(train.indices)} of {len(data.train)} training images, "
+        f"preset {arguments.preset}, {len(train.indices)} of {len(data.train)} training images, "
         f"{height} x {width} patches of {sample.shape[1]} channels each; {data.train.classes} clusters; "
         f"seed {arguments.seed}",
         f"thresholds and label-free figures: patches of {len(sample)} images, as the first batch of a run",
