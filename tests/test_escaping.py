@@ -54,7 +54,7 @@ def test_a_report_shows_them_as_they_are(tmp_path, capsys):
     assert "\\x1b]0;owned" in printed.out and "data <b>" in printed.out
     for text in (printed.out, report):
         assert not {*"\x1b\x07\x9b\u202e"} & {*text}
-    assert "\\](javascript" in report and "`\\*b" not in report
+    assert "\\](javascript" in report and "\\`\\*b" in report
     for raw in ("<img", "<script", "<b>", "<i>"):
         assert raw not in "".join(report.split("```")[::2]), raw
     assert "# Run run\\*&lt;i&gt;" in report

@@ -255,6 +255,19 @@ def _read(folder: Path, selection: str) -> Checkpoint:
     return Checkpoint(folder, load_file(folder / "model.safetensors"), info, manifest, selection)
 
 
+def check_unsaved(run: Path) -> None:
+    """Refuse to start a run anew that has a checkpoint; asked, as :func:`check_newest`, under its lock.
+
+    Raises:
+        UsageError: another process saved one meanwhile.
+    """
+    if exists(run):
+        raise UsageError(
+            f"{run} was continued by another process meanwhile; give the command again to go on from what it "
+            "saved"
+        )
+
+
 def check_newest(checkpoint: Checkpoint, run: Path) -> None:
     """Refuse to go on from a checkpoint that is no longer the last one of its run.
 

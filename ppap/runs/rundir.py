@@ -11,8 +11,9 @@ from typing import Any
 
 from ppap.errors import DataError, UsageError
 from ppap.runs.checkpoint import exists
+from ppap.runs.disk import to_disk
 from ppap.runs.lock import NAME as LOCK
-from ppap.runs.lock import alone
+from ppap.runs.lock import FolderLock, alone
 from ppap.runs.stored import read_settings
 from ppap.settings.config import Config, config_hash, from_dict, to_dict
 
@@ -26,15 +27,20 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
 
-    def create(self, config: Any) -> None:
-        """Make the folders and write the settings.
+    def create(self, config: Any, lock: FolderLock) -> None:
+        """Make the folders, take their lock and write the settings.
 
         Raises:
+            UsageError: another process is, or was, faster.
             DataError: the folder cannot be made.
         """
         try:
-            self.pictures.mkdir(parents=True)
-            self.write_config(config)
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.take()
+            if (self.path / "config.json").exists():
+                raise UsageError(f"{self.path} was begun by another process; give another --train.out")
+            self.write_config(config)  # first: what is a run can be continued
+            self.pictures.mkdir(exist_ok=True)
         except OSError as error:
             raise DataError(
                 f"cannot make the run directory {self.path} ({error.strerror or error}); "
@@ -44,6 +50,8 @@ class RunDir:
     def write_config(self, config: Any, *, finished: bool = False) -> None:
         """Write the resolved settings, their hash, and whether the run is at its end, report included."""
         record = {"config": to_dict(config), "hash": config_hash(config), "finished": finished}
+        if finished:
+            record["report_bytes"] = (self.path / "report.md").stat().st_size
         self.write_json("config.json", record)
 
     def is_finished(self, config: Any) -> bool:
@@ -54,7 +62,21 @@ class RunDir:
         """
         record = read_settings(self.path / "config.json")
         same = record.get("hash") == config_hash(config)
-        return same and record.get("finished", False) and (self.path / "report.md").exists()
+        return same and record.get("finished", False) and self.has_report()
+
+    def has_report(self) -> bool:
+        """Whether ``report.md`` is there as it was written: none that a kill or a power cut left in part.
+
+        Raises:
+            DataError: the run's settings are cut or were edited.
+        """
+        try:
+            content = (self.path / "report.md").read_bytes()
+        except OSError:
+            return False
+        written = read_settings(self.path / "config.json").get("report_bytes")
+        # Earlier versions did not write down its size; this is what it ends with.
+        return len(content) >= written if isinstance(written, int) else b"\n## Next\n" in content
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a file of results, whole or not at all."""
@@ -64,6 +86,7 @@ class RunDir:
         """Write a file such as the report, whose presence says that the run is done, whole or not at all."""
         aside = self.path / f"{name}.new"
         aside.write_text(text, encoding="utf-8")
+        to_disk(aside)
         aside.replace(self.path / name)
 
     def read_config(self, kind: type = Config) -> Any:
@@ -161,11 +184,29 @@ def new_run_path(out: str | None, preset: str) -> Path:
             path = stem.with_name(f"{stem.name}-{number}")
         return path
     path = Path(out)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and not (path.is_dir() and all(_is_nothing(left) for left in path.iterdir())):
         raise UsageError(
             f"--train.out {out} exists already; continue that run with --resume {out}, or give another folder"
         )
     return path
+
+
+def _is_nothing(left: Path) -> bool:
+    """Whether this is what a start leaves that was killed before its settings were written."""
+    return left.name == LOCK or (left.name.endswith(".json.new") and left.is_file())
+
+
+def begun_without_save(path: Path) -> bool:
+    """Whether this is a run that ended before its first checkpoint, which is said: it starts anew.
+
+    Raises:
+        DataError: its settings are cut or were edited.
+    """
+    if not (path / "config.json").exists() or exists(path) or exists(path, "best"):
+        return False
+    read_settings(path / "config.json")
+    print(f"{path} has no checkpoint: it ended before its first save, and starts anew with its settings")
+    return True
 
 
 def refuse_changes(stored: Any, config: Any, allowed: Sequence[str]) -> None:

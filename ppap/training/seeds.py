@@ -108,7 +108,7 @@ def _resume(path: Path, run_one: RunOne) -> None:
 
 def _finished(folder: Path, config: Config) -> bool:
     scores = folder / _scores_file(folder)
-    if not (scores.exists() and (folder / "report.md").exists()):
+    if not (scores.exists() and RunDir(folder).has_report()):
         return False
     if json.loads(scores.read_text())["provenance"]["settings"] != config_hash(config):
         raise UsageError(
@@ -154,7 +154,7 @@ def runs_of(path: Path) -> list[Path]:
     config, seeds = _read(path)
     folders = [path / f"seed-{seed}" for seed in seeds]
     for folder in folders:
-        if not (folder / "report.md").exists():
+        if not RunDir(folder).has_report():
             raise DataError(f"{folder} is not finished; continue with: python -m ppap.train --resume {path}")
     return folders
 

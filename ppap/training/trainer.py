@@ -29,7 +29,7 @@ from ppap.reports.markdown import write_report
 from ppap.reports.provenance import device_name
 from ppap.reports.records import FINAL_SCORES, RANDOM_WARNING, comparison_record, evaluation_record
 from ppap.reports.terminal import drift_hint, sets_hint
-from ppap.runs.checkpoint import Checkpoint, check_newest, load_checkpoint, save_checkpoint
+from ppap.runs.checkpoint import Checkpoint, check_newest, check_unsaved, load_checkpoint, save_checkpoint
 from ppap.runs.lock import FolderLock
 from ppap.runs.randomness import own_randomness
 from ppap.runs.rundir import RunDir
@@ -63,9 +63,10 @@ class Trainer:
         self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
         self.lock = FolderLock(path, f"--resume {path}")
         try:
-            if checkpoint is not None:
+            self.begun = (path / "config.json").exists()
+            if self.begun:
                 self.lock.take()
-                check_newest(checkpoint, path)
+                check_newest(checkpoint, path) if checkpoint is not None else check_unsaved(path)
             self._load(checkpoint)
         except BaseException:
             self.lock.release()
@@ -231,11 +232,10 @@ class Trainer:
         return every > 0 and self.step > 0 and self.step % every == 0
 
     def _begin(self) -> None:
-        if self.resumed:
+        if self.begun:
             self.run_dir.reopen(self.config, self.step)
         else:
-            self.run_dir.create(self.config)
-            self.lock.take()
+            self.run_dir.create(self.config, self.lock)
         engine, patch = self.engine, self.engine.net.backbone.patch_size
         print(f"data: {self.data.description}")
         print(f"backbone: {engine.net.backbone.origin}")
