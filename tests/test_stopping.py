@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,6 +70,13 @@ def test_any_loop_ends_at_the_next_item(capsys, name):
     errors = capsys.readouterr().err
     assert "stopping at the next image or item" in errors and "give the same command again" in errors
     assert {number: signal.getsignal(number) for number in stopping.SIGNALS} == before
+
+
+def test_no_loop_is_forgotten():
+    """Loops with a progress bar go through ``each``, or ask what their caller tells them."""
+    for path in (ROOT / "ppap").rglob("*.py"):
+        text = path.read_text()
+        assert not re.search(r"for [^\n]* in tqdm\(", text) or "should_stop" in text, path
 
 
 def test_a_second_signal_ends_at_once(capsys):
