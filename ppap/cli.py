@@ -1,7 +1,8 @@
 """The command line: ``ppap COMMAND`` and ``python -m ppap.COMMAND`` are the same.
 
 Errors that a user can act on are printed as one short message; the exit code says their kind: 0 done, 2
-usage, 3 data, 4 numbers, 75 stopped after saving.
+usage, 3 data, 4 numbers, 75 stopped: what was done is kept, and the line printed says how to
+go on.
 """
 
 import codecs
@@ -20,6 +21,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ppap.errors import DataError, PpapError, UsageError, out_of_memory, unknown_name
+from ppap.escaping import Visible, visible
+from ppap.stopping import Listening
 
 if TYPE_CHECKING:
     import tyro
@@ -83,11 +86,12 @@ def run(command: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = No
     try:
         _refuse_copies()
         given = list(sys.argv[1:] if argv is None else argv)
-        with _lost_workers(), _offline(_OFFLINE in given):
+        with Visible(), Listening(), _lost_workers(), _offline(_OFFLINE in given):
             command([argument for argument in given if argument != _OFFLINE])
         return 0
     except PpapError as error:
-        print(f"error: {error}" if error.exit_code != 75 else str(error), file=sys.stderr)
+        text = visible(str(error))
+        print(f"error: {text}" if error.exit_code != 75 else text, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -97,7 +101,7 @@ def run(command: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = No
     except Exception as error:
         if not out_of_memory(error):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = visible(str(error).strip() or type(error).__name__).splitlines()[0]
         print(
             f"error: memory is exhausted ({reason}); give a smaller --eval.batch-size, --data.resolution "
             "or --resolution, or fewer --data.workers, as far as the command has them",
@@ -186,14 +190,15 @@ def parse(kind: Any, argv: Sequence[str], *, command: str, description: str, def
     import tyro
 
     options = {} if default is None else {"default": default}
-    return tyro.cli(
-        kind,
-        args=list(argv),
-        prog=f"ppap {command}",
-        description=flowing(description),
-        registry=_flowing_help(),
-        **options,
-    )
+    with Visible.lifted():
+        return tyro.cli(
+            kind,
+            args=list(argv),
+            prog=f"ppap {command}",
+            description=flowing(description),
+            registry=_flowing_help(),
+            **options,
+        )
 
 
 def _flowing_help() -> "tyro.constructors.ConstructorRegistry":

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -13,12 +13,23 @@ from tqdm import tqdm
 from ppap.cli import parse, required, run
 from ppap.data import class_colours
 from ppap.data.images import read_image, verify_image
+from ppap.data.limits import set_max_pixels
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.predictor import MAX_TOKENS, Predictor, load
 from ppap.pictures.drawing import overlay, save_index_png, save_whole
-from ppap.reports.masks import check_free, colours_by_id, find_images, ignored_id, write_legend
+from ppap.reports.masks import (
+    check_free,
+    colours_by_id,
+    find_images,
+    ignored_id,
+    is_unfinished,
+    unfinished,
+    write_legend,
+)
 from ppap.reports.records import RANDOM_WARNING
+from ppap.runs.checkpoint import weights_checksum
 from ppap.runs.lock import alone
+from ppap.stopping import each
 
 _SHOWN = 20  # files in one message
 
@@ -41,6 +52,9 @@ class PredictArguments:
     """Shorter side that the network sees [pixels]; masks have the size of the image."""
     max_tokens: int = MAX_TOKENS
     """Most patches per image; memory grows with their square."""
+    max_pixels: int | None = None
+    """Images of more pixels are refused by their headers, before they are decoded [pixels]; None =
+    --data.max-pixels of the run, by default 200 million."""
     overwrite: bool = False
     """Replace files that are in the folder already."""
     skip_existing: bool = False
@@ -54,14 +68,19 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse(PredictArguments, argv, command="predict", description=__doc__)
     if arguments.resolution < 1:
         raise UsageError(f"--resolution is {arguments.resolution}; give at least 1 pixel")
+    if arguments.max_pixels is not None and arguments.max_pixels < 1:
+        raise UsageError(f"--max-pixels is {arguments.max_pixels}; give at least 1 pixel")
     files = find_images(arguments.images)
     out = Path(arguments.out)
-    if arguments.skip_existing:
+    record = _record_of(arguments)
+    going_on = arguments.skip_existing or (not arguments.overwrite and is_unfinished(out, record))
+    if going_on:
         done = {stem for stem in files if (out / f"{stem}.png").exists()}
         files = {stem: path for stem, path in files.items() if stem not in done}
         print(f"{len(done)} masks are there already, {len(files)} to go")
-    check_free(out, files, arguments.overwrite, arguments.skip_existing)
-    predictor = load(arguments.checkpoint, arguments.device)
+    check_free(out, files, arguments.overwrite, going_on)
+    predictor = load(arguments.checkpoint, arguments.device, max_pixels=arguments.max_pixels)
+    set_max_pixels(predictor.max_pixels)
     print(f"backbone: {predictor.origin}")
     names = predictor.names(arguments.probe)
     colours = class_colours(predictor.engine.config.data.kind, len(names), predictor.ids(arguments.probe))
@@ -75,9 +94,10 @@ def main(argv: Sequence[str]) -> None:
         raise DataError(f"cannot make {out} ({error.strerror or error}); give another --out") from None
     with alone(out, f"--out {out}"):
         # another process may have come first
-        check_free(out, good, arguments.overwrite, arguments.skip_existing)
+        check_free(out, good, arguments.overwrite, going_on)
         write_legend(out, names, colours, predictor, arguments.probe, arguments.overwrite)
-        bad |= _write_masks(out, good, predictor, arguments, colours)
+        with unfinished(out, record):
+            bad |= _write_masks(out, good, predictor, arguments, colours)
     count = len([path for path in files.values() if path not in bad])
     masks = "1 mask" if count == 1 else f"{count} masks"
     print(f"{masks} in {out}: NAME.png holds ids, legend.json and legend.png their names")
@@ -85,6 +105,12 @@ def main(argv: Sequence[str]) -> None:
         print(RANDOM_WARNING)
     if bad:
         raise DataError(_listed(bad))
+
+
+def _record_of(arguments: PredictArguments) -> dict[str, Any]:
+    """What masks follow from: a command with the same record goes on with what it left unfinished."""
+    weights = weights_checksum(arguments.checkpoint)
+    return {"weights": weights, "probe": arguments.probe, "resolution": arguments.resolution}
 
 
 def _write_masks(
@@ -97,7 +123,7 @@ def _write_masks(
     """Masks and overlays of all images; the files whose pixels cannot be decoded, and why."""
     ids, bad = predictor.ids(arguments.probe), {}
     by_id = colours_by_id(ids, colours)
-    for stem, path in tqdm(good.items(), unit="image", disable=None):
+    for stem, path in each(tqdm(good.items(), unit="image", disable=None)):
         try:
             image = read_image(path, predictor.reading)
         except DataError as error:  # pixels that the look at the file did not decode
@@ -115,7 +141,7 @@ def _write_masks(
         except OSError as error:
             reason = error.strerror or error
             raise DataError(
-                f"cannot write {target}.png ({reason}); make room and go on with --skip-existing"
+                f"cannot write {target}.png ({reason}); make room and give the same command again"
             ) from None
     return bad
 
@@ -127,7 +153,7 @@ def _check(files: dict[str, Path], predictor: Predictor, arguments: PredictArgum
         UsageError: an image has more patches than the limit.
     """
     bad = {}
-    for path in files.values():
+    for path in each(files.values()):
         try:
             width, height = verify_image(path, predictor.reading)
             predictor.seen_size(width, height, arguments.resolution, arguments.max_tokens)

@@ -14,7 +14,7 @@ from pathlib import Path
 from ppap.cli import parse, run
 from ppap.pretraining.pretrainer import Pretrainer
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint
-from ppap.runs.rundir import RunDir, new_run_path, refuse_changes
+from ppap.runs.rundir import RunDir, begun_without_save, new_run_path, refuse_changes
 from ppap.settings.pretraining import PRESETS, PretrainConfig, distilled, preset
 
 # Settings that a resumed run may change. The schedules span --train.steps: they continue on the new ones.
@@ -26,13 +26,15 @@ RESUMABLE = (
     "train.device",
     "data.root",
     "data.workers",
+    "data.max_pixels",
     "distill.teacher",  # the same weights, moved elsewhere
     "distill.cache_dir",
 )
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, Path, Checkpoint | None]:
-    """Settings, run directory, and the checkpoint to continue from (None = a new run).
+    """Settings, run directory, and the checkpoint to continue from (None = a new run,
+    or one that has saved nothing yet).
 
     Raises:
         UsageError: unknown preset, or a setting that a resumed run cannot change.
@@ -61,7 +63,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[PretrainConfig, Path, Checkpoi
     stored = RunDir(path).read_config(PretrainConfig)
     config = parse(PretrainConfig, rest, command="pretrain", description=description, default=stored)
     refuse_changes(stored, config, RESUMABLE)
-    return config, path, load_checkpoint(path, "last")
+    checkpoint = None if begun_without_save(path) else load_checkpoint(path, "last")
+    return config, path, checkpoint
 
 
 def _asked_objective(argv: Sequence[str]) -> str | None:

@@ -94,5 +94,5 @@ def edit_info(folder: Path, change: Callable[[dict], None]) -> None:
     info = json.loads((folder / "config.json").read_text())
     change(info)
     (folder / "config.json").write_text(json.dumps(info))
-    manifest = {name: checkpoint._sha256(folder / name) for name in checkpoint.FILES}
+    manifest = {name: checkpoint.sha256_of(folder / name) for name in checkpoint.FILES}
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -12,6 +12,8 @@ import torch
 from ppap.errors import DataError, NumberError
 from ppap.runs import checkpoint as module
 from ppap.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from ppap.runs.rundir import RunDir
+from ppap.settings.config import Config, TrainConfig
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
 STATE = {"step": 3, "rng": torch.get_rng_state(), "nested": {"list": [1, 2.5, None]}}
@@ -32,7 +34,7 @@ def test_round_trip(tmp_path):
 
 @pytest.mark.parametrize(("selection", "step", "why"), [("best", 5, "labels chose it"), ("last", 9, "last")])
 def test_a_run_directory_gives_what_it_selects(tmp_path, selection, step, why):
-    (tmp_path / "config.json").write_text(json.dumps({"config": {"train": {"selection": selection}}}))
+    RunDir(tmp_path).write_config(Config(train=TrainConfig(selection=selection)))
     save(tmp_path / "checkpoints" / "last", step=9)
     loaded = load_checkpoint(tmp_path)
     assert loaded.info["step"] == 9 and "the last step" in loaded.selection
@@ -70,7 +72,7 @@ def test_another_format_is_refused(tmp_path):
     info = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**info, "format": 99}))
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["config.json"] = module._sha256(folder / "config.json")
+    manifest["config.json"] = module.sha256_of(folder / "config.json")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="format 99"):
         load_checkpoint(folder)
@@ -84,7 +86,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
     folder = save(tmp_path / "last")
     torch.save({"step": Payload()}, folder / "state.pt")
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["state.pt"] = module._sha256(folder / "state.pt")
+    manifest["state.pt"] = module.sha256_of(folder / "state.pt")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="state.pt cannot be read"):
         load_checkpoint(folder).state()
@@ -102,7 +104,7 @@ def test_weights_and_state_are_of_one_save(tmp_path):
 
 @pytest.mark.parametrize("file", module.FILES)
 def test_a_save_while_a_checkpoint_is_read_mixes_nothing(tmp_path, monkeypatch, file):
-    folder, seen, real = save(tmp_path / "last", step=1), [], module._sha256
+    folder, seen, real = save(tmp_path / "last", step=1), [], module.sha256_of
 
     def saving(path):
         result = real(path)
@@ -112,7 +114,7 @@ def test_a_save_while_a_checkpoint_is_read_mixes_nothing(tmp_path, monkeypatch, 
             save_checkpoint(folder, other, {"step": 2}, {"step": 2})
         return result
 
-    monkeypatch.setattr(module, "_sha256", saving)
+    monkeypatch.setattr(module, "sha256_of", saving)
     loaded = load_checkpoint(folder)
     assert (loaded.info["step"], loaded.state()["step"]) == (2, 2) and loaded.sha256 == real(
         folder / "model.safetensors"
@@ -134,7 +136,7 @@ def test_weights_that_are_not_finite_keep_the_older_one(tmp_path):
     assert load_checkpoint(folder).info["step"] == 1
 
 
-@pytest.mark.parametrize("failing", ["save_file", "_flush"])
+@pytest.mark.parametrize("failing", ["save_file", "to_disk"])
 def test_a_full_disk_keeps_the_older_one(tmp_path, failing, monkeypatch):
     folder = save(tmp_path / "last", step=1)
 

@@ -33,7 +33,8 @@ import json, sys
 from types import SimpleNamespace
 from ppap.settings.config import DataConfig, from_dict
 from ppap.data import build_dataset
-from ppap.nets.feature_cache import _describe
+from pathlib import Path
+from ppap.nets.feature_cache import _describe, _store
 from ppap.methods.neighbours import _hash
 from tests.methods import tiny_engine
 
@@ -42,7 +43,7 @@ for name, options in json.loads(sys.stdin.read()).items():
     for split in ("train", "val"):
         dataset = build_dataset(from_dict(options, DataConfig), split)
         found[f"{name} {split}"] = dataset.fingerprint()
-    found[f"{name} features"] = _describe(engine.net, dataset, "fp16")["hash"]
+    found[f"{name} features"] = _store(Path("x"), _describe(engine.net, dataset, "fp16")).meta["hash"]
     found[f"{name} neighbours"] = _hash(engine.method, SimpleNamespace(dataset=dataset))
 print(json.dumps(found))
 """

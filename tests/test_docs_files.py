@@ -1,13 +1,16 @@
-"""docs/files.md: every row of its tables is a test of the files that its heading names."""
+"""docs/files.md, docs/reliability.md: every row is a test of the files that its heading names."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
-def test_every_row_is_a_test():
-    parts = re.split(r"^## ", (ROOT / "docs/files.md").read_text(), flags=re.MULTILINE)[1:]
+@pytest.mark.parametrize("page", ["files", "reliability"])
+def test_every_row_is_a_test(page):
+    parts = re.split(r"^## ", (ROOT / f"docs/{page}.md").read_text(), flags=re.MULTILINE)[1:]
     assert len(parts) == 4
     for part in parts:
         head, *lines = part.splitlines()
@@ -20,4 +23,5 @@ def test_every_row_is_a_test():
 
 
 def test_readme_leads_there():
-    assert "docs/files.md" in (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
+    assert "docs/files.md" in text and "docs/reliability.md" in text

@@ -119,6 +119,6 @@ def test_values_that_do_not_fit_are_refused(net, images, tmp_path):
 
 def test_a_small_disk_is_told_beforehand(net, images, tmp_path, monkeypatch):
     usage = __import__("collections").namedtuple("usage", "total used free")
-    monkeypatch.setattr("ppap.nets.feature_cache.shutil.disk_usage", lambda path: usage(1, 1, 100))
+    monkeypatch.setattr("ppap.runs.store.shutil.disk_usage", lambda path: usage(1, 1, 100))
     with pytest.raises(DataError, match="the features need .* give another --data.cache-dir"):
         made(net, images(), tmp_path)

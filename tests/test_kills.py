@@ -12,16 +12,19 @@ import pytest
 import torch
 
 from ppap.analysis.study import Cell, run_cells
-from ppap.errors import DataError
+from ppap.errors import DataError, UsageError
 from ppap.nets.backbone import build_backbone
 from ppap.pretraining.export import export_backbone
 from ppap.runs import checkpoint
 from ppap.runs.checkpoint import exists, load_checkpoint, save_checkpoint
+from ppap.runs.rundir import RunDir, new_run_path
 from ppap.settings.config import ModelConfig, of_seed
 from ppap.train import main
 from ppap.training.request import parse_arguments
+from ppap.training.trainer import Trainer
 from tests.methods import MODEL
 from tests.runs import TINY
+from tests.test_pretrain import SMALL
 
 ROOT = Path(__file__).parent.parent
 STEPS = ["--train.steps=4", "--train.val-every=0", "--train.save-every=1", "--eval.pictures=0"]
@@ -158,3 +161,60 @@ def test_weights_of_a_pretraining_that_was_killed(tmp_path, monkeypatch):
             export_backbone(backbone, folder, "second")
     assert not folder.exists()
     assert "first" in build_backbone(ModelConfig(weights=str(folder))).origin
+
+
+# Before the first save, and in the report
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+def test_a_run_that_was_killed_before_its_first_save_starts_anew(tmp_path, capsys, monkeypatch, command):
+    out, module = tmp_path / "run", __import__(f"ppap.{command}", fromlist=["main"])
+    options = [*TINY, *STEPS] if command == "train" else ["scenes", *SMALL, "--train.steps=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "append", lambda self, row: die())
+        with pytest.raises(Kill):
+            module.main([*options, f"--train.out={out}"])
+    assert (out / "config.json").exists() and not (out / "checkpoints").exists()
+    (out / "mine.txt").write_text("kept")
+    with pytest.raises(UsageError, match=f"continue that run with --resume {out}"):
+        module.main([*options, f"--train.out={out}"])
+    module.main(["--resume", str(out)])
+    assert f"{out} has no checkpoint: it ended before its first save" in capsys.readouterr().out
+    assert (out / "checkpoints/last").exists() and (out / "mine.txt").read_text() == "kept"
+
+
+def test_what_a_kill_leaves_before_the_settings_is_a_new_folder(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".lock").write_bytes(b"")
+    (out / "config.json.new").write_text('{"config": ')
+    assert new_run_path(str(out), "x") == out
+    main([*TINY, "--train.steps=1", f"--train.out={out}"])
+    assert (out / "report.md").exists()
+
+
+def test_a_run_that_saved_meanwhile_is_not_started_anew(tmp_path):
+    config = parse_arguments([*TINY, *STEPS, f"--train.out={tmp_path}"]).config
+    RunDir(tmp_path).write_config(config)
+    request = parse_arguments(["--resume", str(tmp_path)])
+    assert request.checkpoint is None
+    save_checkpoint(tmp_path / "checkpoints" / "last", {"a": torch.ones(2)}, {"step": 1}, {})
+    with pytest.raises(UsageError, match="was continued by another process meanwhile"):
+        Trainer(request.config, request.path, None)
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "of an earlier version"])
+def test_a_report_that_was_cut_is_written_again(tmp_path, capsys, recorded):
+    out = tmp_path / "run"
+    main([*TINY, "--train.steps=1", f"--train.out={out}"])
+    whole = (out / "report.md").read_text()
+    if not recorded:
+        record = json.loads((out / "config.json").read_text())
+        del record["report_bytes"]
+        (out / "config.json").write_text(json.dumps(record))
+    main(["--resume", str(out)])
+    assert "is finished" in capsys.readouterr().out
+    (out / "report.md").write_text(whole[: len(whole) // 2])
+    main(["--resume", str(out)])
+    assert "is finished" not in capsys.readouterr().out
+    assert (out / "report.md").read_text().splitlines()[-1] == whole.splitlines()[-1]

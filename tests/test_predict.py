@@ -282,5 +282,7 @@ def test_a_full_disk_says_how_to_go_on(finished, tmp_path, monkeypatch):
 
     picture(40, 40).save(tmp_path / "a.jpg")
     monkeypatch.setattr(predict, "save_index_png", full)
-    with pytest.raises(DataError, match="a.png .No space left on device.; make room.*--skip-existing"):
+    with pytest.raises(
+        DataError, match="a.png .No space left on device.; make room and give the same command again"
+    ):
         main([str(finished), str(tmp_path / "a.jpg"), f"--out={tmp_path / 'masks'}", "--resolution=32"])

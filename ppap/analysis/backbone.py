@@ -27,6 +27,7 @@ from ppap.nets.feature_cache import cached, frozen_of
 from ppap.nets.model import Network, patch_rows
 from ppap.runs.randomness import drawn_order
 from ppap.settings.config import Config
+from ppap.stopping import each
 
 
 class Maps(NamedTuple):
@@ -110,7 +111,7 @@ def look(
     source = cached(net, dataset, config, device) if whole else Subset(dataset, chosen)
     features, labels, classes = [], [], []
     loader = val_loader(source, config.eval.batch_size, config.data.workers)
-    for batch in tqdm(loader, desc="features", unit="batch", leave=False, disable=None):
+    for batch in each(tqdm(loader, desc="features", unit="batch", leave=False, disable=None)):
         if "before" in batch:
             found = frozen_of(batch, device).guidance
         else:

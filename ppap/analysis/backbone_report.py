@@ -9,6 +9,7 @@ from typing import Any
 from ppap.analysis.backbone import LabelFree
 from ppap.analysis.backbone_labels import SHARES, Frozen, Purity
 from ppap.analysis.tables import spread_text
+from ppap.escaping import markdown, visible
 
 RAW_MEDIAN = 0.3
 """Median cosine of two random patches from which on those of raw features are said to crowd together."""
@@ -129,16 +130,16 @@ def write(folder: Path, found: Findings, extra: Mapping[str, Any]) -> str:
     (folder / "backbone.json").write_text(json.dumps(values, indent=1) + "\n")
     row, column = found.position
     leading = ", ".join(f"{100 * share:.1f}" for share in found.shares[:5])
-    lines = [f"# Backbone: {found.origin}", "", f"**{verdict}**", ""]
+    lines = [f"# Backbone: {markdown(found.origin)}", "", f"**{verdict}**", ""]
     lines += [f"- {reason}" for reason in reasons]
     lines += ["", "Whether sets hold one class each, only eyes or labels can tell: look at the neighbours."]
     lines += [_said_by_labels(found)] if found.purity else []
-    lines += ["", *(f"- {fact}" for fact in found.facts)]
+    lines += ["", *(f"- {markdown(fact)}" for fact in found.facts)]
     lines += [
         f"- spectrum: the leading components carry {leading} % of the variance",
         f"- position: R² of a patch's row {row:.2f}, of its column {column:.2f}, held out",
     ]
-    lines += ["", "## Suggested", "", "```", found.command, "```"]
+    lines += ["", "## Suggested", "", "```", visible(found.command, one_line=True), "```"]
     lines += ["", "## Conditions, without labels", "", *_label_free(found), "", _LABEL_FREE_TEXT]
     if found.purity:
         lines += ["", "## Conditions, by labels", "", *_by_labels(found), "", _LABELS_TEXT]
@@ -150,7 +151,7 @@ def write(folder: Path, found: Findings, extra: Mapping[str, Any]) -> str:
     lines += ["", "## Similarities", "", "![cosines of two patches](similarities.png)"]
     lines += ["", "## Spectrum", "", "![share of the variance by component](spectrum.png)"]
     text = "\n".join(lines) + "\n"
-    (folder / "backbone.md").write_text(text)
+    (folder / "backbone.md").write_text(text, encoding="utf-8")
     return text
 
 

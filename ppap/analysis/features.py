@@ -22,6 +22,7 @@ from ppap.nets.feature_cache import cached
 from ppap.nets.model import Network, PPAPNet, build_net, patch_rows
 from ppap.runs.randomness import own_randomness
 from ppap.settings.config import Config
+from ppap.stopping import each
 
 _BATCH = 16  # images per forward pass
 
@@ -114,7 +115,9 @@ def training_patches(
     batch = next(iter(loader))
     features, labels = [], []
     parts = zip(batch["image"].split(_BATCH), batch["label"].split(_BATCH), strict=True)
-    for image, label in tqdm(parts, desc="features", total=-(-images // _BATCH), leave=False, disable=None):
+    for image, label in each(
+        tqdm(parts, desc="features", total=-(-images // _BATCH), leave=False, disable=None)
+    ):
         features.append(patch_rows(net(image.to(device)).guidance))
         labels.append(labels_of(label, patch, rule))
     features, labels = torch.cat(features), torch.cat(labels).to(device)
@@ -145,7 +148,7 @@ def reference_pool(
     def maps() -> Iterator[Tensor]:
         loader = train_loader(dataset, min(_BATCH, len(dataset)), seed, workers)
         with tqdm(total=size, desc="pool", unit="image", leave=False, disable=None) as bar:
-            for _, _, batch in stream(loader):
+            for _, _, batch in each(stream(loader)):
                 yield net(batch["image"].to(device)).guidance
                 bar.update(len(batch["image"]))
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ppap.kernels import PropagationConfig, propagate
 from ppap.methods.hidden_positives import hidden_positives, pool_radius, unit_rows
+from ppap.stopping import each
 
 SetsOf = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Places among the anchors, (C,) int64 in 0..A-1 -> positive and negative sets, (C, N) bool each."""
@@ -134,7 +135,7 @@ def count_sets(
     rows = max(memory_budget // (_BYTES * len(labels)), 1)
     known, parts = labels >= 0, []
     places = torch.arange(len(anchors), device=anchors.device)
-    for chunk in tqdm(places.split(rows), desc=title, unit="chunk", leave=False, disable=None):
+    for chunk in each(tqdm(places.split(rows), desc=title, unit="chunk", leave=False, disable=None)):
         own = labels[anchors[chunk]]
         same = (labels[None, :] == own[:, None]) & (own >= 0)[:, None]
         columns = [own >= 0]

@@ -9,6 +9,7 @@ from typing import Any
 from ppap.analysis.paper import Setting, set_quality, text
 from ppap.analysis.set_quality import Decile, Quality
 from ppap.analysis.tables import mean_and_deviation, spread_text
+from ppap.escaping import markdown
 
 TITLES = {
     "ppap": "PPAP",
@@ -116,7 +117,12 @@ def write(
     """
     values = {**extra, "facts": list(facts), "rows": record(results)}
     (folder / "sets.json").write_text(json.dumps(values, indent=2) + "\n")
-    lines = [f"# Positive and negative sets: {title}", "", *(f"- {fact}" for fact in facts), ""]
+    lines = [
+        f"# Positive and negative sets: {markdown(title)}",
+        "",
+        *(f"- {markdown(fact)}" for fact in facts),
+        "",
+    ]
     lines += [*table_lines(results, setting), "", *_LEGEND, ""]
     deciles = decile_lines(results)
     if deciles:

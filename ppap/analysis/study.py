@@ -34,7 +34,7 @@ from ppap.runs.checkpoint import load_checkpoint
 from ppap.runs.lock import alone
 from ppap.runs.rundir import RunDir, changed_settings, has_begun, option_names
 from ppap.settings.config import Config, from_dict, to_dict
-from ppap.training.stop import StopRequest
+from ppap.stopping import StopRequest
 from ppap.training.trainer import Trainer
 
 Measure = Literal["comparison", "checkpoint"]

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ppap.escaping import markdown
 from ppap.kernels import PropagationConfig, propagate
 from ppap.methods.thresholds import NEGATIVE_SHARE, POSITIVE_CLUSTERS, ratio
+from ppap.stopping import each
 
 BINS = 100
 _STEP, _REACH = 0.05, 0.35  # of a grid [cosine]
@@ -100,7 +102,7 @@ def analyse(
     edges = torch.linspace(-1, 1, BINS + 1)
     same, other = histograms(unit, images, rows)
     grid, fixed = [], []
-    for phi0 in tqdm(phi_grid, desc="thresholds", disable=None):
+    for phi0 in each(tqdm(phi_grid, desc="thresholds", disable=None)):
         still = propagate(features, rows, PropagationConfig(phi0, steps=0), precision="fp32")
         fixed.append(still.num_positives.double().mean().item() / count)
         for psi0 in psi_grid:
@@ -172,7 +174,7 @@ def write(
     psis = sorted({point.psi0 for point in result.grid})
     found = {(point.phi0, point.psi0): point for point in result.grid}
     still = dict(zip(phis, result.fixed, strict=True))
-    lines = [f"# Thresholds: {title}", ""]
+    lines = [f"# Thresholds: {markdown(title)}", ""]
     lines += [
         f"{result.patches} patches, {result.anchors} anchors. Suggested without labels: "
         f"phi0 = {result.phi0:g}, psi0 = {result.psi0:g}; "
@@ -180,7 +182,7 @@ def write(
         f"of {100 * result.aim:.1f} % of the patches and negative sets of {100 * NEGATIVE_SHARE:.0f} % of "
         "the others.",
         "",
-        *(line for fact in facts for line in (fact, "")),
+        *(line for fact in facts for line in (markdown(fact), "")),
         "Mean positive set [% of the patches] after propagation and by a fixed threshold, and anchors "
         "without positives after propagation [%]:",
         "",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ppap.data.base import SPLITS, Datasets, SegmentationDataset
+from ppap.data.limits import set_max_pixels
 from ppap.data.loading import EpochSampler, train_loader, val_loader
 from ppap.errors import DataError, UsageError
 from ppap.pictures.palette import MAX_COLOURS, palette
@@ -97,4 +98,5 @@ def _build(config: DataConfig, splits: tuple[str, ...]) -> Datasets:
         near = difflib.get_close_matches(config.kind, KINDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(KINDS)}"
         raise UsageError(f"--data.kind is {config.kind!r}; {hint}")
+    set_max_pixels(config.max_pixels)
     return importlib.import_module(KINDS[config.kind]).build(config, splits)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ppap.data.images import verify_image
+from ppap.data.limits import check_file
 from ppap.errors import DataError
+from ppap.stopping import each
 
 SHOWN = 5  # names per kind of problem in one message
 _EDGE = 32  # bytes read at either end of a file
@@ -27,6 +29,7 @@ def read_list(path: Path) -> str:
         DataError: it cannot be read, or is no plain text.
     """
     try:
+        check_file(path)
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: the list cannot be read ({error}); give plain UTF-8 text") from None
@@ -64,7 +67,7 @@ def in_threads(function: Callable, jobs: Sequence, what: str, unit: str = "image
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
     try:
         done, quiet = pool.map(function, jobs), not sys.stderr.isatty()
-        yield from tqdm(done, what, len(jobs), leave=False, unit=unit, disable=quiet)
+        yield from each(tqdm(done, what, len(jobs), leave=False, unit=unit, disable=quiet))
     finally:  # also after Ctrl-C: do not start what is still waiting
         pool.shutdown(cancel_futures=True)
 
@@ -108,6 +111,7 @@ def check_complete(path: str) -> None:
         DataError: empty, cut off, or no readable image.
     """
     try:
+        check_file(path)
         with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             head = file.read(_EDGE)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from ppap.data.limits import check_file, check_size
 from ppap.data.scan import FORMATS
 from ppap.errors import DataError
 
@@ -82,6 +83,7 @@ class TiffFacts:
             ) from None
         with tifffile.TiffFile(source) as file:
             page = file.pages[0]
+            check_size((page.imagewidth, page.imagelength), name)
             values = page.asarray()
             planar = page.planarconfig == 2
         if values.ndim == 3 and planar:
@@ -164,10 +166,12 @@ def sampled_range(paths: Sequence[Path], reading: Reading) -> tuple[float, float
 
 
 def _values_of(path: Path, reading: Reading) -> np.ndarray | None:
+    check_file(path)
     facts = tiff_facts(path)
     if facts.special(reading):
         return reading.choose(facts.values(path, path), path)
     with Image.open(path, formats=FORMATS) as image:
+        check_size(image.size, path)
         values = deep_values(image, path)
         return None if values is None else reading.choose(values, path)
 

@@ -16,6 +16,7 @@ from PIL import Image
 from ppap.data.base import SPLITS, Datasets
 from ppap.data.checks import read_list
 from ppap.data.images import naming
+from ppap.data.limits import check_size
 from ppap.data.pairs import PairedFiles, Part, assemble, check_classes, data_root, name_array
 from ppap.errors import DataError, UsageError
 from ppap.settings.config import DataConfig
@@ -46,6 +47,7 @@ class MaskReader:
             DataError: unreadable, not RGB, or an id above C that is not 1000.
         """
         with naming(path, "a PNG mask"), Image.open(path, formats=("PNG",)) as image:
+            check_size(image.size, path)
             mode, pixels = image.mode, np.array(image)
         if mode not in ("RGB", "RGBA"):
             raise DataError(f"{path}: a mask of mode {mode}; ImageNet-S masks are RGB, id = R + 256 G")

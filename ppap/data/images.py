@@ -1,7 +1,8 @@
 """Reading pictures: what is accepted, what is converted, and how a bad file is reported.
 
 One reader for files and for what Python has in hand. Only the decoders of ``scan.FORMATS`` are ever tried,
-and Pillow's limit on pixels stays in force. Every failure is a ``DataError`` that names the file.
+and those with more than ``--data.max-pixels`` are refused by their headers. Every failure is a ``DataError``
+that names the file.
 ``ppap/data/deep.py`` reads more than 8 bits and more than three bands, ``ppap/data/label_files.py`` labels;
 ``ppap/data/transforms.py`` takes over from here.
 """
@@ -17,6 +18,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ppap.data.deep import Reading, deep_values, tiff_facts, to_uint8
+from ppap.data.limits import check_file, check_size
 from ppap.data.scan import FORMATS, SUFFIXES
 from ppap.data.scan import find_images as find_images  # listed beside what reads them
 from ppap.errors import DataError, UsageError
@@ -63,7 +65,8 @@ def read_image(path: str | os.PathLike, reading: Reading = AS_STORED) -> Image.I
         A decoded PIL image of mode RGB.
 
     Raises:
-        DataError: missing, empty, truncated, not one of these formats, more pixels than Pillow's limit,
+        DataError: missing, empty, truncated, not one of these formats, more pixels than
+            ``--data.max-pixels``,
             32-bit values without a range, or more than four bands of which none is chosen.
     """
     with naming(path):
@@ -130,6 +133,7 @@ def verify_image(path: str | os.PathLike, reading: Reading = AS_STORED) -> tuple
         if reading.bands or tiff_facts(path).special(reading):
             return _read(path, reading).size
         with Image.open(path, formats=FORMATS) as image:
+            check_size(image.size, path)
             _refuse_unknown_range(image, path, reading)
             width, height = image.size
             turn = _orientation(image)
@@ -167,7 +171,9 @@ def orientation(path: str | os.PathLike) -> int:
 def looks_like_mask(path: str | os.PathLike) -> bool:
     """Whether a file may be a mask: a palette, one bit, or at most 32 values; False if unreadable."""
     try:
+        check_file(path)
         with Image.open(path, formats=FORMATS) as image:
+            check_size(image.size, path)
             if image.format in ("JPEG", "MPO"):
                 return False
             return image.mode in ("1", "P") or image.getcolors(_FEW) is not None
@@ -184,8 +190,9 @@ def read_label(path: str | os.PathLike) -> np.ndarray:
 
 @contextlib.contextmanager
 def naming(path: Any, what: str = "an image", formats: Sequence[str] = FORMATS) -> Iterator[None]:
-    """Turn whatever a decoder raises into a DataError with the file's name."""
+    """Turn whatever a decoder raises into a DataError with the file's name; pipes and devices are refused."""
     try:
+        check_file(path)
         yield
     except (DataError, UsageError):
         raise
@@ -219,6 +226,7 @@ def _read(source: Any, reading: Reading) -> Image.Image:
 
 def _convert(image: Image.Image, reading: Reading, name: Any, source: Any = None) -> Image.Image:
     """RGB of a PIL image, decoded or not; `source` is its file, from which 16 bits a channel are read."""
+    check_size(image.size, name)
     _refuse_unknown_range(image, name, reading)
     turn, tiff = _orientation(image), image.format == "TIFF"
     values = deep_values(image, source)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ppap.data.checks import in_threads
 from ppap.data.images import naming
+from ppap.data.limits import check_file, check_size
 from ppap.data.png import SIGNATURE, without_damage
 from ppap.errors import DataError
 
@@ -104,6 +105,7 @@ def _open(path: str | os.PathLike) -> Image.Image:
             raise DataError(
                 f"{path}: a {image.format} file, no PNG label: compression changes ids; write it as PNG"
             )
+        check_size(image.size, path)
         tile = image.tile[0][3] if image.tile else ""
         image.load()
         copied = image.copy()
@@ -113,6 +115,7 @@ def _open(path: str | os.PathLike) -> Image.Image:
 
 def _opened(path: str | os.PathLike) -> Image.Image:
     """A label that is not decoded yet; of a PNG, whose pixels have checksums, these are verified."""
+    check_file(path)
     with open(path, "rb") as file:
         start = file.read(len(SIGNATURE))
         source = io.BytesIO(without_damage(start + file.read())) if start == SIGNATURE else path

@@ -4,10 +4,10 @@ Which images stand in batch k of epoch e depends on seed, e and k alone: not on 
 not on whether the run was restarted in between.
 """
 
+import functools
 import io
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +17,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, default_convert
 
 from ppap.data.base import SegmentationDataset
+from ppap.data.limits import max_pixels, set_max_pixels
 from ppap.errors import DataError
+from ppap.stopping import ignore
 
 logger = logging.getLogger(__name__)
 _ROOMY = 2 << 30  # bytes of /dev/shm that suffice for some processes with two large batches each
@@ -203,7 +205,7 @@ def _make(
         dataset,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=functools.partial(_quiet_worker, max_pixels()),
         multiprocessing_context=_CONTEXT if workers else None,
         # Its own generator: otherwise each pass would draw from the global one, which drives training.
         generator=torch.Generator().manual_seed(seed % 2**63),
@@ -211,9 +213,10 @@ def _make(
     )
 
 
-def _quiet_worker(worker: int) -> None:
+def _quiet_worker(limit: int, worker: int) -> None:
+    set_max_pixels(limit)  # where processes do not inherit it
     # Ctrl-C reaches every process of the terminal; only the main one decides what to save and when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore()
     # The same for a SIGTERM to the whole group, as schedulers send it; it cannot be ignored as well, since
     # the main process ends a worker by it.
     if hasattr(os, "setpgid"):

@@ -15,6 +15,7 @@ from PIL import Image
 from ppap.data.base import SPLITS, Datasets
 from ppap.data.checks import read_list
 from ppap.data.images import find_images
+from ppap.data.matlab import read_matrix
 from ppap.data.pairs import IdTable, PairedFiles, Part, assemble, check_classes, data_root, name_array
 from ppap.errors import DataError
 from ppap.settings.config import DataConfig
@@ -60,7 +61,7 @@ def read_block(path: str) -> Image.Image:
     Raises:
         DataError: unreadable, or not (H, W, 4 or 3) uint8 under ``img``.
     """
-    pixels = _variable(path, "img")
+    pixels = read_matrix(path, "img")
     if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or pixels.dtype != np.uint8:
         raise DataError(f"{path}: img is {pixels.dtype} {pixels.shape}; it must be uint8 (H, W, 4)")
     return Image.fromarray(np.ascontiguousarray(pixels[:, :, :3]))
@@ -72,7 +73,7 @@ def read_block_ids(path: str) -> np.ndarray:
     Raises:
         DataError: unreadable, not (H, W) integers under ``gt``, or an id that is neither 0..5 nor ignored.
     """
-    ids = _variable(path, "gt")
+    ids = read_matrix(path, "gt")
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
         raise DataError(f"{path}: gt is {ids.dtype} {ids.shape}; it must be (H, W) integers")
     ids = ids.astype(np.int64)
@@ -85,21 +86,6 @@ def read_block_ids(path: str) -> np.ndarray:
 def tile_table() -> IdTable:
     """Reader of mmsegmentation's labels: 0 = ignored, then the six ids plus one."""
     return IdTable((-1, *COARSE) + (-2,) * (255 - len(COARSE)), "mmsegmentation's Potsdam ids (0 to 6)")
-
-
-def _variable(path: str, key: str) -> np.ndarray:
-    from scipy.io import loadmat
-
-    try:
-        found = loadmat(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except Exception as error:  # damaged input makes the reader raise nearly any type
-        raise DataError(f"{path}: cannot be read as a MATLAB file ({error}); copy it again") from None
-    if key not in found:
-        there = ", ".join(k for k in found if not k.startswith("__")) or "nothing"
-        raise DataError(f"{path}: no variable {key!r} (it holds {there})")
-    return found[key]
 
 
 def _blocks(base: Path, split: str) -> Part:

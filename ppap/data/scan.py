@@ -158,6 +158,8 @@ def _written(folder: Path, files: list[str], masks: bool) -> set[str]:
 
 
 def _keys(path: Path) -> set[str]:
+    if not path.is_file():  # a pipe would wait for ever
+        return set()
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -30,6 +30,7 @@ from ppap.nets.model import patch_rows
 from ppap.nets.probes import ClusterProbe, LinearProbe
 from ppap.runs.randomness import own_randomness
 from ppap.settings.config import Config
+from ppap.stopping import each
 
 BatchCode = Callable[[dict[str, Tensor]], Tensor]
 """Batch of images or of cached tokens -> code (B, D, h, w)."""
@@ -182,7 +183,7 @@ def codes_of(
     part = Subset(source, [i * len(source) // count for i in range(count)])
     codes, labels = [], []
     loader = val_loader(part, config.eval.batch_size, config.data.workers)
-    for batch in tqdm(loader, desc="codes", unit="batch", leave=False, disable=None):
+    for batch in each(tqdm(loader, desc="codes", unit="batch", leave=False, disable=None)):
         codes.append(batch_code(batch).float().cpu())
         labels.append(batch["label"])
         if should_stop():
@@ -227,7 +228,7 @@ def fit_probes(
     optimiser = torch.optim.Adam(parameters, lr=settings.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
     sampler = EpochSampler(len(codes), min(settings.batch_size, len(codes)), seed)
-    for step in tqdm(range(settings.steps), desc="probes", unit="step", leave=False, disable=None):
+    for step in each(tqdm(range(settings.steps), desc="probes", unit="step", leave=False, disable=None)):
         epoch, place = divmod(step, sampler.steps_per_epoch)
         index = torch.from_numpy(sampler.order(epoch)[place * sampler.batch_size :][: sampler.batch_size])
         code, label = codes[index].to(device), labels[index].to(device)

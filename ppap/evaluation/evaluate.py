@@ -20,6 +20,7 @@ from ppap.evaluation.crf import CRFTask, crf_device, require_crf, run_crf
 from ppap.evaluation.metrics import ConfusionMatrix, Scores
 from ppap.nets.probes import ClusterProbe, LinearProbe, upsample
 from ppap.settings.config import EvalConfig
+from ppap.stopping import check, each
 
 # The cluster probe's cosines become class scores for the CRF as log-softmax(2 cos).
 CLUSTER_SHARPNESS = 2.0
@@ -148,7 +149,7 @@ def _scores(counts, dataset, unmatched, with_crf) -> Evaluation:
 def _batches(code_of, dataset, batch_size, device, workers, should_stop) -> Iterator[tuple[dict, Tensor]]:
     """(batch, code) of all images; progress on a terminal."""
     loader = val_loader(dataset, batch_size, workers, pin_memory=device.type == "cuda")
-    for batch in tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=None):
+    for batch in each(tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=None)):
         with torch.no_grad():
             code = code_of(batch["image"].to(device, non_blocking=True))
         if not torch.isfinite(code).all():
@@ -163,6 +164,7 @@ def _plain_then_crf_tasks(batches, probes, patch_size, counts, picture, where) -
     for batch, code in batches:
         size = tuple(batch["label"].shape[1:])
         for i, index in enumerate(batch["index"].tolist()):
+            check()
             truth, one = batch["label"][i], code[i : i + 1]
             scores = pixel_scores(one, probes, patch_size, size, with_length=picture is not None)
             # Of a probe for more classes than there are labels of, those that there are.

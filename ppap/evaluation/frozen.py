@@ -7,6 +7,7 @@ from ppap.data import SegmentationDataset, train_loader
 from ppap.data.loading import stream
 from ppap.evaluation.comparison import settle_clusters
 from ppap.methods.engine import Engine, check_finite
+from ppap.stopping import each
 
 
 def train_frozen_probes(engine: Engine, dataset: SegmentationDataset, steps: int) -> None:
@@ -28,7 +29,7 @@ def train_frozen_probes(engine: Engine, dataset: SegmentationDataset, steps: int
     torch.manual_seed(train.seed)
     engine.renew_probes(engine.net.backbone.width)
     batches = stream(loader)
-    for step in tqdm(range(steps), desc="frozen probes", unit="step", disable=None):
+    for step in each(tqdm(range(steps), desc="frozen probes", unit="step", disable=None)):
         _, _, batch = next(batches)
         code = engine.frozen_code(batch["image"].to(engine.device))
         losses = engine.train_probes(code, batch["label"].to(engine.device))

@@ -31,6 +31,7 @@ from ppap.errors import DataError, NumberError, UsageError
 from ppap.evaluation.metrics import ConfusionMatrix
 from ppap.methods.engine import Engine
 from ppap.settings.config import NeighboursConfig
+from ppap.stopping import each
 
 MapOf = Callable[[Tensor], Tensor]
 """Image (1, 3, H, W) on the device -> feature map (1, D, h, w)."""
@@ -200,7 +201,7 @@ def build_bank(
     """
     rows, labels = [], []
     loader = whole_loader(_Whole(dataset, settings, patch_size), workers)
-    for item in tqdm(loader, desc="bank", unit="image", leave=False, disable=None):
+    for item in each(tqdm(loader, desc="bank", unit="image", leave=False, disable=None)):
         features = position_features(map_of, item["image"][None].to(device), settings, patch_size)
         means, ids = masked_means(features, item["ids"])
         rows.append(means)
@@ -282,7 +283,7 @@ def evaluate_neighbours(
     matrix = ConfusionMatrix(dataset.classes)
     together = torch.zeros(dataset.classes, dataset.classes, dtype=torch.int64)
     loader = whole_loader(_Whole(dataset, settings, patch_size), workers)
-    for item in tqdm(loader, desc="neighbours", unit="image", leave=False, disable=None):
+    for item in each(tqdm(loader, desc="neighbours", unit="image", leave=False, disable=None)):
         features = position_features(map_of, item["image"][None].to(device), settings, patch_size)
         queries = F.normalize(features.flatten(1).T, dim=1)
         found = classify(

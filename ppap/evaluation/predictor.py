@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppap.data.ids import reading_of
 from ppap.data.images import AS_STORED, Reading, as_picture
+from ppap.data.limits import at_most
 from ppap.data.transforms import Geometry, normalise, resized_size
 from ppap.errors import UsageError
 from ppap.evaluation.metrics import apply_assignment
@@ -39,10 +40,11 @@ class Predictor:
         labelled: bool = True,
         ids: Sequence[int] = (),
         reading: Reading = AS_STORED,
+        max_pixels: int | None = None,
     ) -> None:
         """Args: the network, names of the classes, class of each cluster (None = never matched), whether the
-        linear probe has seen labels, the id that label files have for each class (empty = 0, 1, ...), and how
-        pictures are read.
+        linear probe has seen labels, the id that label files have for each class (empty = 0, 1, ...), how
+        pictures are read, and the most pixels of one (None = as in training).
         """
         self.engine = engine
         self.labelled = labelled
@@ -50,6 +52,7 @@ class Predictor:
         self.origin = engine.net.backbone.origin
         self.class_names = tuple(class_names)
         self.reading = reading
+        self.max_pixels = max_pixels or engine.config.data.max_pixels
         self.class_ids = tuple(ids) or tuple(range(len(self.class_names)))
 
     def names(self, probe: str = "cluster") -> tuple[str, ...]:
@@ -89,7 +92,7 @@ class Predictor:
 
         Raises:
             UsageError: an unknown probe, more patches than `max_tokens`, or another kind of image.
-            DataError: the image cannot be read.
+            DataError: the image cannot be read, or has more pixels than ``max_pixels``.
         """
         if probe not in ("cluster", "linear"):
             raise UsageError(f"probe is {probe!r}; valid: 'cluster', 'linear'")
@@ -97,7 +100,8 @@ class Predictor:
             raise UsageError(
                 "probe is 'linear', which this run could not train without labels; use 'cluster'"
             )
-        image = as_picture(image, self.reading)
+        with at_most(self.max_pixels):
+            image = as_picture(image, self.reading)
         width, height = self.seen_size(image.width, image.height, resolution, max_tokens)
         pixels = Geometry(resolution, self.engine.config.data.interpolation).whole(image)
         code = self.engine.code(normalise(pixels)[None].to(self.engine.device))
@@ -143,12 +147,14 @@ class Predictor:
         return labels
 
 
-def load(path: str | Path, device: str = "auto") -> Predictor:
+def load(path: str | Path, device: str = "auto", *, max_pixels: int | None = None) -> Predictor:
     """A trained network, ready to predict.
 
     Args:
         path: run directory or checkpoint folder.
         device: ``auto`` or a torch device name.
+        max_pixels: images of more are refused before they are decoded; None = ``--data.max-pixels`` of the
+            run, by default 200 million.
 
     Raises:
         DataError: no such checkpoint, or a damaged one.
@@ -169,4 +175,5 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
         info["labelled"],
         info.get("label_ids") or (),
         reading_of(info),
+        max_pixels,
     )

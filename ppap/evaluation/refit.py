@@ -12,6 +12,7 @@ from ppap.evaluation.evaluate import CodeOf, evaluate
 from ppap.methods.engine import Engine
 from ppap.runs.randomness import own_randomness
 from ppap.settings.config import Config
+from ppap.stopping import each
 
 _COLUMNS = {"cluster_accuracy": "cluster accuracy", "cluster_miou": "cluster mIoU"}
 
@@ -47,7 +48,7 @@ def refit_clusters(
     found = []
     with own_randomness():
         codes, labels = codes_of(batch_code, datasets.train, settings.images, config)
-        for seed in tqdm(seeds, desc="refit", unit="probe", disable=None):
+        for seed in each(tqdm(seeds, desc="refit", unit="probe", disable=None)):
             probes = fit_probes(
                 codes,
                 labels,

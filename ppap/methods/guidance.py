@@ -19,6 +19,7 @@ from ppap.nets.feature_cache import frozen_of
 from ppap.nets.model import Network
 from ppap.runs.randomness import drawn_order, own_randomness
 from ppap.settings.config import Config
+from ppap.stopping import each
 
 PATCHES = 2**17
 """Patches that the moments are of, about: more than a hundred for each of 1024 channels."""
@@ -64,7 +65,8 @@ def survey(
     seen = 0
     with own_randomness(), tqdm(desc="survey", unit="image", leave=False, disable=None) as bar:
         net.eval()
-        for batch in val_loader(Subset(source, order.tolist()), config.eval.batch_size, config.data.workers):
+        images = Subset(source, order.tolist())
+        for batch in each(val_loader(images, config.eval.batch_size, config.data.workers)):
             features = _features(net, batch, device)
             patches = features.shape[2] * features.shape[3]
             wanted = min(config.train.batch_size, max(SAMPLE // patches, 1))

@@ -21,6 +21,7 @@ from ppap.data import EpochSampler, val_loader
 from ppap.errors import DataError
 from ppap.methods.base import Method, TrainingData
 from ppap.nets.feature_cache import CachedFeatures, cache_root, weights_hash
+from ppap.stopping import each
 
 KEPT = 30
 """Images of a row of the table, the image itself included, as published."""
@@ -112,7 +113,7 @@ def nearest_images(descriptors: Tensor) -> Tensor:
     count = len(descriptors)
     rows, kept = max(_TILE // count, 1), min(KEPT, count)
     found = []
-    for start in tqdm(range(0, count, rows), desc="nearest images", leave=False, disable=None):
+    for start in each(tqdm(range(0, count, rows), desc="nearest images", leave=False, disable=None)):
         cosine = descriptors[start : start + rows] @ descriptors.T
         # Above any cosine: of two equal images each is the nearest of itself.
         cosine.diagonal(start).fill_(2)
@@ -126,7 +127,7 @@ def _descriptors(method: Method, data: TrainingData) -> Tensor:
     loader = val_loader(data.dataset, config.eval.batch_size, config.data.workers)
     means = [
         method.net.compared(method.tokens(batch).guidance).mean(dim=(2, 3))
-        for batch in tqdm(loader, desc="image descriptors", unit="batch", disable=None)
+        for batch in each(tqdm(loader, desc="image descriptors", unit="batch", disable=None))
     ]
     return F.normalize(torch.cat(means), dim=1)
 

@@ -7,7 +7,6 @@ skips the images and all frozen blocks.
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +16,12 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ppap.data import SegmentationDataset, val_loader
-from ppap.errors import DataError, NumberError
+from ppap.errors import NumberError
 from ppap.kernels.cache import cache_folder
 from ppap.nets.model import FrozenTokens, Network
+from ppap.runs.store import Kind, Part, Store
 from ppap.settings.config import Config, DataConfig
+from ppap.stopping import each
 
 CacheType = Literal["fp16", "bf16"]
 # bfloat16 is unknown to NumPy: its bits are kept as integers.
@@ -55,7 +56,8 @@ class CachedFeatures(Dataset[dict[str, Any]]):
     def __getitem__(self, i: int) -> dict[str, Any]:
         """A dict: before (P + h w, D), guidance (D, h, w) in the cache's type, label (H, W) int64, index."""
         if self._arrays is None:  # opened by the process that reads: loader processes share no file position
-            self._arrays = _open(self.path, self.meta, "r")
+            names = _kinds(self.meta)
+            self._arrays = {name: np.load(self.path / f"{name}.npy", mmap_mode="r") for name in names}
         tokens = {name: torch.from_numpy(self._arrays[name][i].copy()) for name in ("before", "guidance")}
         if self.meta["dtype"] == "bf16":
             tokens = {name: value.view(torch.bfloat16) for name, value in tokens.items()}
@@ -75,7 +77,8 @@ def is_cached(net: Network, dataset: SegmentationDataset, data: DataConfig) -> b
     limit = data.cache_limit_gib
     if not data.cache_features or limit is None:
         return data.cache_features
-    size = _size(_layout(net, dataset, data.cache_dtype)) / 2**30
+    kinds = _kinds(_layout(net, dataset, data.cache_dtype))
+    size = sum(kind.size for kind in kinds.values()) / 2**30
     if size > limit:
         print(
             f"features: {size:.0f} GiB would be cached, more than --data.cache-limit-gib {limit:g}; they are "
@@ -114,7 +117,8 @@ def cache_features(
     """The dataset's frozen tokens, from disk where they are, computed where they are not.
 
     The folder's name is a hash of the backbone's weights, the crops' geometry and the dataset's files: a
-    cache of anything else is never read. A stopped computation goes on where it stopped.
+    cache of anything else is never read. A stopped computation goes on where it stopped; one that another
+    process is at is waited for.
 
     Args:
         net: network on `device`.
@@ -126,36 +130,34 @@ def cache_features(
         workers: loader processes.
 
     Raises:
-        DataError: the disk is too small, or the folder cannot be written.
+        DataError: the disk is too small, the folder cannot be written, or what it holds is damaged.
         NumberError: a token does not fit the type.
     """
     meta = _describe(net, dataset, dtype)
-    path = root / meta["hash"]
-    if (path / "done.npy").exists() and np.load(path / "done.npy", mmap_mode="r").all():
-        print(f"features: read from {path}")
-        return CachedFeatures(path, dataset)
-    _prepare(path, meta)
-    done = np.lib.format.open_memmap(path / "done.npy", mode="r+")
-    arrays = _open(path, meta, "r+")
-    left = np.flatnonzero(done == 0)
-    print(f"features: {_size(meta) / 2**20:.0f} MiB into {path}, {len(left)} of {len(dataset)} images to go")
-    loader = val_loader(_Part(dataset, left), batch_size, workers)
+    store = _store(root, meta)
+    with store.made() as part:
+        if part is None:
+            print(f"features: read from {store.path}")
+        else:
+            left = part.left
+            to_go = f"{len(left)} of {len(dataset)} images to go"
+            print(f"features: {store.size / 2**20:.0f} MiB into {store.path}, {to_go}")
+            _fill(part, net, val_loader(_Part(dataset, left), batch_size, workers), dtype, device)
+    return CachedFeatures(store.path, dataset)
+
+
+def _fill(part: Part, net: Network, loader: Any, dtype: CacheType, device: torch.device) -> None:
     net.eval()
-    for batch in tqdm(loader, desc="features", unit="batch", disable=None):
+    for batch in each(tqdm(loader, desc="features", unit="batch", disable=None)):
         index = batch["index"].numpy()
         frozen = net.frozen(batch["image"].to(device))
         for name, value in (("before", frozen.before), ("guidance", frozen.guidance)):
             stored = value.to(_TORCH[dtype])
             if not torch.isfinite(stored).all():
                 raise NumberError(f"a frozen token does not fit {dtype}; give --data.cache-dtype bf16")
-            arrays[name][index] = stored.cpu().view(torch.int16).numpy().view(_STORED[dtype])
-        arrays["label"][index] = batch["label"].numpy()
-        for array in arrays.values():
-            array.flush()
-        # Marked only when the tokens are on disk: what is marked can be trusted after a power cut.
-        done[index] = 1
-        done.flush()
-    return CachedFeatures(path, dataset)
+            part.arrays[name][index] = stored.cpu().view(torch.int16).numpy().view(_STORED[dtype])
+        part.arrays["label"][index] = batch["label"].numpy()
+        part.mark(index)
 
 
 class _Part(Dataset[dict[str, Any]]):
@@ -187,14 +189,12 @@ def _layout(net: Network, dataset: SegmentationDataset, dtype: CacheType) -> dic
 
 def _describe(net: Network, dataset: SegmentationDataset, dtype: CacheType) -> dict[str, Any]:
     """:func:`_layout`, and what the tokens follow from: reads every file of the dataset."""
-    meta = {
+    return {
         **_layout(net, dataset, dtype),
         "backbone": net.backbone.spec,
         "weights": weights_hash(net.backbone),
         "data": dataset.fingerprint(),
     }
-    text = json.dumps(meta, sort_keys=True)
-    return {**meta, "hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def weights_hash(module: torch.nn.Module) -> str:
@@ -206,38 +206,11 @@ def weights_hash(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _shapes(meta: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Array -> (shape, dtype)."""
+def _kinds(meta: dict[str, Any]) -> dict[str, Kind]:
     stored = _STORED[meta["dtype"]]
-    kinds = {"before": stored, "guidance": stored, "label": np.int16}
-    return {name: ((meta["images"], *meta[name]), kind) for name, kind in kinds.items()}
+    types = {"before": stored, "guidance": stored, "label": np.int16}
+    return {name: Kind((meta["images"], *meta[name]), dtype) for name, dtype in types.items()}
 
 
-def _size(meta: dict[str, Any]) -> int:
-    return sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in _shapes(meta).values())
-
-
-def _prepare(path: Path, meta: dict[str, Any]) -> None:
-    """Make the folder and its arrays, if they are not there from an earlier start."""
-    if (path / "done.npy").exists():
-        return
-    try:
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
-        free = shutil.disk_usage(path).free
-        if _size(meta) > free:
-            raise DataError(
-                f"the features need {_size(meta) / 2**30:.1f} GiB, {path.parent} has "
-                f"{free / 2**30:.1f} GiB free; give another --data.cache-dir"
-            )
-        for name, (shape, kind) in _shapes(meta).items():
-            np.lib.format.open_memmap(path / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
-        (path / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-        np.save(path / "done.npy", np.zeros(meta["images"], np.uint8))
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"cannot write {path} ({reason}); give another --data.cache-dir") from None
-
-
-def _open(path: Path, meta: dict[str, Any], mode: str) -> dict[str, np.ndarray]:
-    return {name: np.load(path / f"{name}.npy", mmap_mode=mode) for name in _shapes(meta)}
+def _store(root: Path, meta: dict[str, Any]) -> Store:
+    return Store(root, meta, _kinds(meta), what="features", remedy="give another --data.cache-dir")

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from ppap.errors import DataError
+from ppap.runs.disk import sha256_of, to_disk
 
 FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 """Names under which a directory holds its weights, in the order of preference."""
 INDEX = ".index.json"
 """What transformers adds to a name for the list of its shards."""
+CHECKSUMS = "ppap-checksums.json"
+"""What an exported backbone has beside its files: the sha256 of each."""
 INDICES = tuple(name + INDEX for name in FILES[:2])
 
 
@@ -78,6 +81,40 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}; wanted an object")
     return content
+
+
+def write_checksums(folder: Path) -> None:
+    """Write :data:`CHECKSUMS` of the files in a folder, and see everything to the disk.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    files = sorted(folder.iterdir())
+    text = json.dumps({file.name: sha256_of(file) for file in files}, indent=2) + "\n"
+    (folder / CHECKSUMS).write_text(text, encoding="utf-8")
+    for file in (*files, folder / CHECKSUMS):
+        to_disk(file)
+
+
+def compare_checksums(folder: Path) -> None:
+    """Compare the files of a folder with its :data:`CHECKSUMS`; folders of other makers have none.
+
+    Raises:
+        DataError: a file is missing or differs, or the list itself is cut.
+    """
+    if not (folder / CHECKSUMS).exists():
+        return
+    remedy = "copy the whole folder again, or, where a pretraining writes there, give the command again"
+    listed = read_json(folder / CHECKSUMS)
+    if FILES[0] not in listed:
+        raise DataError(f"{folder / CHECKSUMS} is damaged: it lists no {FILES[0]}; {remedy}")
+    for name, checksum in listed.items():
+        try:
+            found = sha256_of(folder / Path(name).name)
+        except OSError as error:
+            raise DataError(f"cannot read {folder / name} ({error.strerror or error}); {remedy}") from None
+        if found != checksum:
+            raise DataError(f"{folder / name} differs from its checksum in {CHECKSUMS}; {remedy}")
 
 
 def shards(index: Path) -> dict[str, list[str]]:

@@ -30,7 +30,16 @@ from torch import Tensor
 from ppap.errors import DataError, UsageError
 from ppap.nets import hub
 from ppap.nets.architecture import DETAILS, SIZES, complete, nearest
-from ppap.nets.files import FILES, INDICES, one_line, read_file, read_json, shards, weights_file
+from ppap.nets.files import (
+    FILES,
+    INDICES,
+    compare_checksums,
+    one_line,
+    read_file,
+    read_json,
+    shards,
+    weights_file,
+)
 from ppap.nets.layouts import huggingface, pixels, to_timm
 from ppap.nets.layouts.sections import find_backbone
 from ppap.runs.checkpoint import standing
@@ -167,6 +176,7 @@ def _open_file(path: Path, spec: dict[str, Any], origin: str, key: str | None) -
 
 def _open_directory(path: Path, key: str | None) -> Source:
     spec, origin = {}, f"directory {path}"
+    compare_checksums(path)
     config_file = path / "config.json"
     if config_file.is_file():
         config = read_json(config_file)

@@ -8,7 +8,6 @@ import hashlib
 import io
 import math
 import multiprocessing
-import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
@@ -27,6 +26,7 @@ from ppap.data.images import stored_size
 from ppap.data.pairs import PROBLEMS, PairedDataset
 from ppap.errors import DataError, UsageError
 from ppap.preparation.folders import claim_folder, write_whole
+from ppap.stopping import each, ignore
 
 _CHUNK = 8  # images per job: an interruption waits for one job a process
 _HEADERS = 256  # images whose header one job reads
@@ -184,14 +184,14 @@ def _in_processes(function: Any, starts: range, shared: tuple, workers: int) -> 
             if pool is None
             else _queued(pool, function, starts, shared, workers)
         )
-        for result in done:
+        for result in each(done):
             bar.update()
             yield result
 
 
 def _ignore_interrupts() -> None:
     # Ctrl-C reaches every process of the terminal; the main one lets the others finish their images.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore()
 
 
 def _each(function: Any, starts: range, shared: tuple) -> Iterator[Any]:

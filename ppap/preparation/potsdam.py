@@ -19,9 +19,11 @@ from PIL import Image
 
 from ppap.data.checks import Problems, read_list
 from ppap.data.images import naming
+from ppap.data.limits import check_size
 from ppap.data.potsdam import LISTS
 from ppap.errors import DataError
 from ppap.preparation.folders import claim_folder, write_whole
+from ppap.stopping import each
 
 BLOCK = 200
 TILE = 6000
@@ -165,7 +167,8 @@ def cut_tiles(tiles: Tiles, out: Path, seed: int = 0, lists: Path | None = None)
         (out / folder).mkdir(exist_ok=True)
     bar = tqdm(tiles.images.items(), "cut", unit="tile", disable=not sys.stderr.isatty())
     unknown = sum(
-        _cut(tile, path, tiles.labels.get(tile), out, int(starts[t])) for t, (tile, path) in enumerate(bar)
+        _cut(tile, path, tiles.labels.get(tile), out, int(starts[t]))
+        for t, (tile, path) in enumerate(each(bar))
     )
     split[UNLABELLED] = sorted(set(range(int(starts[-1]))) - set(labelled))
     for name, numbers in split.items():
@@ -232,6 +235,7 @@ def _read(path: Path, channels: int) -> np.ndarray:
     with naming(path, "a tile"):
         data = _declare_fourth_channel(bytearray(path.read_bytes()))
         with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+            check_size(image.size, path)
             pixels = np.array(image)
     if pixels.ndim != 3 or pixels.shape[2] < channels or pixels.dtype != np.uint8:
         raise DataError(f"{path}: {pixels.dtype} {pixels.shape}; tiles are uint8 with {channels} channels")

@@ -15,6 +15,7 @@ from ppap.data.deep import Reading, sampled_range
 from ppap.data.folder_check import check
 from ppap.data.images import read_image
 from ppap.data.layouts import Layout, SplitFiles, find_layout
+from ppap.data.limits import set_max_pixels
 from ppap.data.loading import EpochSampler, steps_loader
 from ppap.data.scenes import make_scene
 from ppap.data.transforms import resized_size
@@ -96,6 +97,7 @@ class FolderDraws(Dataset):
         data = config.data
         if data.root is None:
             raise UsageError("--data.root is not given; name the folder that holds the images")
+        set_max_pixels(data.max_pixels)
         layout = find_layout(data.root)
         images = layout.splits["train" if "train" in layout.splits else "val"].images
         # Labels are no business of pretraining, so only the images are looked at.

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from ppap.escaping import markdown
 from ppap.nets.backbone import Backbone
 from ppap.pretraining.agreement import Scores
 from ppap.pretraining.measured import Measured
@@ -38,13 +39,13 @@ def write_report(run: RunDir, config: PretrainConfig, results: Results) -> None:
     print("\n".join(lines), flush=True)
     student, teacher = (results.networks[name] for name in ("student", "teacher"))
     notes = [
-        f"# Distillation {run.path.name}",
+        f"# Distillation {markdown(run.path.name)}",
         "",
         f"- settings `{config_hash(config)}`, preset `{config.preset}`, seed {config.train.seed}, "
         f"{config.train.steps} steps of {config.train.batch_size} images",
-        f"- student: {student.spec}",
-        f"- teacher: {teacher.origin}",
-        f"- measured on {results.measured.description}; {results.clusters} clusters",
+        f"- student: {markdown(str(student.spec))}",
+        f"- teacher: {markdown(teacher.origin)}",
+        f"- measured on {markdown(results.measured.description)}; {results.clusters} clusters",
         f"- device: {device_name(results.device)}; "
         + ", ".join(f"{name} {version}" for name, version in versions().items()),
         "",

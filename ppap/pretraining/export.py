@@ -21,13 +21,14 @@ from ppap.cli import run
 from ppap.data.transforms import denormalise, to_uint8
 from ppap.errors import DataError, NumberError
 from ppap.nets.backbone import Backbone, build_backbone
+from ppap.nets.files import write_checksums
 from ppap.pictures.drawing import strip
 from ppap.runs.checkpoint import replace_folder
 from ppap.settings.config import ModelConfig
 
 
 def export_backbone(backbone: Backbone, folder: Path, origin: str, *, half: bool = False) -> None:
-    """Write ``model.safetensors`` and ``config.json``, replacing an older folder only when complete.
+    """Write weights, ``config.json`` and their checksums, replacing an older folder only when complete.
 
     Args:
         backbone: network to write.
@@ -54,6 +55,7 @@ def export_backbone(backbone: Backbone, folder: Path, origin: str, *, half: bool
         (aside / "config.json").write_text(text, encoding="utf-8")
         # safetensors makes files that their owner alone can read; others may install or copy this one.
         (aside / "model.safetensors").chmod((aside / "config.json").stat().st_mode)
+        write_checksums(aside)
         replace_folder(aside, folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)

@@ -24,12 +24,12 @@ from ppap.pretraining.objective import Distillation
 from ppap.pretraining.start import whiten_patches
 from ppap.pretraining.teacher import Teacher, check_settings
 from ppap.reports.provenance import device_name
-from ppap.runs.checkpoint import Checkpoint, check_newest, save_checkpoint
+from ppap.runs.checkpoint import Checkpoint, check_newest, check_unsaved, save_checkpoint
 from ppap.runs.lock import FolderLock
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import config_hash, to_dict
 from ppap.settings.pretraining import PretrainConfig, PretrainOptimConfig
-from ppap.training.stop import StopRequest
+from ppap.stopping import StopRequest
 
 _PICTURED = 8  # images in the picture of the features
 _CENTRED = 32  # images that the exported features are centred on
@@ -52,9 +52,10 @@ class Pretrainer:
         self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
         self.lock = FolderLock(path, f"--resume {path}")
         try:
-            if checkpoint is not None:
+            self.begun = (path / "config.json").exists()
+            if self.begun:
                 self.lock.take()
-                check_newest(checkpoint, path)
+                check_newest(checkpoint, path) if checkpoint is not None else check_unsaved(path)
             self._load(checkpoint)
         except BaseException:
             self.lock.release()
@@ -174,11 +175,10 @@ class Pretrainer:
             raise Stopped(
                 "stopped before the first step; the same command goes on with what is on disk already"
             ) from None
-        if self.resumed:
+        if self.begun:
             self.run_dir.reopen(config, self.step)
         else:
-            self.run_dir.create(config)
-            self.lock.take()
+            self.run_dir.create(config, self.lock)
         start = f"continued at step {self.step}" if self.resumed else "new run"
         settings = f"settings {config_hash(config)}"
         print(f"run: {self.run_dir.path} ({start}, {config.train.steps} steps, {settings})", flush=True)

@@ -3,11 +3,7 @@
 Legend: B squares, S their side in pixels, h w the teacher's patch grid, D its channels.
 """
 
-import hashlib
-import json
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ppap.errors import DataError, NumberError, PpapError, UsageError
+from ppap.errors import NumberError, PpapError, UsageError
 from ppap.methods.guidance import PATCHES
 from ppap.nets.backbone import Backbone, build_backbone
 from ppap.nets.conditioning import Halves, Split
@@ -24,6 +20,7 @@ from ppap.nets.feature_cache import cache_root, weights_hash
 from ppap.pretraining.data import Draws
 from ppap.pretraining.views import normalised
 from ppap.runs.randomness import drawn_order
+from ppap.runs.store import Kind, Part, Store
 from ppap.settings.config import ModelConfig
 from ppap.settings.distillation import DistillConfig
 from ppap.settings.pretraining import PretrainConfig
@@ -122,32 +119,40 @@ class Teacher:
         """Compute the features of every square, but for those on disk from before; later ones are read.
 
         Raises:
-            DataError: the disk is too small, or the folder cannot be written.
+            DataError: the disk is too small, the folder cannot be written, or what it holds is damaged.
             NumberError: a feature does not fit half precision.
             InterruptedError: `should_stop` said so; what was computed stays.
         """
-        kept, done, path = open_cache(self._describe(draws), cache_root(self.config.cache_dir))
-        left = np.flatnonzero(done == 0)
-        size = kept.nbytes / 2**20
-        if len(left) == 0:
-            print(f"teacher: {size:.0f} MiB of features read from {path}", flush=True)
-        else:
-            to_go = f"{len(left)} of {draws.count} squares to go"
-            print(f"teacher: {size:.0f} MiB of features into {path}, {to_go}", flush=True)
+        meta = self._describe(draws)
+        store = Store(
+            cache_root(self.config.cache_dir),
+            meta,
+            {"features": Kind(tuple(meta["shape"]), np.float16)},
+            what="teacher's features",
+            remedy="give another --distill.cache-dir, or --distill.no-cache",
+        )
+        size = store.size / 2**20
+        with store.made() as part:
+            if part is None:
+                print(f"teacher: {size:.0f} MiB of features read from {store.path}", flush=True)
+            else:
+                to_go = f"{len(part.left)} of {draws.count} squares to go"
+                print(f"teacher: {size:.0f} MiB of features into {store.path}, {to_go}", flush=True)
+                self._fill(part, draws, should_stop)
+        self._kept = np.load(store.path / "features.npy", mmap_mode="r")
+
+    def _fill(self, part: Part, draws: Draws, should_stop: Callable[[], bool]) -> None:
+        left = part.left
         for numbers in tqdm(
             [left[i : i + self.BATCH] for i in range(0, len(left), self.BATCH)], desc="teacher", disable=None
         ):
             maps = self.maps(self._pixels(draws, numbers)).half()
             if not torch.isfinite(maps).all():
                 raise NumberError("a feature of the teacher does not fit fp16; give --distill.no-cache")
-            kept[numbers] = maps.cpu().numpy()
-            kept.flush()
-            # Marked only when the features are on disk: what is marked can be trusted after a power cut.
-            done[numbers] = 1
-            done.flush()
+            part.arrays["features"][numbers] = maps.cpu().numpy()
+            part.mark(numbers)
             if should_stop():
                 raise InterruptedError
-        self._kept = np.load(path / "features.npy", mmap_mode="r")
 
     def survey(self, draws: Draws, seed: int, should_stop: Callable[[], bool]) -> tuple[Split, int]:
         """Moments of the features of two halves of some squares, all if they are few, and how many.
@@ -181,42 +186,6 @@ class Teacher:
             "weights": self.sha256,
             "data": draws.fingerprint(),
         }
-
-
-def open_cache(meta: dict[str, Any], root: Path) -> tuple[np.ndarray, np.ndarray, Path]:
-    """Features on disk, made where they are not: the folder's name is a hash of `meta`.
-
-    Args:
-        meta: all that the features follow from; ``shape`` (squares, D, h, w).
-        root: folder of all caches.
-
-    Returns:
-        features (squares, D, h, w) float16 and done (squares,) uint8, both mapped from disk and writable, and
-        the folder.
-
-    Raises:
-        DataError: the disk is too small, or the folder cannot be written.
-    """
-    path = root / hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
-    features, done = path / "features.npy", path / "done.npy"
-    remedy = "give another --distill.cache-dir, or --distill.no-cache"
-    try:
-        if not done.exists():
-            shutil.rmtree(path, ignore_errors=True)
-            path.mkdir(parents=True)
-            size, free = 2 * int(np.prod(meta["shape"])), shutil.disk_usage(path).free
-            if size > free:
-                raise DataError(
-                    f"the teacher's features need {size / 2**30:.1f} GiB, {root} has {free / 2**30:.1f} GiB "
-                    f"free; {remedy}"
-                )
-            np.lib.format.open_memmap(features, mode="w+", dtype=np.float16, shape=tuple(meta["shape"]))
-            (path / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-            np.save(done, np.zeros(meta["shape"][0], np.uint8))
-        return np.load(features, mmap_mode="r+"), np.load(done, mmap_mode="r+"), path
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot keep features in {path} ({reason}); {remedy}") from None
 
 
 def _open(config: DistillConfig) -> Backbone:

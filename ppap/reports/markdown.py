@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppap.data import SegmentationDataset
+from ppap.escaping import markdown, visible
 from ppap.evaluation.comparison import Row, table
 from ppap.evaluation.evaluate import Evaluation
 from ppap.methods.engine import Engine
@@ -42,17 +43,17 @@ def write_report(
     if has_strip:
         draw_strip(engine, dataset, evaluation, config.eval.pictures, run.pictures / "strip.png")
     losses = [row for row in rows if "loss" in row]
-    lines = [f"# Run {run.path.name}", ""]
+    lines = [f"# Run {markdown(run.path.name)}", ""]
     if engine.net.backbone.is_random:
         lines += [f"> **{RANDOM_WARNING}**", ""]
     lines += [
         f"- preset `{config.preset}`, method `{config.method}`, protocol {config.protocol}, "
         f"seed {config.train.seed}, "
         f"settings `{config_hash(config)}`",
-        f"- backbone: {engine.net.backbone.origin}",
-        f"- device: {device_name(engine.device)}; "
+        f"- backbone: {markdown(engine.net.backbone.origin)}",
+        f"- device: {markdown(device_name(engine.device))}; "
         + ", ".join(f"{name} {version}" for name, version in versions().items()),
-        *(f"- {fact}" for fact in facts),
+        *(f"- {markdown(fact)}" for fact in facts),
     ]
     if losses:
         first, last = losses[0], losses[-1]
@@ -94,14 +95,17 @@ def score_lines(evaluation: Evaluation | None, names: Sequence[str]) -> list[str
     lines.append("|---|" + "---:|" * len(evaluation.plain))
     for i, name in enumerate(names):
         values = [scores.iou[i] for scores in evaluation.plain.values()]
-        lines.append(f"| {name} | " + " | ".join("-" if v is None else f"{v:.1f}" for v in values) + " |")
+        lines.append(
+            f"| {markdown(name)} | " + " | ".join("-" if v is None else f"{v:.1f}" for v in values) + " |"
+        )
     return lines + [f"\n{note}" for note in evaluation.notes]
 
 
 def _next_steps(run: RunDir, labelled: bool, config: Config) -> list[str]:
-    commands = [f"python -m ppap.predict {run.path} IMAGES --out masks"]
+    path = visible(str(run.path), one_line=True)
+    commands = [f"python -m ppap.predict {path} IMAGES --out masks"]
     if labelled:
-        commands.append(f"python -m ppap.eval {run.path}")
+        commands.append(f"python -m ppap.eval {path}")
     lines = ["```", *commands, "```"]
     if config.data.kind == "scenes":
         lines += ["", *_OWN_IMAGES]

@@ -1,8 +1,10 @@
 """The files of ``ppap predict``: images found, masks refused or free to be written, and their legend."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +13,8 @@ from ppap.errors import DataError, UsageError
 from ppap.evaluation.predictor import Predictor
 from ppap.pictures.drawing import IGNORED_INDEX, IGNORED_INDEX_16, legend, save_whole
 from ppap.reports.records import RANDOM_WARNING
+
+_UNFINISHED = ".unfinished.json"
 
 
 def find_images(paths: Sequence[str]) -> dict[str, Path]:
@@ -79,6 +83,32 @@ def check_free(out: Path, files: dict[str, Path], overwrite: bool, going_on: boo
             f"{taken[0]} exists already ({len(taken)} files); give another --out, or --overwrite, or "
             "--skip-existing to go on"
         )
+
+
+def is_unfinished(out: Path, record: dict[str, Any]) -> bool:
+    """Whether a command with this record was ended before it was done with the folder."""
+    try:
+        return json.loads((out / _UNFINISHED).read_text(encoding="utf-8")) == record
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def unfinished(out: Path, record: dict[str, Any]) -> Iterator[None]:
+    """While masks are written the folder has a note of what they follow from, which an end by force leaves.
+
+    Raises:
+        DataError: the disk refuses.
+    """
+    note = out / _UNFINISHED
+    try:
+        aside = out / f"{_UNFINISHED}.new"
+        aside.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        aside.replace(note)
+    except OSError as error:
+        raise DataError(f"cannot write to {out} ({error.strerror or error}); give another --out") from None
+    yield
+    note.unlink(missing_ok=True)
 
 
 def ignored_id(ids: Sequence[int]) -> int:

@@ -14,6 +14,7 @@ from ppap.methods.engine import Engine
 from ppap.methods.table import TITLES
 from ppap.pictures.drawing import strip
 from ppap.reports.positives import draw_positives
+from ppap.stopping import each
 
 _POSITIVE_IMAGES = 6  # in the picture of positives
 
@@ -23,7 +24,7 @@ def draw_comparison(
 ) -> None:
     """Image | truth | clusters of every row, of `count` images over the set."""
     patch, rows = engine.net.backbone.patch_size, []
-    for index in spread(len(dataset), count):
+    for index in each(spread(len(dataset), count)):
         sample, cells = dataset[index], [dataset.pixels(index)]
         size = tuple(sample["label"].shape)
         cells.append(sample["label"])
@@ -60,7 +61,7 @@ def draw_strip(
     ids = dataset.classes if assignment else len(engine.cluster.clusters)
     colours = class_colours(engine.config.data.kind, ids, dataset.ids)
     rows = []
-    for index in spread(len(dataset), count):
+    for index in each(spread(len(dataset), count)):
         sample, picture = dataset[index], dataset.pixels(index)
         cluster, linear = predict_crop(engine, sample["image"])
         row = [picture]

@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ppap.errors import DataError, NumberError, UsageError
+from ppap.runs.disk import sha256_of, to_disk
+from ppap.runs.stored import read_settings
 
 FORMAT = 2
 FILES = ("model.safetensors", "config.json", "state.pt")
@@ -89,10 +91,10 @@ def save_checkpoint(
         save_file(tensors, aside / "model.safetensors")
         (aside / "config.json").write_text(json.dumps({"format": FORMAT, **info}, indent=2) + "\n")
         torch.save(state, aside / "state.pt")
-        manifest = {name: _sha256(aside / name) for name in FILES}
+        manifest = {name: sha256_of(aside / name) for name in FILES}
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         for name in (*FILES, "manifest.json"):
-            _flush(aside / name)
+            to_disk(aside / name)
         replace_folder(aside, folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -115,7 +117,7 @@ def replace_folder(aside: Path, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         os.rename(folder, old)
     os.rename(aside, folder)
-    _flush(folder.parent)
+    to_disk(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -137,22 +139,6 @@ def _older(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def find_checkpoint(path: str | Path, name: str | None = None) -> tuple[Path, str]:
     """Folder of a checkpoint, given that folder or a run directory, and why it was taken.
 
@@ -162,14 +148,15 @@ def find_checkpoint(path: str | Path, name: str | None = None) -> tuple[Path, st
             the other one where that is missing.
 
     Raises:
-        DataError: nothing there looks like a checkpoint.
+        DataError: nothing there looks like a checkpoint, or the run's ``config.json`` is cut or was edited.
     """
     path = standing(Path(path))
     if not path.exists():
         raise DataError(f"there is no checkpoint or run directory at {path}; check the path")
     if (path / "manifest.json").exists():
         return path, "given by its folder"
-    selection = name or _selection(path)
+    chosen = _selection(path)
+    selection = name or chosen
     for candidate in (name,) if name else (selection, {"best": "last", "last": "best"}[selection]):
         folder = path / "checkpoints" / candidate
         for found in (folder, _older(folder)):
@@ -196,11 +183,15 @@ _REASONS = {
 
 
 def _selection(run: Path) -> str:
-    """What a run directory's settings select."""
-    try:
-        return json.loads((run / "config.json").read_text())["config"]["train"]["selection"]
-    except (OSError, ValueError, KeyError, TypeError):
+    """What a run directory's settings select; those of a pretraining select nothing.
+
+    Raises:
+        DataError: the settings are cut or were edited.
+    """
+    file = run / "config.json"
+    if not file.exists():
         return "last"
+    return read_settings(file)["config"].get("train", {}).get("selection", "last")
 
 
 def load_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
@@ -230,6 +221,16 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
     return checkpoint
 
 
+def weights_checksum(path: str | Path) -> str:
+    """Checksum of the weights that :func:`load_checkpoint` would read, as the manifest has it.
+
+    Raises:
+        DataError: no such checkpoint, or a damaged manifest.
+    """
+    manifest = find_checkpoint(path)[0] / "manifest.json"
+    return str(_read_json(manifest).get("model.safetensors"))
+
+
 def _manifest_of(folder: Path) -> bytes | None:
     try:
         return (folder / "manifest.json").read_bytes()
@@ -243,7 +244,7 @@ def _read(folder: Path, selection: str) -> Checkpoint:
     for file in FILES:
         if not (folder / file).exists():
             raise DataError(f"{folder / file} is missing; copy the whole checkpoint folder")
-        if manifest.get(file) != _sha256(folder / file):
+        if manifest.get(file) != sha256_of(folder / file):
             raise DataError(f"{folder / file} differs from its checksum in manifest.json; copy it again")
     info = _read_json(folder / "config.json")
     if info.get("format") != FORMAT:
@@ -252,6 +253,19 @@ def _read(folder: Path, selection: str) -> Checkpoint:
         remedy = "train again, or use the ppap that wrote it" if older else "update ppap"
         raise DataError(f"{folder} has checkpoint format {found!r}, this ppap reads {FORMAT}; {remedy}")
     return Checkpoint(folder, load_file(folder / "model.safetensors"), info, manifest, selection)
+
+
+def check_unsaved(run: Path) -> None:
+    """Refuse to start a run anew that has a checkpoint; asked, as :func:`check_newest`, under its lock.
+
+    Raises:
+        UsageError: another process saved one meanwhile.
+    """
+    if exists(run):
+        raise UsageError(
+            f"{run} was continued by another process meanwhile; give the command again to go on from what it "
+            "saved"
+        )
 
 
 def check_newest(checkpoint: Checkpoint, run: Path) -> None:

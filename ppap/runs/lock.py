@@ -7,6 +7,7 @@ process left behind means nothing.
 import errno
 import importlib
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from ppap.errors import DataError, UsageError
+from ppap.stopping import check
 
 try:
     import fcntl
@@ -21,6 +23,7 @@ except ImportError:  # Windows
     fcntl = None
 
 NAME = ".lock"
+_AGAIN = 0.5  # seconds between two looks at a lock that is waited for
 _HELD: set["FolderLock"] = set()
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # the last two are Windows' words
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
@@ -29,9 +32,15 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file 
 class FolderLock:
     """The right to write a folder, from :meth:`take` to :meth:`release`."""
 
-    def __init__(self, folder: Path, option: str) -> None:
-        """Args: an existing folder; how the command line names it, such as ``--resume runs/a``."""
-        self.path, self.option = folder / NAME, option
+    def __init__(self, folder: Path, option: str, name: str = NAME) -> None:
+        """Find its place.
+
+        Args:
+            folder: it exists.
+            option: how the command line names what is locked, such as ``--resume runs/a``.
+            name: of the file; another one than the default locks a part of what the folder holds.
+        """
+        self.path, self.option = folder / name, option
         self.file: IO[bytes] | None = None
 
     def take(self) -> "FolderLock":
@@ -49,6 +58,23 @@ class FolderLock:
             except OSError as error:
                 reason = error.strerror or error
                 raise DataError(f"cannot write {self.path.parent} ({reason}); give another folder") from None
+
+    def wait(self, said: str) -> "FolderLock":
+        """Take it as soon as it is free; `said` is printed once where that is not at once.
+
+        Raises:
+            DataError: see :meth:`take`.
+        """
+        waiting = False
+        while True:
+            try:
+                return self.take()
+            except UsageError:
+                if not waiting:
+                    print(said, flush=True)
+                waiting = True
+            check()
+            time.sleep(_AGAIN)
 
     def _open(self) -> tuple[IO[bytes], bool]:
         """The open file, and whether it was not there before."""

@@ -11,8 +11,10 @@ from typing import Any
 
 from ppap.errors import DataError, UsageError
 from ppap.runs.checkpoint import exists
+from ppap.runs.disk import to_disk
 from ppap.runs.lock import NAME as LOCK
-from ppap.runs.lock import alone
+from ppap.runs.lock import FolderLock, alone
+from ppap.runs.stored import read_settings
 from ppap.settings.config import Config, config_hash, from_dict, to_dict
 
 
@@ -25,15 +27,20 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
 
-    def create(self, config: Any) -> None:
-        """Make the folders and write the settings.
+    def create(self, config: Any, lock: FolderLock) -> None:
+        """Make the folders, take their lock and write the settings.
 
         Raises:
+            UsageError: another process is, or was, faster.
             DataError: the folder cannot be made.
         """
         try:
-            self.pictures.mkdir(parents=True)
-            self.write_config(config)
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.take()
+            if (self.path / "config.json").exists():
+                raise UsageError(f"{self.path} was begun by another process; give another --train.out")
+            self.write_config(config)  # first: what is a run can be continued
+            self.pictures.mkdir(exist_ok=True)
         except OSError as error:
             raise DataError(
                 f"cannot make the run directory {self.path} ({error.strerror or error}); "
@@ -43,13 +50,33 @@ class RunDir:
     def write_config(self, config: Any, *, finished: bool = False) -> None:
         """Write the resolved settings, their hash, and whether the run is at its end, report included."""
         record = {"config": to_dict(config), "hash": config_hash(config), "finished": finished}
+        if finished:
+            record["report_bytes"] = (self.path / "report.md").stat().st_size
         self.write_json("config.json", record)
 
     def is_finished(self, config: Any) -> bool:
-        """Whether the run has come to its end with these settings, and its report is there."""
-        record = json.loads((self.path / "config.json").read_text())
+        """Whether the run has come to its end with these settings, and its report is there.
+
+        Raises:
+            DataError: its settings are cut or were edited.
+        """
+        record = read_settings(self.path / "config.json")
         same = record.get("hash") == config_hash(config)
-        return same and record.get("finished", False) and (self.path / "report.md").exists()
+        return same and record.get("finished", False) and self.has_report()
+
+    def has_report(self) -> bool:
+        """Whether ``report.md`` is there as it was written: none that a kill or a power cut left in part.
+
+        Raises:
+            DataError: the run's settings are cut or were edited.
+        """
+        try:
+            content = (self.path / "report.md").read_bytes()
+        except OSError:
+            return False
+        written = read_settings(self.path / "config.json").get("report_bytes")
+        # Earlier versions did not write down its size; this is what it ends with.
+        return len(content) >= written if isinstance(written, int) else b"\n## Next\n" in content
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a file of results, whole or not at all."""
@@ -59,13 +86,14 @@ class RunDir:
         """Write a file such as the report, whose presence says that the run is done, whole or not at all."""
         aside = self.path / f"{name}.new"
         aside.write_text(text, encoding="utf-8")
+        to_disk(aside)
         aside.replace(self.path / name)
 
     def read_config(self, kind: type = Config) -> Any:
         """Settings of an existing run, of the dataclass `kind`.
 
         Raises:
-            DataError: this is no run directory.
+            DataError: this is no run directory, or its settings are cut or were edited.
             UsageError: its settings do not fit this version.
         """
         if (self.path / "manifest.json").exists():
@@ -73,14 +101,11 @@ class RunDir:
                 f"{self.path} is a checkpoint, not a run directory; "
                 f"give the run, such as {self.path.parent.parent}"
             )
-        try:
-            record = json.loads((self.path / "config.json").read_text())
-            values = record["config"]
-        except (OSError, ValueError, KeyError):
+        if not (self.path / "config.json").exists():
             raise DataError(
-                f"{self.path} is no run directory: it has no readable config.json; give the folder a run made"
-            ) from None
-        return from_dict(values, kind)
+                f"{self.path} is no run directory: it has no config.json; give the folder a run made"
+            )
+        return from_dict(read_settings(self.path / "config.json")["config"], kind)
 
     def reopen(self, config: Config, step: int) -> None:
         """Continue an existing run at `step`: write the settings, forget what came later."""
@@ -159,11 +184,29 @@ def new_run_path(out: str | None, preset: str) -> Path:
             path = stem.with_name(f"{stem.name}-{number}")
         return path
     path = Path(out)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and not (path.is_dir() and all(_is_nothing(left) for left in path.iterdir())):
         raise UsageError(
             f"--train.out {out} exists already; continue that run with --resume {out}, or give another folder"
         )
     return path
+
+
+def _is_nothing(left: Path) -> bool:
+    """Whether this is what a start leaves that was killed before its settings were written."""
+    return left.name == LOCK or (left.name.endswith(".json.new") and left.is_file())
+
+
+def begun_without_save(path: Path) -> bool:
+    """Whether this is a run that ended before its first checkpoint, which is said: it starts anew.
+
+    Raises:
+        DataError: its settings are cut or were edited.
+    """
+    if not (path / "config.json").exists() or exists(path) or exists(path, "best"):
+        return False
+    read_settings(path / "config.json")
+    print(f"{path} has no checkpoint: it ended before its first save, and starts anew with its settings")
+    return True
 
 
 def refuse_changes(stored: Any, config: Any, allowed: Sequence[str]) -> None:

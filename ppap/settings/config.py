@@ -287,7 +287,7 @@ def _is_tuple(hint: Any) -> bool:
 
 
 _LATER = {
-    "data": ("images", "labels", "label_ids", "label_colours", "bands", "value_range", "exif"),
+    "data": ("images", "labels", "label_ids", "label_colours", "bands", "value_range", "exif", "max_pixels"),
     "eval": ("extra_clusters",),
 }
 """Settings that came after runs were hashed; unless they are given, a run has the hash that it had."""
@@ -298,9 +298,21 @@ def config_hash(config: Any) -> str:
 
     The same run written to another folder (``train.out``) has the same hash.
     """
-    values = to_dict(config)
+    return _hash_of(to_dict(config))
+
+
+def hashes_of(values: dict[str, Any]) -> set[str]:
+    """The hashes that :func:`config_hash` gives, or once gave, to the settings that a file holds.
+
+    Those that are later now were like all others while they were new.
+    """
+    return {_hash_of(values), _hash_of(values, later={})}
+
+
+def _hash_of(values: dict[str, Any], later: dict[str, tuple[str, ...]] = _LATER) -> str:
+    values = json.loads(json.dumps(values))
     values.get("train", {}).pop("out", None)
-    for section, names in _LATER.items():
+    for section, names in later.items():
         default = to_dict(getattr(Config(), section))
         part = values.get(section, {})
         for name in names:

@@ -9,7 +9,7 @@ from ppap.cli import parse
 from ppap.errors import UsageError, unknown_name
 from ppap.methods.table import METHODS
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint
-from ppap.runs.rundir import RunDir, new_run_path, refuse_changes
+from ppap.runs.rundir import RunDir, begun_without_save, new_run_path, refuse_changes
 from ppap.settings.config import Config
 from ppap.settings.presets import describe, preset
 from ppap.settings.protocol import with_protocol
@@ -23,6 +23,7 @@ RESUMABLE = (
     *(f"train.{name}" for name in _LOOP),
     "data.root",
     "data.workers",
+    "data.max_pixels",
     "data.cache_dir",
     "data.cache_limit_gib",
 )
@@ -35,7 +36,7 @@ class Request(NamedTuple):
     """None = those of the set of seeds in `path`, which is continued."""
     path: Path
     checkpoint: Checkpoint | None
-    """Where to continue; None = a new run."""
+    """Where to continue; None = a new run, or one that has saved nothing yet."""
     seeds: tuple[int, ...] = ()
     """Seeds of a set of runs; empty = one run with the config's seed."""
 
@@ -93,7 +94,8 @@ def parse_arguments(argv: Sequence[str]) -> Request:
     stored = RunDir(path).read_config()
     config = parse(Config, rest, command=command, description=description, default=stored)
     refuse_changes(stored, config, RESUMABLE)
-    return Request(config, path, load_checkpoint(path, "last"))
+    checkpoint = None if begun_without_save(path) else load_checkpoint(path, "last")
+    return Request(config, path, checkpoint)
 
 
 def _method(name: str | None) -> str:

@@ -7,14 +7,17 @@ and ``report.md``. An interrupted set is continued with ``--resume FOLDER``: fin
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ppap.errors import DataError, Stopped, UsageError
+from ppap.escaping import markdown
 from ppap.evaluation.comparison import table
 from ppap.methods.table import TITLES
 from ppap.reports.markdown import comparison_lines
 from ppap.reports.records import FINAL_SCORES, shared_provenance, spread_of
 from ppap.runs.lock import alone
 from ppap.runs.rundir import RunDir, has_begun
+from ppap.runs.stored import read_settings
 from ppap.settings.config import Config, config_hash, from_dict, of_seed, to_dict
 
 RunOne = Callable[[Config, Path, bool], None]
@@ -52,7 +55,7 @@ def start(config: Config, seeds: Sequence[int], path: Path, run_one: RunOne) -> 
         if is_set(path):
             raise UsageError(f"{path} was begun by another process; continue it with --resume {path}")
         try:
-            RunDir(path).write_json("seeds.json", {"seeds": list(seeds), "config": to_dict(config)})
+            RunDir(path).write_json("seeds.json", _record(config, seeds))
         except OSError as error:
             raise _unwritable(path, error) from None
         try:
@@ -62,6 +65,10 @@ def start(config: Config, seeds: Sequence[int], path: Path, run_one: RunOne) -> 
             if not any(path.glob("seed-*")):
                 (path / "seeds.json").unlink()
             raise
+
+
+def _record(config: Config, seeds: Sequence[int]) -> dict[str, Any]:
+    return {"seeds": list(seeds), "config": to_dict(config), "hash": config_hash(config)}
 
 
 def _unwritable(path: Path, error: OSError) -> DataError:
@@ -101,7 +108,7 @@ def _resume(path: Path, run_one: RunOne) -> None:
 
 def _finished(folder: Path, config: Config) -> bool:
     scores = folder / _scores_file(folder)
-    if not (scores.exists() and (folder / "report.md").exists()):
+    if not (scores.exists() and RunDir(folder).has_report()):
         return False
     if json.loads(scores.read_text())["provenance"]["settings"] != config_hash(config):
         raise UsageError(
@@ -129,7 +136,7 @@ def _write(path: Path, config: Config, seeds: Sequence[int]) -> None:
         "results.json", {**shared, "provenance": origin, "seeds": list(seeds), "rows": rows}
     )
     lines = [f"# {config.preset}: {len(seeds)} seeds ({', '.join(map(str, seeds))})", ""]
-    lines += [f"- backbone: {shared['backbone']}"]
+    lines += [f"- backbone: {markdown(shared['backbone'])}"]
     lines += [f"- protocol {config.protocol}, settings `{config_hash(config)}`", ""]
     scores = comparison_lines(config, results) if compared else table(results)
     lines += [*scores, "", "Runs: " + ", ".join(f"[seed {s}](seed-{s}/report.md)" for s in seeds)]
@@ -147,7 +154,7 @@ def runs_of(path: Path) -> list[Path]:
     config, seeds = _read(path)
     folders = [path / f"seed-{seed}" for seed in seeds]
     for folder in folders:
-        if not (folder / "report.md").exists():
+        if not RunDir(folder).has_report():
             raise DataError(f"{folder} is not finished; continue with: python -m ppap.train --resume {path}")
     return folders
 
@@ -155,6 +162,8 @@ def runs_of(path: Path) -> list[Path]:
 def _read(path: Path) -> tuple[Config, list[int]]:
     try:
         record = json.loads((path / "seeds.json").read_text())
+        if "hash" in record:  # sets were begun without one
+            read_settings(path / "seeds.json")
         return from_dict(record["config"]), record["seeds"]
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{path / 'seeds.json'} is damaged; start a new set in another folder") from None

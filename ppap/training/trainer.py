@@ -29,14 +29,14 @@ from ppap.reports.markdown import write_report
 from ppap.reports.provenance import device_name
 from ppap.reports.records import FINAL_SCORES, RANDOM_WARNING, comparison_record, evaluation_record
 from ppap.reports.terminal import drift_hint, sets_hint
-from ppap.runs.checkpoint import Checkpoint, check_newest, load_checkpoint, save_checkpoint
+from ppap.runs.checkpoint import Checkpoint, check_newest, check_unsaved, load_checkpoint, save_checkpoint
 from ppap.runs.lock import FolderLock
 from ppap.runs.randomness import own_randomness
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, config_hash, to_dict
+from ppap.stopping import Interrupted, StopRequest
 from ppap.training.guard import backend_of, changed_data, data_facts, memory_error
 from ppap.training.material import comparison_rows, training_set
-from ppap.training.stop import StopRequest
 
 
 def _sets(row: dict[str, Any]) -> str:
@@ -63,9 +63,10 @@ class Trainer:
         self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
         self.lock = FolderLock(path, f"--resume {path}")
         try:
-            if checkpoint is not None:
+            self.begun = (path / "config.json").exists()
+            if self.begun:
                 self.lock.take()
-                check_newest(checkpoint, path)
+                check_newest(checkpoint, path) if checkpoint is not None else check_unsaved(path)
             self._load(checkpoint)
         except BaseException:
             self.lock.release()
@@ -179,7 +180,13 @@ class Trainer:
             self._save("last")
             rows = self._compare(stop)
             selected = self._selected(stop)
-        self._report(rows, *selected)
+        try:
+            self._report(rows, *selected)
+        except Interrupted:
+            raise Stopped(
+                "stopped before the report was written, all steps are done; "
+                f"continue with: python -m ppap.train --resume {self.run_dir.path}"
+            ) from None
         return self.run_dir
 
     @contextmanager
@@ -225,11 +232,10 @@ class Trainer:
         return every > 0 and self.step > 0 and self.step % every == 0
 
     def _begin(self) -> None:
-        if self.resumed:
+        if self.begun:
             self.run_dir.reopen(self.config, self.step)
         else:
-            self.run_dir.create(self.config)
-            self.lock.take()
+            self.run_dir.create(self.config, self.lock)
         engine, patch = self.engine, self.engine.net.backbone.patch_size
         print(f"data: {self.data.description}")
         print(f"backbone: {engine.net.backbone.origin}")

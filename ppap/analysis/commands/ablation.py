@@ -9,6 +9,7 @@ from ppap.analysis.arguments import Out, check_seeds, parse_with_preset, run_con
 from ppap.analysis.study import Cell, check, choices_of, open_study, run_cells
 from ppap.analysis.tables import Summary, has_crf, score_lines
 from ppap.errors import UsageError
+from ppap.escaping import markdown
 from ppap.methods.choices import Choices
 from ppap.reports.records import shared_provenance, spread_of
 from ppap.runs.rundir import RunDir
@@ -116,7 +117,7 @@ def write(
     if first["warning"]:
         lines += [f"> **{first['warning']}**", ""]
     lines += [
-        f"- backbone: {first['backbone']}; seeds {', '.join(map(str, seeds))}"
+        f"- backbone: {markdown(first['backbone'])}; seeds {', '.join(map(str, seeds))}"
         + (" (mean ± standard deviation)" if len(seeds) > 1 else ""),
         f"- condition {config.model.condition}; {thresholds_line(config, chosen)}; "
         f"probes: {compare.steps} steps, {compare.starts} starts, the same for every row",

@@ -37,6 +37,7 @@ from ppap.reports.provenance import provenance
 from ppap.reports.strips import spread
 from ppap.settings.checks import parse_condition
 from ppap.settings.config import Config
+from ppap.stopping import each
 
 TEXT = """Say whether a backbone suits the images, before any training: can its patches form sets, as they are
 or conditioned, do neighbours of other images look alike, which condition, thresholds and learning rate suit.
@@ -142,7 +143,7 @@ def measure(
     conditions = {name: fit(name, seen.split) for name in names}
     rows = {
         name: label_free(seen, name, condition, config, clusters)
-        for name, condition in tqdm(conditions.items(), desc="conditions", leave=False, disable=None)
+        for name, condition in each(tqdm(conditions.items(), desc="conditions", leave=False, disable=None))
     }
     values, _ = spectrum(seen.split.all)
     found = Findings(
@@ -174,7 +175,7 @@ def by_labels(
     val = None
     if data.val is not None and data.val.labelled:
         val = look(net, data.val, arguments.images, config, device)
-    for name, condition in tqdm(conditions.items(), desc="by labels", leave=False, disable=None):
+    for name, condition in each(tqdm(conditions.items(), desc="by labels", leave=False, disable=None)):
         pure[name] = purity(train, condition, found.rows[name], config, arguments.anchors)
         if val is not None:
             frozen[name] = frozen_scores(
@@ -206,7 +207,7 @@ def _facts(arguments: BackboneArguments, data: Datasets, train: Maps, sample: Te
     """How it was measured, one sentence each."""
     height, width = sample.shape[2:]
     facts = [
-        f"preset `{arguments.preset}`, {len(train.indices)} of {len(data.train)} training images, "
+        f"preset {arguments.preset}, {len(train.indices)} of {len(data.train)} training images, "
         f"{height} x {width} patches of {sample.shape[1]} channels each; {data.train.classes} clusters; "
         f"seed {arguments.seed}",
         f"thresholds and label-free figures: patches of {len(sample)} images, as the first batch of a run",

@@ -15,6 +15,7 @@ from ppap.analysis.tables import (
     score_lines,
     spread_text,
 )
+from ppap.escaping import markdown
 from ppap.methods.table import METHODS, TITLES
 from ppap.reports.records import shared_provenance, spread_of
 from ppap.runs.rundir import RunDir
@@ -118,7 +119,7 @@ def write(
     if first["warning"]:
         lines += [f"> **{first['warning']}**", ""]
     lines += [
-        f"- backbone: {first['backbone']}; seeds {', '.join(map(str, seeds))}"
+        f"- backbone: {markdown(first['backbone'])}; seeds {', '.join(map(str, seeds))}"
         + (" (mean ± standard deviation)" if len(seeds) > 1 else ""),
         f"- checkpoint: {config.train.selection}"
         + (" (chosen by validation labels)" if config.train.selection == "best" else ""),

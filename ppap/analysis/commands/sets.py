@@ -206,7 +206,7 @@ def _facts(arguments: SetArguments, dataset: SegmentationDataset) -> list[str]:
     loss, used = arguments.loss, min(arguments.images, len(dataset))
     seeds = ", ".join(map(str, arguments.seeds))
     facts = [
-        f"preset `{arguments.preset}`, {used} of {len(dataset)} training images, "
+        f"preset {arguments.preset}, {used} of {len(dataset)} training images, "
         f"{arguments.anchors} anchors; seeds {seeds}"
         + (" (mean ± standard deviation)" if len(arguments.seeds) > 1 else ""),
         f"condition {arguments.model.condition}; "

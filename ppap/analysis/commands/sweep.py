@@ -11,6 +11,7 @@ from ppap.analysis.arguments import Out, check_seeds, parse_with_preset, run_con
 from ppap.analysis.study import Cell, check, open_study, run_cells, settle
 from ppap.analysis.tables import Summary, has_crf, score_lines
 from ppap.errors import UsageError
+from ppap.escaping import markdown
 from ppap.reports.records import shared_provenance, spread_of
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, LossConfig, of_seed
@@ -198,7 +199,7 @@ def write(
     if first["warning"]:
         lines += [f"> **{first['warning']}**", ""]
     lines += [
-        f"- backbone: {first['backbone']}; seeds {', '.join(map(str, arguments.seeds))}",
+        f"- backbone: {markdown(first['backbone'])}; seeds {', '.join(map(str, arguments.seeds))}",
         "- preset's values: " + ", ".join(f"{name} {value:g}" for name, value in base.items()),
         "- the scores use labels: to take the best row is to choose by labels",
         "",

@@ -1,0 +1,44 @@
+"""Settings as a run wrote them down: read with the hash that stands beside them, or refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ppap.errors import DataError
+from ppap.settings.config import hashes_of
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A file of settings, ``config`` and their ``hash``, such as ``RUN/config.json``.
+
+    Settings that were edited are refused and not used: the run's weights, metrics and report are those of
+    other ones.
+
+    Args:
+        path: the file.
+
+    Returns:
+        All that it holds.
+
+    Raises:
+        DataError: it cannot be read, is cut, or its settings are not those of its hash; the message names it.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
+    except ValueError:
+        raise DataError(f"{path} is cut or damaged: it is no JSON; {_REMEDY}") from None
+    if not (isinstance(record, dict) and isinstance(record.get("config"), dict) and "hash" in record):
+        raise DataError(f"{path} is cut or damaged: it has no settings with their hash; {_REMEDY}")
+    if record["hash"] not in hashes_of(record["config"]):
+        raise DataError(
+            f"{path} was edited or is damaged: its settings are not those of its hash {record['hash']}; "
+            f"{_REMEDY}. Settings are changed on the command line: of a new run all, of --resume some"
+        )
+    return record
+
+
+_REMEDY = (
+    "copy it again from where the run was made, or give a checkpoint folder, which has settings of its own"
+)
