@@ -32,6 +32,17 @@ def send(number) -> None:
     os.kill(os.getpid(), number)
 
 
+@pytest.fixture(autouse=True)
+def no_signal_is_ignored():
+    """Also where nohup started the tests, which the code under test rightly obeys."""
+    ignored = [number for number in stopping.SIGNALS if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return tiny_run(tmp_path_factory.mktemp("stopping") / "run", "--train.steps=1")
