@@ -98,6 +98,17 @@ def test_another_backend_or_type_is_not_the_librarys(monkeypatch):
 
 
 @needs_library
+def test_targets_of_another_type_or_shape_are_refused():
+    weights = torch.ones(8, 1), torch.ones(8, 1)
+    scores = torch.zeros(1, 3, 1, 1)
+    for target in (torch.zeros(1, 8, 8, dtype=torch.int32), torch.zeros(1, 8, 8, dtype=torch.uint8)):
+        with pytest.raises(TypeError, match=r"give torch\.int64"):
+            native_cross_entropy(scores, target, *weights, True)
+    with pytest.raises(ValueError, match="has shape"):
+        native_cross_entropy(scores, torch.zeros(2, 8, 8, dtype=torch.int64), *weights, True)
+
+
+@needs_library
 def test_a_class_that_there_is_not_is_refused():
     with pytest.raises(IndexError, match="class 3, scores have 3 classes"):
         pixel_cross_entropy(torch.zeros(1, 3, 2, 2), torch.full((1, 8, 8), 3), 4)
