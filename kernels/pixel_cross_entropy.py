@@ -39,17 +39,11 @@ def native_cross_entropy(
         float32 scalar and (B, C, h, w), or None.
 
     Raises:
-        TypeError: targets of another type.
-        ValueError: targets of another shape.
         IndexError: a class that there is not.
     """
     images, classes, height, width = logits.shape
-    if target.dtype != torch.int64:
-        raise TypeError(f"target is {target.dtype}; give torch.int64")
-    if target.shape != (images, len(rows), len(columns)):
-        raise ValueError(
-            f"target has shape {tuple(target.shape)}, the pixels {(images, len(rows), len(columns))}"
-        )
+    if target.dtype != torch.int64 or target.shape != (images, len(rows), len(columns)):
+        raise ValueError(f"target is {target.dtype} of shape {tuple(target.shape)}")
     if target.numel() and (largest := int(target.max())) >= classes:
         raise IndexError(f"target has class {largest}, scores have {classes} classes")
     first = (rows != 0).int().argmax(dim=1)

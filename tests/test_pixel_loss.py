@@ -97,15 +97,15 @@ def test_another_backend_or_type_is_not_the_librarys(monkeypatch):
     assert not runs_natively(single)
 
 
-@needs_library
-def test_targets_of_another_type_or_shape_are_refused():
-    weights = torch.ones(8, 1), torch.ones(8, 1)
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_targets_of_another_type_or_number_are_refused(backend):
     scores = torch.zeros(1, 3, 1, 1)
-    for target in (torch.zeros(1, 8, 8, dtype=torch.int32), torch.zeros(1, 8, 8, dtype=torch.uint8)):
-        with pytest.raises(TypeError, match=r"give torch\.int64"):
-            native_cross_entropy(scores, target, *weights, True)
-    with pytest.raises(ValueError, match="has shape"):
-        native_cross_entropy(scores, torch.zeros(2, 8, 8, dtype=torch.int64), *weights, True)
+    with use_backend(backend):
+        for kind in (torch.int32, torch.uint8):
+            with pytest.raises(TypeError, match=r"give torch\.int64"):
+                pixel_cross_entropy(scores, torch.zeros(1, 8, 8, dtype=kind), 8)
+        with pytest.raises(ValueError, match="target has 2 images, logits have 1"):
+            pixel_cross_entropy(scores, torch.zeros(2, 8, 8, dtype=torch.int64), 8)
 
 
 @needs_library

@@ -91,8 +91,10 @@ def main(argv: Sequence[str]) -> None:
 def measure_sets(config: Config, study: Path, seeds: tuple[int, ...]) -> None:
     """``ppap analyze sets`` with the same settings, once for a data set and its seeds."""
     out = study / "sets"
-    if (out / "sets.json").exists() and set(sets_of(out)["seeds"]) >= set(seeds):
+    known = sets_of(out)["seeds"] if (out / "sets.json").exists() else []
+    if known and set(known) >= set(seeds):
         return
+    seeds = tuple(sorted({*known, *seeds}))
     shutil.rmtree(out, ignore_errors=True)  # of a start that was stopped
     set_command.measure_all(
         set_command.SetArguments(
@@ -150,14 +152,14 @@ def shared_settings(out: Path, more: Mapping[str, Config]) -> tuple[int, str]:
     """
     configs = [*stored(out).values(), *more.values()]
     steps = {config.train.steps for config in configs}
-    weights = {Path(config.model.weights).name for config in configs}
+    weights = {config.model.weights for config in configs}
     for option, values in (("--steps", steps), ("--weights", weights)):
         if len(values) > 1:
             raise UsageError(
                 f"--out {out} would hold runs of {option} {' and '.join(map(str, sorted(values)))}; give one "
                 "folder for each"
             )
-    return steps.pop(), weights.pop()
+    return steps.pop(), Path(weights.pop()).name
 
 
 def facts(out: Path) -> dict[str, Any]:

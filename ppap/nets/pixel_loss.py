@@ -34,7 +34,15 @@ def pixel_cross_entropy(
 
     Returns:
         Scalar of the logits' type, differentiable in them.
+
+    Raises:
+        TypeError: targets of another type.
+        ValueError: another number of images.
     """
+    if target.dtype != torch.int64:
+        raise TypeError(f"target is {target.dtype}; give torch.int64")
+    if len(target) != len(logits):
+        raise ValueError(f"target has {len(target)} images, logits have {len(logits)}")
     size = (target.shape[1], target.shape[2])
     full = size if patch_size is None else (logits.shape[2] * patch_size, logits.shape[3] * patch_size)
     rows, columns = (
