@@ -217,7 +217,11 @@ def candidates(survey: Survey, clusters: int, chosen: str) -> list[str]:
             f"  {name:<12} {found.median:>15.2f} {found.most:>6.2f} {found.separation:>11.3f} "
             f"{found.rank:>6.1f}{mark}"
         )
-    return lines
+    rule = f"1 / (4 K) for K = {clusters} clusters" if clusters > 1 else "too few clusters to clip for"
+    return [
+        *lines,
+        f"  chosen by the number of clusters alone ({rule}), not by these figures: docs/conditioning.md",
+    ]
 
 
 def block_rate(backbone: Backbone) -> float:
