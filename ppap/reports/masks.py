@@ -13,6 +13,7 @@ from ppap.errors import DataError, UsageError
 from ppap.evaluation.predictor import Predictor
 from ppap.pictures.drawing import IGNORED_INDEX, IGNORED_INDEX_16, legend, save_whole
 from ppap.reports.records import RANDOM_WARNING
+from ppap.runs.disk import write_whole
 
 _UNFINISHED = ".unfinished.json"
 
@@ -102,9 +103,7 @@ def unfinished(out: Path, record: dict[str, Any]) -> Iterator[None]:
     """
     note = out / _UNFINISHED
     try:
-        aside = out / f"{_UNFINISHED}.new"
-        aside.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        aside.replace(note)
+        write_whole(note, json.dumps(record) + "\n")
     except OSError as error:
         raise DataError(f"cannot write to {out} ({error.strerror or error}); give another --out") from None
     yield
@@ -159,9 +158,7 @@ def write_legend(
     try:
         out.mkdir(parents=True, exist_ok=True)
         # The picture comes last: alone it would be taken for another's.
-        aside = out / f".{path.name}.new"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, text)
         save_whole(legend(names, colours), out / "legend.png")
     except OSError as error:
         raise DataError(f"cannot write to {out} ({error.strerror or error}); give another --out") from None

@@ -22,6 +22,18 @@ def sha256_of(path: Path, read: Callable[[int], object] = lambda count: None) ->
     return digest.hexdigest()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it: a stop at any moment leaves no half of it there.
+
+    Raises:
+        OSError: the disk refuses; what was there stays.
+    """
+    aside = path.with_name(f"{path.name}.new")
+    aside.write_text(text, encoding="utf-8")
+    to_disk(aside)
+    aside.replace(path)
+
+
 def to_disk(path: Path) -> None:
     """Wait until a file, or the names in a folder, would outlive a power cut.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ppap.errors import DataError, UsageError
 from ppap.runs.checkpoint import exists
-from ppap.runs.disk import to_disk
+from ppap.runs.disk import write_whole
 from ppap.runs.lock import NAME as LOCK
 from ppap.runs.lock import FolderLock, alone
 from ppap.runs.stored import read_settings
@@ -84,10 +84,7 @@ class RunDir:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file such as the report, whose presence says that the run is done, whole or not at all."""
-        aside = self.path / f"{name}.new"
-        aside.write_text(text, encoding="utf-8")
-        to_disk(aside)
-        aside.replace(self.path / name)
+        write_whole(self.path / name, text)
 
     def read_config(self, kind: type = Config) -> Any:
         """Settings of an existing run, of the dataclass `kind`.
