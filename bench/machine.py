@@ -3,6 +3,7 @@
 import ctypes
 import platform
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,21 @@ def device_name() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor()
+
+
+def matrix_rate(rows: int, columns: int, width: int, dtype: torch.dtype = torch.float32) -> float:
+    """What ``torch.mm`` makes of (rows, width) x (width, columns) here and now [flop/s], the best of five."""
+    left = torch.ones(rows, width, dtype=dtype, device=DEVICE)
+    right = torch.ones(width, columns, dtype=dtype, device=DEVICE)
+    out = left @ right
+    times = []
+    for _ in range(5):
+        synchronise()
+        start = time.perf_counter()
+        torch.mm(left, right, out=out)
+        synchronise()
+        times.append(time.perf_counter() - start)
+    return 2 * rows * columns * width / min(times)
 
 
 def peak_memory(run: Callable[[], object]) -> int:

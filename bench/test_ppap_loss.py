@@ -62,4 +62,4 @@ def test_loss_forward_backward(impl, shape, inputs, measure):
         z.grad = None
         loss_of(impl, features, z, anchors).backward()
 
-    measure(forward_backward, shape)
+    measure(forward_backward, shape, products=6)

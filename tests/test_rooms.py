@@ -47,7 +47,7 @@ def test_an_op_has_one_name_everywhere():
     for op in ("proxy_average", "relation_masks", "masked_log_softmax"):
         files = [f"kernels/{op}/{backend}_impl.py" for backend in ("torch", "triton", "cuda", "native")]
         files += [f"kernels/{op}/reference.py", f"kernels/{op}/triton_kernels.py", f"tests/test_{op}.py"]
-        files += [f"csrc/cpu/{op}.inc", f"csrc/cuda/{op}.cu"]
+        files += [f"csrc/cpu/{op}.inc", f"csrc/cuda/{op}.cu", f"bench/test_{op}.py"]
         assert not [file for file in files if not (ROOT / file).exists()]
     for op in ("propagate", "contrastive_loss", "ppap_loss", "dense_crf"):
         assert (ROOT / "kernels" / op / "__init__.py").exists() and (ROOT / f"tests/test_{op}.py").exists()
@@ -59,3 +59,29 @@ def test_the_walk_to_a_kernel_leads_to_files():
     walk = text.split("## From `ppap_loss(...)`")[1].split("\n## ")[0]
     names = re.findall(r"`((?:kernels|csrc)/[\w/.]+\.\w+)`", walk)
     assert len(names) > 15 and not [name for name in names if not (ROOT / name).exists()]
+
+
+LONGEST = {"file": 400, "function": 60}
+
+
+def lines_of(function: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    lines = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function) is None:
+        return lines
+    return lines - (function.body[0].end_lineno - function.body[0].lineno + 1)
+
+
+@pytest.mark.parametrize("room", ["ppap", "kernels", "csrc", "bench", "tests"])
+def test_files_and_functions_are_short(room):
+    files = [
+        path
+        for path in (ROOT / room).rglob("*")
+        if path.suffix in (".py", ".cpp", ".inc", ".cu", ".cuh", ".h")
+    ]
+    texts = {path: path.read_text() for path in files}
+    assert not [path for path, text in texts.items() if text.count("\n") > LONGEST["file"]]
+    for path in (path for path in files if path.suffix == ".py" and path.name != "triton_kernels.py"):
+        nodes = ast.walk(ast.parse(texts[path]))
+        functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+        assert not [node.name for node in functions if lines_of(node) > LONGEST["function"]], path
