@@ -73,6 +73,43 @@ def test_splits_of_every_name(tmp_path):
     assert val.labelled and [val.name(i) for i in range(3)] == ["a", "b", "c"] and len(train) == 3
 
 
+def test_lists_of_names_divide_the_images(tmp_path):
+    add_pairs(tmp_path, "JPEGImages/{}.jpg", "SegmentationClass/{}.png")
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("c\n")
+    (lists / "val.txt").write_text("a\n\n")
+    train, val, description = build_datasets(config(tmp_path))
+    assert (train.name(0), len(train), val.name(0), len(val)) == ("c", 1, "a", 1)
+    assert train.labelled and val.labelled
+    assert "splits of ImageSets/Segmentation" in description
+    assert "1 images are in none of train.txt, val.txt" in description
+
+
+@pytest.mark.parametrize(
+    "train, val, message",
+    [("c\nx\n", "a\n", "no image for 1 of 2 names"), ("", "a\n", "empty list"), ("a\nb\n", "a\n", "a is in")],
+)
+def test_lists_that_do_not_fit(tmp_path, train, val, message):
+    add_pairs(tmp_path, "JPEGImages/{}.jpg", "SegmentationClass/{}.png")
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text(train)
+    (lists / "val.txt").write_text(val)
+    with pytest.raises(DataError, match=message):
+        build_datasets(config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "option", [{"bands": (1, 2, 3)}, {"value_range": (0.0, 1.0)}, {"exif": "ignore"}, {"label_ids": (0, 1)}]
+)
+def test_what_only_folders_have_is_refused_beside_another_kind(option):
+    with pytest.raises(
+        ValueError, match=f"--data.{next(iter(option)).replace('_', '-')}.*--data.kind folder"
+    ):
+        DataConfig(kind="potsdam3", **option)
+
+
 @pytest.mark.parametrize(
     "images, labels",
     [("photos/*.jpg", "annots/*.png"), ("photos/*", "annots/*"), ("**/*.jpg", "**/*.png")],

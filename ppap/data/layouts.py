@@ -4,7 +4,8 @@ Tried in this order; names in any case, ``training`` for ``train``, ``valid`` or
 
 - ``--data.images`` and ``--data.labels``: patterns below the root, ``{split}`` for train and val.
 - ``images/{train,val}`` with ``labels/{train,val}``, or both without split folders; :data:`PAIRS` has the
-  names. A label has the relative path of its image, with or without an ending of :data:`ENDINGS`.
+  names. A label has the relative path of its image, with or without an ending of :data:`ENDINGS`. Without
+  split folders, lists of names in ``ImageSets/Segmentation`` (Pascal VOC) divide them.
 - ``{train,val}/images`` with ``{train,val}/labels``, by the same names.
 - ``x.jpg`` with ``x_mask.png``, by :data:`ENDINGS`, or with an ``x.png`` that looks like a mask, side by side
   at any depth, below ``train`` and ``val`` or not.
@@ -21,7 +22,8 @@ import numpy as np
 from ppap.data.base import SPLITS
 from ppap.data.checks import SHOWN
 from ppap.data.images import looks_like_mask
-from ppap.data.scan import SUFFIXES, Scan, scan
+from ppap.data.lists import by_lists, split_lists
+from ppap.data.scan import SUFFIXES, Scan, SplitFiles, scan
 from ppap.errors import DataError, UsageError
 
 PAIRS = (
@@ -52,18 +54,6 @@ ENDINGS = ("_mask", "_masks", "_label", "_labels", "_segmentation", "_seg", "_gt
 _SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 _LOSSY = (".jpg", ".jpeg")
 _LOOKED_AT = 8  # files that are opened to see whether they look like masks
-
-
-@dataclass(frozen=True)
-class SplitFiles:
-    """The files of one split; ``labels`` is None where the split has no labels."""
-
-    images: dict[str, list[Path]]
-    """Name -> files, normally one."""
-    labels: dict[str, list[Path]] | None = None
-    """The same of the labels, by the name of their image."""
-    label_dir: Path | None = None
-    """Where labels are expected."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +129,10 @@ def _paired_layout(root: Path, pictures: Path, labels: Path) -> Layout:
             raise DataError(f"{root}: {there} exists but {missing} does not; add images or remove the labels")
     if not present:
         files, notes = _pair(root, pictures, labels)
+        if lists := split_lists(root):
+            splits, left_out = by_lists(files, lists)
+            form = f"{pictures.name} with {labels.name}, splits of {lists['train'].parent.relative_to(root)}"
+            return Layout(root, splits, form, (), (*notes, *left_out))
         return Layout(
             root, {"train": files}, f"{pictures.name} with {labels.name}, no split folders", (), notes
         )

@@ -83,6 +83,18 @@ class Scan:
         return notes
 
 
+@dataclass(frozen=True)
+class SplitFiles:
+    """The files of one split; ``labels`` is None where the split has no labels."""
+
+    images: dict[str, list[Path]]
+    """Name -> files, normally one."""
+    labels: dict[str, list[Path]] | None = None
+    """The same of the labels, by the name of their image."""
+    label_dir: Path | None = None
+    """Where labels are expected."""
+
+
 def scan(folder: Path, masks_too: bool = False) -> Scan:
     """List the files below a folder, sorted, hidden files and folders left out, links followed.
 

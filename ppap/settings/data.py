@@ -11,6 +11,9 @@ DataKind = Literal[
 ]
 
 
+_ONLY_FOLDER = "leave it out, or give --data.kind folder: the other kinds read their files their own way"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Images and labels."""
@@ -100,6 +103,7 @@ class DataConfig:
         check_field(
             0 < self.crop_ratio < 1, "data.crop-ratio", self.crop_ratio, "give a share between 0 and 1"
         )
+        self._check_kind()
         self._check_files()
         for name in ("resolution", "eval_resolution", "scenes_size"):
             value = getattr(self, name)
@@ -111,6 +115,14 @@ class DataConfig:
         check_field(self.workers >= 0, "data.workers", self.workers, "give 0 or more")
         limit = self.cache_limit_gib
         check_field(limit is None or limit > 0, "data.cache-limit-gib", limit, "give more than 0")
+
+    def _check_kind(self) -> None:
+        """Refuse what only folders of one's own have, beside a kind that reads its files its own way."""
+        for name in ("images", "labels", "label_ids", "label_colours", "bands", "value_range"):
+            value = getattr(self, name)
+            option = f"data.{name.replace('_', '-')}"
+            check_field(self.kind == "folder" or not value, option, value, _ONLY_FOLDER)
+        check_field(self.kind == "folder" or self.exif == "apply", "data.exif", self.exif, _ONLY_FOLDER)
 
     def _check_files(self) -> None:
         """Refuse impossible ids, names, colours, bands and ranges."""
