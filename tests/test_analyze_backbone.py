@@ -194,8 +194,7 @@ def test_sets_that_jump_are_not_reached(monkeypatch):
     data, device = build_datasets(config.data).train, torch.device("cpu")
     net = build_net(config.model)
     seen = survey_of(net, look(net, data, 6, config, device), config)
-    jumping = lambda self, phi0, psi0=-1.0, steps=None: (0.9 if phi0 < 0.5 else 1e-4, 0.5)  # noqa: E731
-    monkeypatch.setattr(SetSizes, "shares", jumping)
+    monkeypatch.setattr(SetSizes, "share", lambda self, phi0, steps=None: 0.9 if phi0 < 0.5 else 1e-4)
     own = label_free(seen, "none", fit("none", seen.split), config, data.classes)
     assert not own.reached and own.jump == (0.9, 1e-4)
 

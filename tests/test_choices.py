@@ -55,12 +55,12 @@ def test_thresholds_give_the_sizes_that_are_asked_for():
     for aim in (0.02, 0.1):
         found = sizes.phi0(aim)
         assert found.size == pytest.approx(aim, rel=0.25)
-        assert sizes.shares(found.value)[0] == pytest.approx(found.size, abs=2e-3)
+        assert sizes.share(found.value) == pytest.approx(found.size, abs=2e-3)
         # No value of a fine grid comes much nearer.
-        grid = [sizes.shares(phi)[0] for phi in np.linspace(-0.5, 1, 61)]
+        grid = [sizes.share(phi) for phi in np.linspace(-0.5, 1, 61)]
         assert abs(found.size - aim) <= min(abs(size - aim) for size in grid) + 2e-3
     psi0 = sizes.psi0(found.value)
-    assert sizes.shares(found.value, psi0)[1] == pytest.approx(0.89 * (1 - found.size), abs=0.02)
+    assert sizes.negatives(found.value).share(psi0) == pytest.approx(0.89 * (1 - found.size), abs=0.02)
 
 
 def test_sets_that_jump_are_refused_with_both_sizes_and_the_remedy():

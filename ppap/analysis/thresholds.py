@@ -7,7 +7,7 @@ picks among the values of a grid, which :func:`around` lays about the ones that 
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ppap.escaping import markdown
 from ppap.kernels import PropagationConfig, propagate
-from ppap.methods.thresholds import NEGATIVE_SHARE, POSITIVE_CLUSTERS, ratio
+from ppap.methods.thresholds import NEGATIVE_SHARE, POSITIVE_CLUSTERS, NegativeSizes, ratio
 from ppap.stopping import each
 
 BINS = 100
@@ -105,12 +105,10 @@ def analyse(
     for phi0 in each(tqdm(phi_grid, desc="thresholds", disable=None)):
         still = propagate(features, rows, PropagationConfig(phi0, steps=0), precision="fp32")
         fixed.append(still.num_positives.double().mean().item() / count)
-        for psi0 in psi_grid:
-            point = PropagationConfig(phi0, psi0, cfg.steps, cfg.sigma_pos, cfg.sigma_amb)
-            rel = propagate(features, rows, point, precision="fp32")
-            shares = (n.double().mean().item() / count for n in (rel.num_positives, rel.num_negatives))
-            empty = (rel.num_positives == 0).double().mean().item()
-            grid.append(GridPoint(phi0, psi0, *shares, empty))
+        walked = NegativeSizes(features, rows, replace(cfg, phi0=phi0))
+        sizes = walked.relations.num_positives
+        positive, empty = sizes.double().mean().item() / count, (sizes == 0).double().mean().item()
+        grid += [GridPoint(phi0, psi0, positive, walked.share(psi0), empty) for psi0 in psi_grid]
     aim = min(positives / clusters, 0.5)
     fixed_phi0 = min(zip(phi_grid, fixed, strict=True), key=lambda p: (ratio(p[1], aim), p[0]))[0]
     suggested = (*suggest(grid, aim), fixed_phi0)

@@ -257,7 +257,9 @@ def _thresholds(config: Config, chosen: Choices, patches: Tensor, clusters: int)
     if loss.psi0 == "auto":
         psi0 = sizes.psi0(given)
         chosen = replace(chosen, psi0=psi0)
-        lines.append(f"  psi0 {psi0:g}: negatives {100 * sizes.shares(given, psi0)[1]:.3g} % of the patches")
+        lines.append(
+            f"  psi0 {psi0:g}: negatives {100 * sizes.negatives(given).share(psi0):.3g} % of the patches"
+        )
     return chosen, lines
 
 

@@ -10,7 +10,8 @@ number of clusters enters.
 Legend: N patches of a sample, D channels.
 """
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ NEGATIVE_SHARE = 0.89
 """Aim for the mean negative set, as a share of the patches that are no positives: middle of 86 % and 92 %."""
 TOLERANCE = 1.6
 """Factor by which a positive set may miss its aim before it is said that no threshold gives it."""
+_ROWS = 64  # anchors whose cosines are formed at once
 _HALVINGS = 16  # cosines of some backbones lie within a hundredth
 
 
@@ -41,49 +43,72 @@ class Phi0(NamedTuple):
     """Sizes just above and just below the aim: far apart where the sets jump."""
 
 
+class NegativeSizes:
+    """Mean negative sets for any psi0 after one walk, which does not depend on psi0 (Eq. 2-5)."""
+
+    def __init__(self, patches: Tensor, anchors: Tensor, cfg: PropagationConfig, **options: Any) -> None:
+        """Args: (N, D) features, (A,) rows of anchors, thresholds and steps; options of ``propagate``."""
+        self.relations = propagate(patches, anchors, replace(cfg, psi0=0.0), precision="fp32", **options)
+        rel, self.patches = self.relations, len(patches)
+        # A patch is a negative where its cosine to the proxy, less what the walk added to psi, is below psi0.
+        self.margins = torch.empty(len(anchors), self.patches, device=patches.device)
+        for rows in torch.arange(len(anchors), device=patches.device).split(_ROWS):
+            sim = rel.proxies[rows] @ rel.features.T
+            positive = sim > rel.phi[rows, None]
+            self.margins[rows] = (sim - rel.psi[rows, None]).masked_fill_(positive, torch.inf)
+        self.margins[torch.arange(len(anchors), device=patches.device), anchors] = torch.inf
+
+    def share(self, psi0: float) -> float:
+        """Mean negative set [share of the patches]."""
+        return (self.margins < psi0).sum(dim=1).double().mean().item() / self.patches
+
+
 class SetSizes:
     """Mean sizes of the sets of some patches, for any thresholds."""
 
     def __init__(self, patches: Tensor, loss: LossConfig, seed: int) -> None:
         """Args: (N, D) features as the loss sees them; steps and sigmas; seed of the anchors."""
         self.patches, self.loss = patches, loss
+        self.budget = loss.memory_budget_mib * 2**20
         count = len(patches)
         # Fewer anchors where each has more patches to compare itself with, so that it takes the same seconds.
         anchors = min(max(2**22 // count, 128), 512, count)
         order = drawn_order(count, seed, 6)
         self.anchors = torch.from_numpy(np.sort(order[:anchors])).to(patches.device)
 
-    def shares(self, phi0: float, psi0: float = -1.0, steps: int | None = None) -> tuple[float, float]:
-        """Mean positive and negative set [share of the patches] after ``steps`` (default: the settings')."""
+    def share(self, phi0: float, steps: int | None = None) -> float:
+        """Mean positive set [share of the patches] after ``steps`` (default: the settings')."""
+        cfg = self._config(phi0, steps)
+        found = propagate(self.patches, self.anchors, cfg, precision="fp32", memory_budget=self.budget)
+        return found.num_positives.double().mean().item() / len(self.patches)
+
+    def negatives(self, phi0: float) -> NegativeSizes:
+        """The walk from one phi0, and its negative sets."""
+        return NegativeSizes(self.patches, self.anchors, self._config(phi0), memory_budget=self.budget)
+
+    def _config(self, phi0: float, steps: int | None = None) -> PropagationConfig:
         loss = self.loss
         steps = loss.steps if steps is None else steps
-        point = PropagationConfig(phi0, psi0, steps, loss.sigma_pos, loss.sigma_amb)
-        found = propagate(
-            self.patches, self.anchors, point, precision="fp32", memory_budget=loss.memory_budget_mib * 2**20
-        )
-        positives, negatives = (
-            size.double().mean().item() / len(self.patches)
-            for size in (found.num_positives, found.num_negatives)
-        )
-        return positives, negatives
+        return PropagationConfig(phi0, -1.0, steps, loss.sigma_pos, loss.sigma_amb)
 
     def phi0(self, aim: float, steps: int | None = None) -> Phi0:
         """The threshold whose mean positive set is nearest to ``aim`` [share of the patches]."""
         low, high = (-1.0, 1.0), (1.0, 0.0)  # (threshold, size): sizes fall with the threshold
         for _ in range(_HALVINGS):
             middle = (low[0] + high[0]) / 2
-            size, _ = self.shares(middle, steps=steps)
+            size = self.share(middle, steps)
             low, high = ((middle, size), high) if size > aim else (low, (middle, size))
         value = round(min((low, high), key=lambda end: ratio(end[1], aim))[0], 5)
-        return Phi0(value, self.shares(value, steps=steps)[0], (low[1], high[1]))
+        return Phi0(value, self.share(value, steps), (low[1], high[1]))
 
     def psi0(self, phi0: float) -> float:
         """The threshold whose mean negative set is nearest to ``NEGATIVE_SHARE``, given phi0."""
-        aim = NEGATIVE_SHARE * (1 - self.shares(phi0)[0])
+        aim = NEGATIVE_SHARE * (1 - self.share(phi0))
+        sizes = self.negatives(phi0)
         low, high = -1.0, 1.0
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.shares(phi0, middle)[1] < aim else (low, middle)
+            low, high = (middle, high) if sizes.share(middle) < aim else (low, middle)
         return round((low + high) / 2, 5)
 
 
