@@ -102,7 +102,11 @@ def read_names(path: str | Path, clusters: Tensor) -> Names:
         raise DataError(
             f"--names {path} is no JSON ({error}); save it again from the atlas of the run"
         ) from None
-    if not isinstance(stored, dict) or stored.get("kind") != KIND or not isinstance(stored.get("clusters"), list):
+    if (
+        not isinstance(stored, dict)
+        or stored.get("kind") != KIND
+        or not isinstance(stored.get("clusters"), list)
+    ):
         raise DataError(f"--names {path} is no file of names; give one saved from `python -m ppap.atlas RUN`")
     if stored.get("format") != FORMAT:
         raise DataError(f"--names {path} has format {stored.get('format')!r}, this ppap reads {FORMAT}")
@@ -199,6 +203,8 @@ def _head(cluster: int, entries: Mapping[int, Mapping[str, Any]], path: Path) ->
             break
         if target in seen:
             circle = " -> ".join(map(str, [*seen[seen.index(target) :], target]))
-            raise DataError(f"--names {path}: clusters are merged in a circle, {circle}; end one of the merges")
+            raise DataError(
+                f"--names {path}: clusters are merged in a circle, {circle}; end one of the merges"
+            )
         seen.append(target)
     return seen[-1]

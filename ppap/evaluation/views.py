@@ -145,9 +145,7 @@ class Lookout:
         scores = F.conv2d(code, centres[:, :, None, None])[0]
         return View(scores, torch.linalg.vector_norm(code[0], dim=0), full, seen)
 
-    def _probabilities(
-        self, codes: Tensor, pixels: Sequence[np.ndarray], sequence: Hashable
-    ) -> list[Tensor]:
+    def _probabilities(self, codes: Tensor, pixels: Sequence[np.ndarray], sequence: Hashable) -> list[Tensor]:
         """(groups, H, W) of each picture: after the mean over frames, and after the CRF."""
         how, maps = self.how, []
         for code, one in zip(codes, pixels, strict=True):

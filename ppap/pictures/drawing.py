@@ -30,6 +30,7 @@ _INK = (32, 32, 32)
 _TEXT_SIZE = 15  # pixels: readable at 100 % zoom and in a scaled-down README
 _GAP = 8  # pixels
 _LEGEND_LIMIT = 64  # classes
+_ROWS = 256  # pixels mixed at a time
 
 
 def save_whole(picture: Image.Image, path: str | PathLike, **options: Any) -> None:
@@ -75,21 +76,32 @@ def save_index_png(
     colours = palette(256) if colours is None else _as_colours(colours)
     _check_ids(labels, len(colours))
     ignored = labels < 0
-    if len(colours) > 256:
-        wide = np.where(ignored, IGNORED_INDEX_16, labels).astype(np.uint16)
-        save_whole(Image.fromarray(wide), path, format="PNG")
-        return
-    if ignored.any() and (labels == ignored_index).any():
+    if len(colours) <= 256 and ignored.any() and (labels == ignored_index).any():
         raise ValueError(
             f"save_index_png: class {ignored_index} and ignored pixels would share the value "
             f"{ignored_index}; write them apart"
         )
-    table = np.full((256, 3), _GREYS[0], dtype=np.uint8)
-    table[: len(colours)] = colours
-    if ignored.any():
-        table[ignored_index] = _GREYS[0]
-    picture = Image.fromarray(np.where(ignored, ignored_index, labels).astype(np.uint8))
-    picture.putpalette(table.tobytes())  # turns mode L into P, values unchanged
+    kind = np.uint8 if len(colours) <= 256 else np.uint16
+    value = ignored_index if len(colours) <= 256 else IGNORED_INDEX_16
+    save_values_png(np.where(ignored, value, labels).astype(kind), path, colours, value)
+
+
+def save_values_png(values: np.ndarray, path: str | PathLike, colours: np.ndarray, ignored: int) -> None:
+    """Write pixel values as :func:`save_index_png` does, with no copy of them.
+
+    Args:
+        values: (H, W) uint8 or, with more than 256 colours, uint16.
+        path: file to write.
+        colours: (n, 3) uint8.
+        ignored: the value of ignored pixels.
+    """
+    picture = Image.fromarray(values)
+    if values.dtype == np.uint8:
+        table = np.full((256, 3), _GREYS[0], dtype=np.uint8)
+        table[: len(colours)] = colours
+        if ignored >= len(colours) or (values == ignored).any():
+            table[ignored] = _GREYS[0]
+        picture.putpalette(table.tobytes())  # turns mode L into P, values unchanged
     save_whole(picture, path, format="PNG")
 
 
@@ -127,9 +139,12 @@ def overlay(image: Any, labels: Any, alpha: float = 0.5, colours: np.ndarray | N
         raise ValueError(f"overlay: the image is {image.shape[:2]}, the labels are {labels.shape} (H, W)")
     if not 0 <= alpha <= 1:
         raise ValueError(f"overlay: alpha is {alpha}; give 0 to 1")
-    weight = np.where(labels < 0, 0.0, alpha)[..., None]
-    mixed = (1 - weight) * image + weight * colourise(labels, colours)
-    return Image.fromarray(mixed.round().astype(np.uint8))
+    mixed = np.empty(image.shape, np.uint8)
+    for top in range(0, len(labels), _ROWS):  # the sums take eight times the memory of the picture
+        part = slice(top, top + _ROWS)
+        weight = np.where(labels[part] < 0, 0.0, alpha)[..., None]
+        mixed[part] = ((1 - weight) * image[part] + weight * colourise(labels[part], colours)).round()
+    return Image.fromarray(mixed)
 
 
 def legend(names: Sequence[str], colours: np.ndarray | None = None, width: int = 640) -> Image.Image:
