@@ -27,8 +27,8 @@ class AtlasArguments(AtlasOptions):
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """Run directory or checkpoint folder."""
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[IMAGE ...]")] = ()
-    """Image files, or folders of images; none = the validation images of the run, or its training images where
-    it has none, with their labels."""
+    """Image files, or folders of images; none = the validation images of the run, or its training images
+    where it has none, with their labels."""
     out: str | None = None
     """HTML file; None = atlas.html in the run."""
     overwrite: bool = False

@@ -33,8 +33,8 @@ class PredictArguments(MaskOptions):
     ]
     """Image files, or folders of images."""
     out: str
-    """Folder for NAME.png (class ids), NAME_overlay.jpg, legend.png and legend.json; of a GeoTIFF also NAME.tif
-    with its georeference, if rasterio is installed."""
+    """Folder for NAME.png (class ids), NAME_overlay.jpg, legend.png and legend.json; of a GeoTIFF also
+    NAME.tif with its georeference, if rasterio is installed."""
     names: str | None = None
     """names.json of `ppap atlas`: masks have a user's names, ids, colours and merges; None = class names, or
     cluster 0, 1, ..."""

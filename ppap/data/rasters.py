@@ -1,4 +1,4 @@
-"""Pictures read part by part, and where on the ground they lie: GeoTIFF through rasterio, where it is installed.
+"""Pictures read part by part, and where on the ground they lie: GeoTIFF, through rasterio if it is here.
 
 Any other picture is decoded as a whole and parts are cut from it: then it is in memory, with three bytes a
 pixel.

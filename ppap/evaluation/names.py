@@ -62,6 +62,24 @@ class Names:
         """(regions, 3) uint8 RGB."""
         return np.array([region.colour for region in self.regions], np.uint8)
 
+    def classes(self, class_names: Sequence[str]) -> tuple[int | None, ...]:
+        """Class of each cluster, by its name; None = ignored, or the name is no class.
+
+        Raises:
+            DataError: no name is a class.
+        """
+        places = {name.strip().casefold(): c for c, name in enumerate(class_names)}
+        found = tuple(
+            None if place is None else places.get(self.regions[place].name.casefold())
+            for place in self.region_of
+        )
+        if not any(c is not None for c in found):
+            raise DataError(
+                f"--names {self.path}: no name is one of the classes, {', '.join(class_names)}; give some of "
+                "the clusters such names"
+            )
+        return found
+
     def record(self) -> dict[str, Any]:
         """Where names come from, for a legend or a file of results."""
         return {"file": self.path, "sha256": self.sha256}

@@ -1,7 +1,7 @@
-"""Masks of pictures too large to be seen at once: overlapping tiles, each a picture of its own to the network.
+"""Masks of pictures too large to be seen at once: overlapping tiles, each of them a picture to the network.
 
-Scores of tiles are added under weights that fall off towards the edges of each, so that no seam shows; what is
-held at a time is the patch scores of a few rows of tiles and the pixels of one.
+Scores of tiles are added under weights that fall off towards the edges of each, so that no seam shows. What
+is held at a time is the patch scores of a few rows of tiles and the pixels of one.
 """
 
 from collections.abc import Iterator, Sequence

@@ -155,7 +155,8 @@ def _content(predictor: Predictor, checkpoint: str, found: Gathered, crops: int)
         )
     run = visible(str(checkpoint), one_line=True)
     return {
-        "about": f"{len(clusters)} clusters of {run}, in {found.images} images. Backbone: {predictor.origin}.",
+        "about": f"{len(clusters)} clusters of {run}, in {found.images} images. "
+        f"Backbone: {predictor.origin}.",
         "warning": RANDOM_WARNING if predictor.engine.net.backbone.is_random else None,
         "probe": probe_checksum(predictor.engine.cluster.clusters),
         "clusters": clusters,

@@ -46,12 +46,12 @@ class MaskOptions:
     probe: Literal["cluster", "linear"] = "cluster"
     """cluster = found without labels; linear = trained with labels."""
     resolution: int = 320
-    """Shorter side that the network sees, of the image, or with --tile of a tile [pixels]; masks have the size
-    of the image."""
+    """Shorter side that the network sees, of the image, or with --tile of a tile [pixels]; masks have the
+    size of the image."""
     tile: int | None = None
-    """The network sees overlapping tiles of so many pixels of the image, each at --resolution, in place of the
-    whole image: for images whose regions are too small at --resolution. None = the whole. As many as
-    --resolution = the image's own pixels."""
+    """The network sees overlapping tiles with a side of so many pixels of the image, each at --resolution, in
+    place of the whole image: for images whose regions are too small there. As many as --resolution = the
+    image's own pixels; None = the whole image."""
     tile_overlap: float = OVERLAP
     """Least share of a tile that its neighbour covers too; scores are blended there [0 to 0.5]."""
     crf: Literal["native", "pydensecrf", "none"] = "none"
@@ -60,9 +60,9 @@ class MaskOptions:
     """Probabilities are means over so many frames, the frame's own and those before it in its folder, in the
     order of their numbers: for the frames of a film [frames]."""
     probabilities: bool = False
-    """Also write NAME_probabilities.npz: probabilities (regions, height, width) in fp16 at the pixels that the
-    network saw, after --smooth and --crf, and the ids of the regions; those of clusters are the softmax of
-    twice the cosine."""
+    """Also write NAME_probabilities.npz: probabilities (regions, height, width) in fp16 at the pixels that
+    the network saw, after --smooth and --crf, and ids of the regions (-1 = none). Those of clusters are the
+    softmax of twice the cosine, not calibrated."""
     features: bool = False
     """Also write NAME_features.npz: the code (channels, rows, columns) of the patches in fp16, and their
     side."""
@@ -207,10 +207,8 @@ def write_masks(
         if pending and (pending[0][2].shape != seen.shape or _folder(pending[0][0]) != _folder(stem)):
             flush()
         pending.append((stem, image, seen))
-        if (
-            len(pending) == options.batch_size
-            or sum(one.width * one.height for _, one, _ in pending) > _AHEAD
-        ):
+        held = sum(one.width * one.height for _, one, _ in pending)
+        if len(pending) == options.batch_size or held > _AHEAD:
             flush()
     flush()
     return bad

@@ -1,4 +1,4 @@
-"""What clusters look like: their shares, neighbours and typical and doubtful regions, over a set of pictures."""
+"""What clusters look like over a set of pictures: shares, neighbours, typical and doubtful regions."""
 
 import heapq
 import itertools
@@ -62,12 +62,15 @@ class Gathered:
     def merges(self) -> list[tuple[int, int, float, float]]:
         """Pairs that may be one thing, the most similar first: cluster, the larger one, cosine, border.
 
-        Each of the two is among the three most similar of the other, and the smaller one has more of its
-        border with the larger one than the larger one's share of all other pixels would give. `border` is
-        the share of the smaller one's border.
+        Their similarity is larger than the mean over all pairs by a standard deviation, each of the two is
+        among the three most similar of the other, and the smaller one has more of its border with the larger
+        one than the larger one's share of all other pixels would give. `border` is the share of the smaller
+        one's border.
         """
         alike, found = self.similarity(), []
-        np.fill_diagonal(alike, -np.inf)
+        np.fill_diagonal(alike, np.nan)
+        pairs = alike[np.isfinite(alike)]
+        least = pairs.mean() + pairs.std() if pairs.size else np.inf
         alike = np.nan_to_num(alike, nan=-np.inf)
         near = [{*np.argsort(-row)[:3].tolist()} for row in alike]
         total = self.pixels.sum()
@@ -75,7 +78,7 @@ class Gathered:
             small, large = sorted((a, b), key=lambda k: (self.pixels[k], k))
             border = self.borders[small, large] / max(1, self.borders[small].sum())
             chance = self.pixels[large] / max(1, total - self.pixels[small])
-            if a in near[b] and b in near[a] and border > chance and math.isfinite(alike[a, b]):
+            if a in near[b] and b in near[a] and border > chance and alike[a, b] >= least:
                 found.append((small, large, float(alike[a, b]), float(border)))
         return sorted(found, key=lambda pair: -pair[2])
 
@@ -184,7 +187,7 @@ def _regions(
 
 
 def crop(pixels: np.ndarray, mask: np.ndarray, box: tuple[slice, slice]) -> np.ndarray:
-    """(THUMB, THUMB, 3) uint8: a square around a region, its outline drawn in white and black.
+    """(THUMB, THUMB, 3) uint8: a square around a region, which is outlined; what is outside is darkened.
 
     Args:
         pixels: (H, W, 3) uint8.
@@ -203,6 +206,7 @@ def crop(pixels: np.ndarray, mask: np.ndarray, box: tuple[slice, slice]) -> np.n
     size = (max(1, round(sides[1] * scale)), max(1, round(sides[0] * scale)))
     picture = np.array(Image.fromarray(pixels[part]).resize(size, Image.Resampling.BICUBIC))
     inside = np.array(Image.fromarray(mask[part]).resize(size, Image.Resampling.NEAREST))
+    picture[~inside] //= 2  # which side of a line the region is
     picture[inside & ~ndimage.binary_erosion(inside, border_value=1)] = 255
     picture[~inside & ndimage.binary_dilation(inside)] = 0
     thumb = np.full((THUMB, THUMB, 3), 128, np.uint8)
