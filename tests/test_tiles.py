@@ -20,6 +20,8 @@ from ppap.predict import main
 from ppap.reports import prediction
 from tests.runs import tiny_run
 
+# rasterio says so of plain TIFF files.
+pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 needs_rasterio = pytest.mark.skipif(
     importlib.util.find_spec("rasterio") is None, reason="rasterio is not installed: pip install rasterio"
 )
