@@ -15,7 +15,7 @@ from PIL import Image
 from ppap.data.scan import find_images
 from ppap.pictures import drawing as pictures
 from ppap.pictures import palette
-from ppap.pictures.curves import curves
+from ppap.pictures.curves import _curve_panels, curves
 
 
 def labelled(height: int = 20, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -192,7 +192,7 @@ ROWS = [{"step": s, "loss": 3 / (s + 1), "linear_loss": math.nan, "lr": 1e-3} fo
 
 def test_curves_draw_losses_and_scores(tmp_path):
     rows = [*ROWS, {"step": 6, "linear_loss": 0.5}]
-    assert list(pictures._curve_panels(rows)) == ["loss", "linear loss", "score [%]"]
+    assert list(_curve_panels(rows)) == ["loss", "linear loss", "score [%]"]
     curves(rows, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 600 and len(picture.convert("RGB").getcolors(2**24)) > 10
@@ -246,10 +246,11 @@ def test_refuses_wrong_arguments(act, message):
 
 
 def test_what_was_measured_once_is_drawn_as_bars(tmp_path, monkeypatch):
-    from ppap.pictures import drawing as pictures
 
     drawn = []
-    monkeypatch.setattr(pictures, "_bars", lambda axis, label, lines, colours: drawn.append((label, lines)))
+    monkeypatch.setattr(
+        "ppap.pictures.curves._bars", lambda axis, label, lines, colours: drawn.append((label, lines))
+    )
     rows = [{"step": 1, "loss": 3.0}, {"step": 9, "loss": 2.0, "cluster_miou": 5.0, "linear_miou": 7.0}]
     curves(rows, tmp_path / "curves.png")
     assert drawn == [("score [%]", {"cluster_miou": [(9, 5.0)], "linear_miou": [(9, 7.0)]})]

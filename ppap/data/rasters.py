@@ -23,6 +23,7 @@ GEO_REMEDY = "pip install rasterio"
 _GEO_TAGS = (33550, 33922, 34264, 34735)
 _TIFF = (".tif", ".tiff")
 _BLOCK = 512  # side of the blocks of a written mask [pixels]
+_CACHE = 128 << 20  # bytes of blocks that GDAL keeps; its own limit follows the machine's memory
 
 
 class Source(Protocol):
@@ -97,9 +98,10 @@ def open_picture(path: Path, reading: Reading) -> Iterator[Source]:
     if not by_parts(path):
         yield Whole(read_image(path, reading))
         return
-    with naming(path):
-        file = _rasterio().open(path)  # type: ignore[union-attr]
-    with file:
+    rasterio = _rasterio()
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE), naming(path):  # type: ignore[union-attr]
+        file = rasterio.open(path)  # type: ignore[union-attr]
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE), file:  # type: ignore[union-attr]
         check_size((file.width, file.height), path)
         yield Raster(file, path, reading)
 
@@ -154,9 +156,12 @@ def save_georeferenced(values: np.ndarray, colours: np.ndarray, ignored: int, li
     shape = {"height": values.shape[0], "width": values.shape[1], "count": 1, "dtype": values.dtype.name}
     layout = {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate"}
     try:
-        with rasterio.open(  # type: ignore[union-attr]
-            aside, "w", driver="GTiff", nodata=ignored, bigtiff="if_safer", **shape, **layout, **place
-        ) as file:
+        with (
+            rasterio.Env(GDAL_CACHEMAX=_CACHE),  # type: ignore[union-attr]
+            rasterio.open(  # type: ignore[union-attr]
+                aside, "w", driver="GTiff", nodata=ignored, bigtiff="if_safer", **shape, **layout, **place
+            ) as file,
+        ):
             file.write(values, 1)
             if values.dtype == np.uint8:
                 file.write_colormap(1, {i: (*map(int, rgb), 255) for i, rgb in enumerate(colours[:256])})

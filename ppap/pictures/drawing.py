@@ -82,23 +82,26 @@ def save_index_png(
         )
     kind = np.uint8 if len(colours) <= 256 else np.uint16
     value = ignored_index if len(colours) <= 256 else IGNORED_INDEX_16
-    save_values_png(np.where(ignored, value, labels).astype(kind), path, colours, value)
+    values = np.where(ignored, value, labels).astype(kind)
+    save_values_png(values, path, colours, value if ignored.any() else None)
 
 
-def save_values_png(values: np.ndarray, path: str | PathLike, colours: np.ndarray, ignored: int) -> None:
+def save_values_png(
+    values: np.ndarray, path: str | PathLike, colours: np.ndarray, ignored: int | None
+) -> None:
     """Write pixel values as :func:`save_index_png` does, with no copy of them.
 
     Args:
         values: (H, W) uint8 or, with more than 256 colours, uint16.
         path: file to write.
         colours: (n, 3) uint8.
-        ignored: the value of ignored pixels.
+        ignored: the value of ignored pixels; None = there are none.
     """
     picture = Image.fromarray(values)
     if values.dtype == np.uint8:
         table = np.full((256, 3), _GREYS[0], dtype=np.uint8)
         table[: len(colours)] = colours
-        if ignored >= len(colours) or (values == ignored).any():
+        if ignored is not None:
             table[ignored] = _GREYS[0]
         picture.putpalette(table.tobytes())  # turns mode L into P, values unchanged
     save_whole(picture, path, format="PNG")

@@ -245,6 +245,7 @@ class _Writer:
         ids = predictor.ids(options.probe)
         self.colours = colours_by_id(ids, predictor.colours(options.probe))
         self.ignored = ignored_id(ids)
+        self.is_free = self.ignored not in ids  # not so with all of 256 ids
         self.group_ids = np.array(predictor.grouping(options.probe)[1])
 
     def write(self, stem: str, path: Path, image: Image.Image, labels: Tensor, seen: Seen) -> None:
@@ -268,14 +269,18 @@ class _Writer:
                 for count, length in zip((small.height, small.width), values.shape, strict=True)
             )
             shown = values[np.ix_(rows, columns)].astype(np.int64)
-            shown[shown == self.ignored] = -1
+            shown[(shown == self.ignored) & self.is_free] = -1
             save_whole(overlay(small, shown, colours=self.colours), f"{target}_overlay.jpg", quality=92)
             self._georeferenced(values, path, target)
-            save_values_png(values, f"{target}.png", self.colours, self.ignored)
+            save_values_png(values, f"{target}.png", self.colours, self.ignored if self.is_free else None)
 
     def values(self, labels: Tensor) -> np.ndarray:
         """Ids as masks store them."""
         kind = np.uint8 if len(self.colours) <= 256 else np.uint16
+        if not self.is_free and (labels < 0).any():
+            raise UsageError(
+                f"masks of 256 classes leave no value for pixels without one, {self.ignored} is a class's too"
+            )
         return np.where(labels.numpy() < 0, self.ignored, labels.numpy()).astype(kind)
 
     def _georeferenced(self, values: np.ndarray, path: Path, target: Path) -> None:
