@@ -16,9 +16,9 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ppap.errors import DataError, PpapError, UsageError, out_of_memory, unknown_name
 from ppap.escaping import Visible, visible
@@ -31,12 +31,14 @@ _ITEM = re.compile(r" |[-*] |\d+\. ")  # what a line begins with that does not g
 _ASCII = {"±": "+-", "×": "x", "–": "-", "—": "-", "…": "..."}
 _FIRST_SAYS_IT = 10.0  # seconds
 _OFFLINE = "--offline"
+HELP_ALL = "--help-all"
 _VARIABLE = "HF_HUB_OFFLINE"  # the hub's own
 
 COMMANDS = {
     "train": "train on generated scenes, or on a folder of images",
     "eval": "measure a checkpoint: cluster and linear probe, without and with CRF",
     "predict": "write segmentation masks of images",
+    "atlas": "make a page on which to name the clusters of a run",
     "analyze": "thresholds, quality of sets, ablation, sweep, benchmark: the paper's figures and tables",
     "prepare": "check a public data set; make its training crops, cut its tiles",
     "pretrain": "train a backbone without labels, on images of your own or on generated scenes",
@@ -177,7 +179,15 @@ def _lost_workers() -> Iterator[None]:
         ) from None
 
 
-def parse(kind: Any, argv: Sequence[str], *, command: str, description: str, default: Any = None) -> Any:
+def parse(
+    kind: Any,
+    argv: Sequence[str],
+    *,
+    command: str,
+    description: str,
+    default: Any = None,
+    brief: Mapping[type, Collection[str]] | None = None,
+) -> Any:
     """Parse `argv` into the dataclass `kind` with tyro; exits with 2 on a wrong or unknown option.
 
     Args:
@@ -186,23 +196,34 @@ def parse(kind: Any, argv: Sequence[str], *, command: str, description: str, def
         command: name after ``ppap``, for the usage line.
         description: text at the top of ``--help``.
         default: instance whose values are the defaults.
+        brief: dataclass -> its fields that ``--help`` shows, where only ``--help-all`` shows all.
     """
     import tyro
 
+    args = list(argv)
+    if brief is not None and HELP_ALL in args:
+        args, brief = ["--help"], None
+    if not {*args} & {"-h", "--help"}:
+        brief = None  # what is not shown could not be given
     options = {} if default is None else {"default": default}
     with Visible.lifted():
         return tyro.cli(
             kind,
-            args=list(argv),
+            args=args,
             prog=f"ppap {command}",
             description=flowing(description),
-            registry=_flowing_help(),
+            registry=_flowing_help(brief),
             **options,
         )
 
 
-def _flowing_help() -> "tyro.constructors.ConstructorRegistry":
-    """tyro's own rules for dataclasses, but with help texts that fill the width of the terminal."""
+def _flowing_help(
+    brief: Mapping[type, Collection[str]] | None = None,
+) -> "tyro.constructors.ConstructorRegistry":
+    """tyro's own rules for dataclasses, but with help texts that fill the width of the terminal.
+
+    With `brief` only the fields that it names are options.
+    """
     import tyro
 
     registry, asking = tyro.constructors.ConstructorRegistry(), False
@@ -220,6 +241,14 @@ def _flowing_help() -> "tyro.constructors.ConstructorRegistry":
         if not isinstance(spec, tyro.constructors.StructConstructorSpec):
             return spec
         fields = [dataclasses.replace(f, helptext=_flowing_text(f.helptext)) for f in spec.fields]
+        if brief is not None:
+            shown = brief.get(info.type, ())
+            fields = [
+                f
+                if f.name in shown or dataclasses.is_dataclass(f.type)
+                else dataclasses.replace(f, type=Annotated[f.type, tyro.conf.Suppress])
+                for f in fields
+            ]
         return dataclasses.replace(spec, fields=tuple(fields))
 
     return registry

@@ -4,38 +4,26 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import numpy as np
 import tyro
-from tqdm import tqdm
 
 from ppap.cli import parse, required, run
-from ppap.data import class_colours
-from ppap.data.images import read_image, verify_image
 from ppap.data.limits import set_max_pixels
 from ppap.errors import DataError, UsageError
-from ppap.evaluation.predictor import MAX_TOKENS, Predictor, load
-from ppap.pictures.drawing import overlay, save_index_png, save_whole
-from ppap.reports.masks import (
-    check_free,
-    colours_by_id,
-    find_images,
-    ignored_id,
-    is_unfinished,
-    unfinished,
-    write_legend,
-)
+from ppap.evaluation.predictor import load
+from ppap.reports.masks import check_free, find_images, is_unfinished, unfinished, write_legend
+from ppap.reports.prediction import MaskOptions, check_images, hints, write_masks
 from ppap.reports.records import RANDOM_WARNING
 from ppap.runs.checkpoint import weights_checksum
+from ppap.runs.disk import sha256_of
 from ppap.runs.lock import alone
-from ppap.stopping import each
 
 _SHOWN = 20  # files in one message
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictArguments:
+class PredictArguments(MaskOptions):
     """Options of ``ppap predict``."""
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
@@ -45,13 +33,11 @@ class PredictArguments:
     ]
     """Image files, or folders of images."""
     out: str
-    """Folder for NAME.png (class ids), NAME_overlay.jpg, legend.png and legend.json."""
-    probe: Literal["cluster", "linear"] = "cluster"
-    """cluster = found without labels; linear = trained with labels."""
-    resolution: int = 320
-    """Shorter side that the network sees [pixels]; masks have the size of the image."""
-    max_tokens: int = MAX_TOKENS
-    """Most patches per image; memory grows with their square."""
+    """Folder for NAME.png (class ids), NAME_overlay.jpg, legend.png and legend.json; of a GeoTIFF also
+    NAME.tif with its georeference, if rasterio is installed."""
+    names: str | None = None
+    """names.json of `ppap atlas`: masks have a user's names, ids, colours and merges; None = class names, or
+    cluster 0, 1, ..."""
     max_pixels: int | None = None
     """Images of more pixels are refused by their headers, before they are decoded [pixels]; None =
     --data.max-pixels of the run, by default 200 million."""
@@ -62,43 +48,50 @@ class PredictArguments:
     device: str = "auto"
     """auto = cuda if there is one, else cpu; or a torch device such as cuda:1."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise UsageError(f"--max-pixels is {self.max_pixels}; give at least 1 pixel")
+        if self.names is not None and self.probe != "cluster":
+            raise UsageError(f"--names are of clusters, --probe is {self.probe!r}; leave one of them out")
+
 
 def main(argv: Sequence[str]) -> None:
     """Command ``predict``; images that cannot be read are listed at the end, with the exit code of data."""
     arguments = parse(PredictArguments, argv, command="predict", description=__doc__)
-    if arguments.resolution < 1:
-        raise UsageError(f"--resolution is {arguments.resolution}; give at least 1 pixel")
-    if arguments.max_pixels is not None and arguments.max_pixels < 1:
-        raise UsageError(f"--max-pixels is {arguments.max_pixels}; give at least 1 pixel")
     files = find_images(arguments.images)
     out = Path(arguments.out)
     record = _record_of(arguments)
     going_on = arguments.skip_existing or (not arguments.overwrite and is_unfinished(out, record))
+    done = {stem for stem in files if going_on and (out / f"{stem}.png").exists()}
     if going_on:
-        done = {stem for stem in files if (out / f"{stem}.png").exists()}
-        files = {stem: path for stem, path in files.items() if stem not in done}
-        print(f"{len(done)} masks are there already, {len(files)} to go")
-    check_free(out, files, arguments.overwrite, going_on)
-    predictor = load(arguments.checkpoint, arguments.device, max_pixels=arguments.max_pixels)
+        print(f"{len(done)} masks are there already, {len(files) - len(done)} to go")
+    todo = {stem: path for stem, path in files.items() if stem not in done}
+    check_free(out, todo, arguments.overwrite, going_on, arguments.ends())
+    predictor = load(
+        arguments.checkpoint, arguments.device, max_pixels=arguments.max_pixels, names=arguments.names
+    )
     set_max_pixels(predictor.max_pixels)
+    predictor.lookout(arguments.probe, crf=arguments.crf)  # refuses what cannot run
     print(f"backbone: {predictor.origin}")
-    names = predictor.names(arguments.probe)
-    colours = class_colours(predictor.engine.config.data.kind, len(names), predictor.ids(arguments.probe))
-    bad = _check(files, predictor, arguments)
-    good = {stem: path for stem, path in files.items() if path not in bad}
-    if files and not good:
+    sizes, bad = check_images(files.values(), predictor, arguments)
+    if todo and not any(path in sizes for path in todo.values()):
         raise DataError(_listed(bad))
+    print("\n".join(hints(sizes, arguments)), end="\n" if hints(sizes, arguments) else "")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot make {out} ({error.strerror or error}); give another --out") from None
+    good = {stem: path for stem, path in files.items() if path in sizes}
     with alone(out, f"--out {out}"):
         # another process may have come first
-        check_free(out, good, arguments.overwrite, going_on)
-        write_legend(out, names, colours, predictor, arguments.probe, arguments.overwrite)
+        check_free(
+            out, {s: p for s, p in good.items() if s in todo}, arguments.overwrite, going_on, arguments.ends()
+        )
+        write_legend(out, predictor, arguments.probe, arguments.overwrite)
         with unfinished(out, record):
-            bad |= _write_masks(out, good, predictor, arguments, colours)
-    count = len([path for path in files.values() if path not in bad])
+            bad |= write_masks(out, good, sizes, predictor, arguments, done)
+    count = len([path for path in todo.values() if path not in bad])
     masks = "1 mask" if count == 1 else f"{count} masks"
     print(f"{masks} in {out}: NAME.png holds ids, legend.json and legend.png their names")
     if predictor.engine.net.backbone.is_random:
@@ -109,59 +102,13 @@ def main(argv: Sequence[str]) -> None:
 
 def _record_of(arguments: PredictArguments) -> dict[str, Any]:
     """What masks follow from: a command with the same record goes on with what it left unfinished."""
-    weights = weights_checksum(arguments.checkpoint)
-    return {"weights": weights, "probe": arguments.probe, "resolution": arguments.resolution}
-
-
-def _write_masks(
-    out: Path,
-    good: dict[str, Path],
-    predictor: Predictor,
-    arguments: PredictArguments,
-    colours: np.ndarray,
-) -> dict[Path, str]:
-    """Masks and overlays of all images; the files whose pixels cannot be decoded, and why."""
-    ids, bad = predictor.ids(arguments.probe), {}
-    by_id = colours_by_id(ids, colours)
-    for stem, path in each(tqdm(good.items(), unit="image", disable=None)):
-        try:
-            image = read_image(path, predictor.reading)
-        except DataError as error:  # pixels that the look at the file did not decode
-            bad[path] = str(error)
-            continue
-        labels = predictor.predict(
-            image, probe=arguments.probe, resolution=arguments.resolution, max_tokens=arguments.max_tokens
-        )
-        target = out / stem
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # The mask comes last: where it is there, the image is done.
-            save_whole(overlay(image, labels, colours=by_id), f"{target}_overlay.jpg", quality=92)
-            save_index_png(labels, f"{target}.png", by_id, ignored_id(ids))
-        except OSError as error:
-            reason = error.strerror or error
-            raise DataError(
-                f"cannot write {target}.png ({reason}); make room and give the same command again"
-            ) from None
-    return bad
-
-
-def _check(files: dict[str, Path], predictor: Predictor, arguments: PredictArguments) -> dict[Path, str]:
-    """File -> what is wrong with it, of those that cannot be read; all are looked at before the first mask.
-
-    Raises:
-        UsageError: an image has more patches than the limit.
-    """
-    bad = {}
-    for path in each(files.values()):
-        try:
-            width, height = verify_image(path, predictor.reading)
-            predictor.seen_size(width, height, arguments.resolution, arguments.max_tokens)
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}") from None
-        except DataError as error:
-            bad[path] = str(error)
-    return bad
+    options = MaskOptions.record(arguments)
+    kept = {name: options[name] for name in MaskOptions.__dataclass_fields__ if name in options}
+    try:
+        names = None if arguments.names is None else sha256_of(Path(arguments.names))
+    except OSError as error:
+        raise DataError(f"--names {arguments.names} cannot be read ({error.strerror or error})") from None
+    return {"weights": weights_checksum(arguments.checkpoint), "names": names, **kept}
 
 
 def _listed(bad: dict[Path, str]) -> str:

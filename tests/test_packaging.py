@@ -82,6 +82,7 @@ def test_wheel_outside_the_tree_and_beside_it(built, tmp_path):
     assert "ppap/data/folder.py" in names and "ppap/evaluation/metrics.py" in names
     assert {f"ppap/assets/scenes-vit/{name}" for name in ("model.safetensors", "config.json")} <= set(names)
     assert "ppap/assets/paper/tables.json" in names
+    assert {f"ppap/assets/atlas/atlas.{kind}" for kind in ("html", "css", "js")} <= set(names)
     assert "ppap/assets/cocostuff/lists.npz" in names and "ppap/preparation/crops.py" in names
     assert {"ppap/kernels/csrc/build.py", "ppap/kernels/csrc/cuda/relation_masks.cu"} <= set(names)
     if shutil.which("g++"):

@@ -15,6 +15,7 @@ from PIL import Image
 from ppap.data.scan import find_images
 from ppap.pictures import drawing as pictures
 from ppap.pictures import palette
+from ppap.pictures.curves import _curve_panels, curves
 
 
 def labelled(height: int = 20, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -191,12 +192,12 @@ ROWS = [{"step": s, "loss": 3 / (s + 1), "linear_loss": math.nan, "lr": 1e-3} fo
 
 def test_curves_draw_losses_and_scores(tmp_path):
     rows = [*ROWS, {"step": 6, "linear_loss": 0.5}]
-    assert list(pictures._curve_panels(rows)) == ["loss", "linear loss", "score [%]"]
-    pictures.curves(rows, tmp_path / "curves.png")
+    assert list(_curve_panels(rows)) == ["loss", "linear loss", "score [%]"]
+    curves(rows, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 600 and len(picture.convert("RGB").getcolors(2**24)) > 10
         height = picture.height
-    pictures.curves(ROWS[:5], tmp_path / "losses.png")
+    curves(ROWS[:5], tmp_path / "losses.png")
     with Image.open(tmp_path / "losses.png") as picture:
         assert picture.height < height, "one row of panels"
 
@@ -207,7 +208,7 @@ def test_curves_have_whole_steps_on_their_axis(steps, tmp_path, monkeypatch):
 
     ticks = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: ticks.extend(figure.axes[0].get_xticks()))
-    pictures.curves([{"step": step, "loss": 1 / step} for step in steps], tmp_path / "curves.png")
+    curves([{"step": step, "loss": 1 / step} for step in steps], tmp_path / "curves.png")
     assert len(ticks) > 1 and all(tick == round(tick) for tick in ticks)
 
 
@@ -236,9 +237,7 @@ IMAGE, LABELS = labelled()
         pytest.param(
             lambda: pictures.strip([[IMAGE]], ["image", "truth"]), "rows of 2 cells", id="short row"
         ),
-        pytest.param(
-            lambda: pictures.curves([{"step": 1, "lr": 0.1}], "never.png"), "no row", id="no curves"
-        ),
+        pytest.param(lambda: curves([{"step": 1, "lr": 0.1}], "never.png"), "no row", id="no curves"),
     ],
 )
 def test_refuses_wrong_arguments(act, message):
@@ -247,13 +246,14 @@ def test_refuses_wrong_arguments(act, message):
 
 
 def test_what_was_measured_once_is_drawn_as_bars(tmp_path, monkeypatch):
-    from ppap.pictures import drawing as pictures
 
     drawn = []
-    monkeypatch.setattr(pictures, "_bars", lambda axis, label, lines, colours: drawn.append((label, lines)))
+    monkeypatch.setattr(
+        "ppap.pictures.curves._bars", lambda axis, label, lines, colours: drawn.append((label, lines))
+    )
     rows = [{"step": 1, "loss": 3.0}, {"step": 9, "loss": 2.0, "cluster_miou": 5.0, "linear_miou": 7.0}]
-    pictures.curves(rows, tmp_path / "curves.png")
+    curves(rows, tmp_path / "curves.png")
     assert drawn == [("score [%]", {"cluster_miou": [(9, 5.0)], "linear_miou": [(9, 7.0)]})]
     monkeypatch.undo()
-    pictures.curves(rows, tmp_path / "curves.png")
+    curves(rows, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 import ppap
-from ppap import predict
 from ppap.cli import run
 from ppap.errors import DataError, UsageError
 from ppap.predict import main
+from ppap.reports import prediction
 from ppap.reports.masks import find_images
 from ppap.reports.strips import predict_crop
 from tests.runs import TINY, make_folder, tiny_run
@@ -234,7 +234,7 @@ def test_a_stop_at_an_image_leaves_nothing_undone(finished, tmp_path, monkeypatc
     for name in ("a", "b"):
         (tmp_path / "in").mkdir(exist_ok=True)
         picture(40, 40, ord(name)).save(tmp_path / "in" / f"{name}.jpg")
-    out, calls, real = tmp_path / "in" / "masks", [], getattr(predict, where)
+    out, calls, real = tmp_path / "in" / "masks", [], getattr(prediction, where)
 
     def second(*args, **kwargs):
         calls.append(args)
@@ -244,7 +244,7 @@ def test_a_stop_at_an_image_leaves_nothing_undone(finished, tmp_path, monkeypatc
 
     arguments = [str(finished), str(tmp_path / "in"), f"--out={out}", "--resolution=32"]
     with monkeypatch.context() as patch:
-        patch.setattr(predict, where, second)
+        patch.setattr(prediction, where, second)
         with pytest.raises(Kill):
             main(arguments)
     assert (out / "a.png").exists() and not (out / "b.png").exists()
@@ -281,7 +281,7 @@ def test_a_full_disk_says_how_to_go_on(finished, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     picture(40, 40).save(tmp_path / "a.jpg")
-    monkeypatch.setattr(predict, "save_index_png", full)
+    monkeypatch.setattr(prediction, "save_index_png", full)
     with pytest.raises(
         DataError, match="a.png .No space left on device.; make room and give the same command again"
     ):

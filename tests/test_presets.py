@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -134,9 +135,23 @@ def test_the_factor_of_the_loss():
 
 def test_help_names_every_preset_and_the_protocol(capsys):
     with pytest.raises(SystemExit):
-        asked("--help")
+        asked("--help-all")
     text = " ".join(capsys.readouterr().out.split())
     assert all(name in text for name in PRESETS) and "--protocol" in text and "--train.selection" in text
+    with pytest.raises(SystemExit):
+        asked("folder", "--help")
+    brief = capsys.readouterr().out
+    assert set(re.findall(r"^. --([a-z.-]+) ", brief, re.M)) == {
+        f"{section}.{name}"
+        for section, names in (
+            ("data", ("root", "classes")),
+            ("model", ("weights",)),
+            ("train", ("steps", "batch-size", "device", "out")),
+        )
+        for name in names
+    }
+    assert "--help-all shows every setting" in " ".join(brief.split()) and len(brief.splitlines()) < 80
+    assert asked("folder", "--data.root=x", "--optim.lr=0.5").optim.lr == 0.5, "still an option"
     assert all(len(line) <= 130 for line in describe().splitlines())
 
 

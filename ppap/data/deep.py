@@ -61,6 +61,8 @@ class TiffFacts:
     bits: int = 0
     floats: bool = False
     orientation: int = 1
+    photometric: int = 0
+    """How values become colours: 1 = grey, black is 0; 2 = RGB."""
 
     def special(self, reading: Reading) -> bool:
         """Whether Pillow cannot decode it, or leaves out a band that is asked for."""
@@ -103,14 +105,17 @@ def _facts(file: Any) -> TiffFacts:
     place = file.tell()
     try:
         head = file.read(8)
-        if head[:4] not in (b"II*\0", b"MM\0*"):
+        if head[:4] in (b"II+\0", b"MM\0+"):  # BigTIFF
+            head += file.read(8)
+        elif head[:4] not in (b"II*\0", b"MM\0*"):
             return TiffFacts()
         tags = TiffImagePlugin.ImageFileDirectory_v2(head)
         file.seek(tags.next)
         tags.load(file)
         formats = tags.get(339, (1,))
         bits = tags.get(258, (1,))
-        return TiffFacts(int(tags.get(277, 1)), max(bits), 3 in formats, int(tags.get(274, 1)))
+        bands, turn, colours = int(tags.get(277, 1)), int(tags.get(274, 1)), int(tags.get(262, 0))
+        return TiffFacts(bands, max(bits), 3 in formats, turn, colours)
     except Exception:  # damaged: the decoder says how
         return TiffFacts()
     finally:

@@ -161,6 +161,7 @@ def _written(folder: Path, files: list[str], masks: bool) -> set[str]:
             stem = file.removesuffix("_overlay.jpg")
             if stem != file:  # a stop before its mask leaves an overlay alone
                 own |= {file, f"{stem}.png"} & present
+                own |= {f"{stem}.tif"} & present if f"{stem}.png" in present else set()
         own |= {"legend.png", "legend.json"} & present if _is_legend(folder, files) else set()
     for stem in _SIDECARS:
         names = {f"{stem}.png", f"{stem}.json"}

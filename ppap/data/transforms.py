@@ -55,9 +55,11 @@ class Geometry:
         Raises:
             DataError: as :meth:`image`.
         """
-        return np.array(
-            image.resize(resized_size(*image.size, self.resolution), _RESAMPLE[self.interpolation])
-        )
+        return self.scaled(image, resized_size(*image.size, self.resolution))
+
+    def scaled(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+        """Resize a picture to `size`, (width, height) [pixels]: (H, W, 3) uint8."""
+        return np.array(image.resize(size, _RESAMPLE[self.interpolation]))
 
     def label(self, label: np.ndarray) -> np.ndarray:
         """Resize and crop class ids, nearest.

@@ -42,12 +42,14 @@ class CRFResult:
     """Labels of one image."""
 
     labels: tuple[Tensor, ...]
-    """(H, W) int64 for each score map, on the CPU."""
+    """(H, W) int64 for each score map, on the CPU; empty where probabilities were asked for."""
     payload: Any = None
+    maps: tuple[Tensor, ...] = ()
+    """(C, H, W) float32 probabilities for each score map, if asked for."""
 
 
-def require_crf(crf: str, device: torch.device | str = "cpu") -> None:
-    """Refuse a CRF of ``--eval.crf`` that cannot run in an evaluation on `device`.
+def require_crf(crf: str, device: torch.device | str = "cpu", option: str = "--eval.crf") -> None:
+    """Refuse a CRF of ``--eval.crf``, or of another `option`, that cannot run on `device`.
 
     Raises:
         UsageError: why not, and the remedy.
@@ -55,7 +57,7 @@ def require_crf(crf: str, device: torch.device | str = "cpu") -> None:
     reason = None if crf == "none" else unavailable_reason(IMPLS[crf], device)
     if reason is not None:
         others = " or ".join(name for name in (*IMPLS, "none") if name != crf)
-        raise UsageError(f"--eval.crf {crf} cannot run here: {reason}; or give --eval.crf {others}")
+        raise UsageError(f"{option} {crf} cannot run here: {reason}; or give {option} {others}")
 
 
 def native_crf_missing(device: torch.device | str = "cpu") -> str | None:
@@ -86,13 +88,14 @@ def _pydensecrf() -> str:
     return "pydensecrf of unknown version"
 
 
-def run_crf(tasks: Iterable[CRFTask], crf: str) -> Iterator[CRFResult]:
+def run_crf(tasks: Iterable[CRFTask], crf: str, *, maps: bool = False) -> Iterator[CRFResult]:
     """Results in the order of `tasks`, which are drawn only as fast as they are worked on.
 
     Args:
         tasks: images with their score maps.
         crf: "native", on the GPU for scores that lie there if the CUDA library was built, else on as many
             threads as torch has, or "pydensecrf", on one.
+        maps: give probabilities instead of labels.
 
     Raises:
         ValueError, RuntimeError, MemoryError: as :func:`ppap.kernels.dense_crf`.
@@ -106,7 +109,8 @@ def run_crf(tasks: Iterable[CRFTask], crf: str) -> Iterator[CRFResult]:
 
     results = dense_crf_batch(pairs(), impl=IMPLS[crf])
     try:
-        for maps in results:
-            yield CRFResult(tuple(q.argmax(dim=0).cpu() for q in maps), held.popleft().payload)
+        for found in results:
+            labels = () if maps else tuple(q.argmax(dim=0).cpu() for q in found)
+            yield CRFResult(labels, held.popleft().payload, found if maps else ())
     finally:
         results.close()

@@ -48,6 +48,8 @@ class Evaluation:
     """Clusters that no labelled pixel of the validation images falls into."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know, such as why there are no scores with CRF."""
+    counts: dict[str, ConfusionMatrix] = field(default_factory=dict, compare=False, repr=False)
+    """``cluster``, ``linear``, ``crf/cluster`` ... -> pixels of each prediction and class."""
 
     def summary(self) -> dict[str, float]:
         """Flat numbers [%], such as ``cluster_miou`` and ``crf/linear_accuracy``."""
@@ -143,7 +145,7 @@ def _scores(counts, dataset, unmatched, with_crf) -> Evaluation:
     majority = counts["cluster"].scores(counts["cluster"].majority_vote(), names=dataset.class_names)
     empty = int((counts["cluster"].counts.sum(dim=1) == 0).sum())
     notes = [f"clusters without a labelled pixel: {empty} of {counts['cluster'].clusters}"] if empty else []
-    return Evaluation(of(""), of("crf/") if with_crf else {}, majority, empty, notes)
+    return Evaluation(of(""), of("crf/") if with_crf else {}, majority, empty, notes, counts)
 
 
 def _batches(code_of, dataset, batch_size, device, workers, should_stop) -> Iterator[tuple[dict, Tensor]]:

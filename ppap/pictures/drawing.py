@@ -1,4 +1,4 @@
-"""Pictures for people: colours, index PNGs, overlays, legends, strips (Pillow), curves (matplotlib).
+"""Pictures for people: colours, index PNGs, overlays, legends, strips; ``curves.py`` draws losses and scores.
 
 Label maps hold class ids >= 0; negative ids are ignored pixels and are drawn as grey hatching.
 """
@@ -6,9 +6,8 @@ Label maps hold class ids >= 0; negative ids are ignored pixels and are drawn as
 import contextlib
 import functools
 import math
-import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ _INK = (32, 32, 32)
 _TEXT_SIZE = 15  # pixels: readable at 100 % zoom and in a scaled-down README
 _GAP = 8  # pixels
 _LEGEND_LIMIT = 64  # classes
+_ROWS = 256  # pixels mixed at a time
 
 
 def save_whole(picture: Image.Image, path: str | PathLike, **options: Any) -> None:
@@ -75,21 +75,35 @@ def save_index_png(
     colours = palette(256) if colours is None else _as_colours(colours)
     _check_ids(labels, len(colours))
     ignored = labels < 0
-    if len(colours) > 256:
-        wide = np.where(ignored, IGNORED_INDEX_16, labels).astype(np.uint16)
-        save_whole(Image.fromarray(wide), path, format="PNG")
-        return
-    if ignored.any() and (labels == ignored_index).any():
+    if len(colours) <= 256 and ignored.any() and (labels == ignored_index).any():
         raise ValueError(
             f"save_index_png: class {ignored_index} and ignored pixels would share the value "
             f"{ignored_index}; write them apart"
         )
-    table = np.full((256, 3), _GREYS[0], dtype=np.uint8)
-    table[: len(colours)] = colours
-    if ignored.any():
-        table[ignored_index] = _GREYS[0]
-    picture = Image.fromarray(np.where(ignored, ignored_index, labels).astype(np.uint8))
-    picture.putpalette(table.tobytes())  # turns mode L into P, values unchanged
+    kind = np.uint8 if len(colours) <= 256 else np.uint16
+    value = ignored_index if len(colours) <= 256 else IGNORED_INDEX_16
+    values = np.where(ignored, value, labels).astype(kind)
+    save_values_png(values, path, colours, value if ignored.any() else None)
+
+
+def save_values_png(
+    values: np.ndarray, path: str | PathLike, colours: np.ndarray, ignored: int | None
+) -> None:
+    """Write pixel values as :func:`save_index_png` does, with no copy of them.
+
+    Args:
+        values: (H, W) uint8 or, with more than 256 colours, uint16.
+        path: file to write.
+        colours: (n, 3) uint8.
+        ignored: the value of ignored pixels; None = there are none.
+    """
+    picture = Image.fromarray(values)
+    if values.dtype == np.uint8:
+        table = np.full((256, 3), _GREYS[0], dtype=np.uint8)
+        table[: len(colours)] = colours
+        if ignored is not None:
+            table[ignored] = _GREYS[0]
+        picture.putpalette(table.tobytes())  # turns mode L into P, values unchanged
     save_whole(picture, path, format="PNG")
 
 
@@ -127,9 +141,12 @@ def overlay(image: Any, labels: Any, alpha: float = 0.5, colours: np.ndarray | N
         raise ValueError(f"overlay: the image is {image.shape[:2]}, the labels are {labels.shape} (H, W)")
     if not 0 <= alpha <= 1:
         raise ValueError(f"overlay: alpha is {alpha}; give 0 to 1")
-    weight = np.where(labels < 0, 0.0, alpha)[..., None]
-    mixed = (1 - weight) * image + weight * colourise(labels, colours)
-    return Image.fromarray(mixed.round().astype(np.uint8))
+    mixed = np.empty(image.shape, np.uint8)
+    for top in range(0, len(labels), _ROWS):  # the sums take eight times the memory of the picture
+        part = slice(top, top + _ROWS)
+        weight = np.where(labels[part] < 0, 0.0, alpha)[..., None]
+        mixed[part] = ((1 - weight) * image[part] + weight * colourise(labels[part], colours)).round()
+    return Image.fromarray(mixed)
 
 
 def legend(names: Sequence[str], colours: np.ndarray | None = None, width: int = 640) -> Image.Image:
@@ -230,92 +247,6 @@ def _occurring(
     shown = sorted({int(i) for labels in maps for i in np.unique(labels) if 0 <= i < len(names)})
     colours = palette(len(names)) if colours is None else _as_colours(colours)
     return [names[i] for i in shown], colours[shown]
-
-
-def curves(rows: Sequence[Mapping[str, Any]], path: str | PathLike) -> None:
-    """Draw losses, accuracies and mIoUs over the training steps into a PNG, two panels a row.
-
-    Args:
-        rows: records as in metrics.jsonl: ``step`` and numbers, nested mappings joined by "/". Every name
-            that contains "loss" has a panel of its own, since their scales differ; names with "accuracy" or
-            "iou" share the last one [%]. Others, and values that are no finite number, are left out, and so
-            are rows without ``step``. A panel with a single step has bars.
-        path: file to write.
-
-    Raises:
-        ValueError: no row has a loss or a score.
-    """
-    panels = _curve_panels(rows)
-    if not panels:
-        raise ValueError("curves: no row has a step together with a loss, an accuracy or an IoU")
-    # Loaded here: most users of this module draw no curves.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    height = -(-len(panels) // 2)
-    figure = Figure(figsize=(11, 3.1 * height), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(height, 2, squeeze=False).ravel()
-    colours = palette(256) / 255
-    for axis, (label, lines) in zip(axes, panels.items(), strict=False):
-        axis.spines[["top", "right"]].set_visible(False)
-        if len({step for points in lines.values() for step, _ in points}) == 1:
-            _bars(axis, label, lines, colours)
-            continue
-        for i, (name, points) in enumerate(sorted(lines.items())):
-            marker = "o" if len(points) <= 30 else None
-            steps, values = zip(*sorted(points), strict=True)
-            style = {"color": colours[i % 256], "marker": marker, "markersize": 4, "linewidth": 1.6}
-            axis.plot(steps, values, label=name.replace("_", " "), **style)
-        axis.set_ylabel(label, fontsize=12)
-        axis.set_xlabel("training step", fontsize=12)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-        if len(lines) > 1:
-            axis.legend(fontsize=10, frameon=False)
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
-    figure.savefig(path)
-
-
-def _bars(axis: Any, label: str, lines: Mapping[str, Sequence[tuple[float, float]]], colours: Any) -> None:
-    """What was measured once has no curve: a bar and the number each."""
-    names = sorted(lines)
-    values = [lines[name][0][1] for name in names]
-    places = range(len(names))
-    bars = axis.barh(places, values, color=colours[: len(names)], height=0.6)
-    axis.bar_label(bars, fmt="%.2f", padding=4, fontsize=10)
-    axis.set_yticks(places, [name.replace("_", " ") for name in names])
-    axis.invert_yaxis()
-    axis.margins(x=0.15, y=0.4 if len(names) == 1 else 0.1)
-    axis.set_xlabel(f"{label}, step {lines[names[0]][0][0]:g}", fontsize=12)
-
-
-def _curve_panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Axis label -> name -> (step, value) points, the scores last."""
-    losses: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    scores: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        flat = _flatten(row)
-        step = flat.pop("step", None)
-        for name, value in flat.items() if step is not None else ():
-            if "loss" in name:
-                losses.setdefault(name.replace("_", " "), {}).setdefault(name, []).append((step, value))
-            elif "accuracy" in name or "iou" in name:
-                scores.setdefault(name, []).append((step, value))
-    return {**losses, "score [%]": scores} if scores else losses
-
-
-def _flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The finite numbers of a record, nested mappings joined by "/"."""
-    flat: dict[str, float] = {}
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}/")
-        elif isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
-            flat[prefix + name] = float(value)
-    return flat
 
 
 def _cell(values: Any, colours: np.ndarray | None, side: int) -> Image.Image:

@@ -8,7 +8,7 @@ from ppap.escaping import markdown, visible
 from ppap.evaluation.comparison import Row, table
 from ppap.evaluation.evaluate import Evaluation
 from ppap.methods.engine import Engine
-from ppap.pictures.drawing import curves
+from ppap.pictures.curves import curves
 from ppap.reports.provenance import device_name, versions
 from ppap.reports.records import RANDOM_WARNING, summaries
 from ppap.reports.strips import draw_comparison, draw_report_positives, draw_strip

@@ -59,26 +59,33 @@ def _found_in(given: Path) -> list[tuple[str, Path]]:
     return [(name, path) for name, paths in found.images.items() for path in paths]
 
 
-def check_free(out: Path, files: dict[str, Path], overwrite: bool, going_on: bool = False) -> None:
+def check_free(
+    out: Path,
+    files: dict[str, Path],
+    overwrite: bool,
+    going_on: bool = False,
+    ends: Sequence[str] = (".png", "_overlay.jpg"),
+) -> None:
     """Refuse to write over an image, or without `overwrite` over any file.
 
     Args:
         out: folder of the masks.
         files: stem -> image, of :func:`find_images`.
         overwrite: files may be replaced.
-        going_on: overlays may be replaced, which a stop before their masks has left.
+        going_on: overlays and the like may be replaced, which a stop before their masks has left.
+        ends: of the files' names, behind the stem.
 
     Raises:
         UsageError: names the file.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a folder")
-    targets = [out / f"{stem}{end}" for stem in files for end in (".png", "_overlay.jpg")]
+    targets = [out / f"{stem}{end}" for stem in files for end in ends]
     inputs = {path.resolve() for path in files.values()}
     clash = [path for path in targets if path.resolve() in inputs]
     if clash:
         raise UsageError(f"{clash[0]} is one of the images; give another --out")
-    taken = [path for path in targets if path.exists() and not (going_on and path.suffix == ".jpg")]
+    taken = [path for path in targets if path.exists() and not (going_on and path.suffix != ".png")]
     if taken and not overwrite:
         raise UsageError(
             f"{taken[0]} exists already ({len(taken)} files); give another --out, or --overwrite, or "
@@ -126,27 +133,30 @@ def colours_by_id(ids: Sequence[int], colours: np.ndarray) -> np.ndarray:
     return table
 
 
-def write_legend(
-    out: Path, names: Sequence[str], colours: np.ndarray, predictor: Predictor, probe: str, overwrite: bool
-) -> None:
+def write_legend(out: Path, predictor: Predictor, probe: str, overwrite: bool) -> None:
     """Write the legend, unless that would give other names to the masks that are in the folder already.
 
     Raises:
         UsageError: it would.
         DataError: the disk refuses.
     """
-    ids = predictor.ids(probe)
-    record = {
+    ids, names, colours = predictor.ids(probe), predictor.names(probe), predictor.colours(probe)
+    named = predictor.named if probe == "cluster" else None
+    clusters = {region.id: list(region.clusters) for region in named.regions} if named else {}
+    record: dict[str, Any] = {
         "probe": probe,
         "backbone": predictor.origin,
         "warning": RANDOM_WARNING if predictor.engine.net.backbone.is_random else None,
         "ignored_id": ignored_id(ids),
         "classes": [
             {"id": i, "name": name, "rgb": [int(v) for v in colour]}
+            | ({"clusters": clusters[i]} if named else {})
             for i, name, colour in zip(ids, names, colours, strict=True)
             if i >= 0
         ],
     }
+    if named:
+        record["named_by"] = named.record()
     text, path = json.dumps(record, indent=2) + "\n", out / "legend.json"
     if not overwrite:
         if path.exists() and path.read_text() != text:

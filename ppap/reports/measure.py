@@ -16,8 +16,9 @@ from ppap.data.ids import as_trained, trained_without_labels
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.comparison import settle_clusters, table
 from ppap.evaluation.crf import native_crf_missing, require_crf
-from ppap.evaluation.evaluate import evaluate
+from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.evaluation.frozen import train_frozen_probes
+from ppap.evaluation.names import Names, read_names
 from ppap.evaluation.neighbours import NeighbourEvaluation, build_bank, evaluate_neighbours, map_source
 from ppap.evaluation.refit import refit_clusters, refit_table
 from ppap.methods.engine import Engine, for_inference, load_engine, pick_device
@@ -50,6 +51,9 @@ class MeasureOptions:
     refit_clusters: int = 0
     """Fit this many fresh cluster probes, each with a seed of its own, to the finished code, and show how far
     their scores lie apart; 0 = off. They are fitted as those of --compare are."""
+    names: str | None = None
+    """names.json of `ppap atlas`: also show the scores of its names, where every cluster counts as the class
+    that it is called, and one that is ignored or called otherwise as wrong."""
     device: str = "auto"
     """auto = cuda if there is one, else cpu; or a torch device such as cuda:1."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -84,6 +88,9 @@ def _by_neighbours(arguments: MeasureOptions) -> bool:
 
 def check_protocol(arguments: MeasureOptions, runs: int) -> None:
     """Refuse what cannot be combined, before any work."""
+    if arguments.names is not None and (arguments.frozen or _by_neighbours(arguments)):
+        other = "--frozen" if arguments.frozen else "--eval.protocol neighbours"
+        raise UsageError(f"--names are of the run's own clusters, which {other} does not measure")
     if not _by_neighbours(arguments):
         return
     if arguments.refit_clusters:
@@ -170,6 +177,12 @@ def _measure_probes(
 ) -> Measured:
     dataset, code_of, batch_code = datasets.val, engine.code, engine.code_of
     trained = checkpoint.info["labelled"]
+    named = None
+    if arguments.names is not None:
+        if _clusters_are_renewed(checkpoint, arguments):
+            raise UsageError("--names are of the run's own clusters; leave out --eval.cluster-init")
+        named = read_names(arguments.names, engine.cluster.clusters)
+        named.classes(dataset.class_names)  # refuses names of which none is a class
     if arguments.frozen:
         trained = datasets.train.labelled
         train_frozen_probes(engine, datasets.train, arguments.frozen_steps or checkpoint.info["step"])
@@ -196,12 +209,31 @@ def _measure_probes(
     lines = [score_table(result, names), *result.notes]
     if result.crf:
         lines.insert(1, f"CRF by {record['provenance']['crf']}")
+    if named is not None:
+        record["named"], found = _named_scores(result, named, dataset.class_names)
+        lines += ["", *found]
     if arguments.refit_clusters:
         numbers = range(config.train.seed + 1, config.train.seed + 1 + arguments.refit_clusters)
         summaries = refit_clusters(code_of, batch_code, engine, datasets, config, numbers)
         spread = spread_of(summaries)
         lines += ["", *refit_table(spread, result.summary(), config)]
         record["refit_clusters"] = {"seeds": list(numbers), **spread}
+    return record, lines
+
+
+def _named_scores(result: Evaluation, named: Names, classes: Sequence[str]) -> Measured:
+    """Scores of clusters under a user's names, without and with CRF."""
+    assignment, record, lines = named.classes(classes), {**named.record()}, []
+    for prefix, title in (("", ""), ("crf/", "+CRF")) if result.crf else (("", ""),):
+        scores = result.counts[f"{prefix}cluster"].scores(assignment, names=classes)
+        record[f"{prefix}cluster"] = asdict(scores)
+        numbers = f"pixel accuracy {scores.accuracy:.2f} %, mIoU {scores.miou:.2f} %"
+        lines.append(f"clusters by their names{title}: {numbers}")
+    none = [k for k, c in enumerate(assignment) if c is None]
+    counted = result.counts["cluster"].counts
+    if none:
+        share = 100 * int(counted[none].sum()) / int(counted.sum())
+        lines.append(f"{len(none)} clusters with no class's name count as wrong: {share:.2f} % of the pixels")
     return record, lines
 
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ppap.cli import parse
+from ppap.cli import HELP_ALL, parse
 from ppap.errors import UsageError, unknown_name
 from ppap.methods.table import METHODS
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint
 from ppap.runs.rundir import RunDir, begun_without_save, new_run_path, refuse_changes
-from ppap.settings.config import Config
+from ppap.settings.config import Config, DataConfig, ModelConfig, TrainConfig
 from ppap.settings.presets import describe, preset
 from ppap.settings.protocol import with_protocol
 from ppap.settings.published import with_method
@@ -27,6 +27,14 @@ RESUMABLE = (
     "data.cache_dir",
     "data.cache_limit_gib",
 )
+
+
+# What people set; the help has all others behind --help-all.
+BRIEF = {
+    DataConfig: ("root", "classes"),
+    ModelConfig: ("weights",),
+    TrainConfig: ("steps", "batch_size", "device", "out"),
+}
 
 
 class Request(NamedTuple):
@@ -62,25 +70,22 @@ def parse_arguments(argv: Sequence[str]) -> Request:
     if not all(seed.isdecimal() for seed in known.seeds):
         raise UsageError(f"--seeds {' '.join(known.seeds)}: give numbers, 0 or more, and the preset before")
     numbers = tuple(int(seed) for seed in known.seeds)
-    description = (
-        "Train PPAP, or another method, on generated scenes or on a folder of images.\n\n"
-        f"Presets (default: demo):\n{describe()}\n\n"
-        "The defaults below are those of the preset and of --method, if it is given: ppap train folder "
-        "--help shows those of another preset.\n\n"
-        "With --protocol paper the run follows the paper where the published code differs from it: no "
-        "dropout on the guidance, every patch an anchor, no factor tau / 0.07, one set of thresholds, the "
-        "last checkpoint, the original pixels for the CRF. Options given beside it win.\n\n"
-        "Give --seeds 0 1 2 for one run per seed and a table of means and standard deviations.\n\n"
-        "Give --resume RUN to continue a run directory, or a set of seeds, from its last checkpoint."
-    )
+    if {*rest} & {"-h", "--help"} and HELP_ALL not in rest:
+        description = (
+            "Train PPAP, or another method (--method), on generated scenes or on a folder of images.\n\n"
+            f"Presets (default: demo):\n{describe()}\n\n"
+            "--seeds 0 1 2 makes one run per seed; --resume RUN goes on. Below is what is usually set, with "
+            f"the preset's defaults; {HELP_ALL} shows every setting."
+        )
+    else:
+        description = _whole_description()
     if known.resume is None:
         named = rest and not rest[0].startswith("-")
         start = with_method(preset(rest[0] if named else "demo"), _method(known.method))
         if known.protocol == "paper":
             start = with_protocol(start, "paper")
-        config = parse(
-            Config, rest[1:] if named else rest, command=command, description=description, default=start
-        )
+        rest = rest[1:] if named else rest
+        config = parse(Config, rest, command=command, description=description, default=start, brief=BRIEF)
         return Request(config, new_run_path(config.train.out, config.preset), None, numbers)
     path = Path(known.resume)
     if known.method is not None:
@@ -92,10 +97,24 @@ def parse_arguments(argv: Sequence[str]) -> Request:
     if known.seeds:
         raise UsageError(f"{path} is one run: --seeds starts a new set")
     stored = RunDir(path).read_config()
-    config = parse(Config, rest, command=command, description=description, default=stored)
+    config = parse(Config, rest, command=command, description=description, default=stored, brief=BRIEF)
     refuse_changes(stored, config, RESUMABLE)
     checkpoint = None if begun_without_save(path) else load_checkpoint(path, "last")
     return Request(config, path, checkpoint)
+
+
+def _whole_description() -> str:
+    return (
+        "Train PPAP, or another method, on generated scenes or on a folder of images.\n\n"
+        f"Presets (default: demo):\n{describe()}\n\n"
+        "The defaults below are those of the preset and of --method, if it is given: ppap train folder "
+        "--help shows those of another preset.\n\n"
+        "With --protocol paper the run follows the paper where the published code differs from it: no "
+        "dropout on the guidance, every patch an anchor, no factor tau / 0.07, one set of thresholds, the "
+        "last checkpoint, the original pixels for the CRF. Options given beside it win.\n\n"
+        "Give --seeds 0 1 2 for one run per seed and a table of means and standard deviations.\n\n"
+        "Give --resume RUN to continue a run directory, or a set of seeds, from its last checkpoint."
+    )
 
 
 def _method(name: str | None) -> str:
