@@ -51,6 +51,8 @@ class StegoNet(Network):
 class STEGO(Method):
     """Correlations within an image, with a near image, and with others of the batch."""
 
+    shared = False
+
     def __init__(self, config: Config, backbone: Backbone) -> None:
         """See :class:`Method`."""
         super().__init__(config, backbone)

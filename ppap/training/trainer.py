@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ppap import parallel
 from ppap.data import Datasets, EpochSampler, build_datasets
 from ppap.data.ids import as_trained, label_facts
 from ppap.data.loading import stream
@@ -30,13 +31,13 @@ from ppap.reports.provenance import device_name
 from ppap.reports.records import FINAL_SCORES, RANDOM_WARNING, comparison_record, evaluation_record
 from ppap.reports.terminal import drift_hint, sets_hint
 from ppap.runs.checkpoint import Checkpoint, check_newest, check_unsaved, load_checkpoint, save_checkpoint
-from ppap.runs.lock import FolderLock
 from ppap.runs.randomness import own_randomness
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, config_hash, to_dict
 from ppap.stopping import Interrupted, StopRequest
 from ppap.training.guard import backend_of, changed_data, data_facts, memory_error
 from ppap.training.material import comparison_rows, training_set
+from ppap.training.ranks import SilentRunDir, check_ranks, other_ranks, records_of
 
 
 def _sets(row: dict[str, Any]) -> str:
@@ -60,8 +61,8 @@ class Trainer:
         Raises:
             UsageError, DataError, NumberError: see the parts.
         """
-        self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
-        self.lock = FolderLock(path, f"--resume {path}")
+        self.config, self.resumed = config, checkpoint is not None
+        self.run_dir, self.lock = records_of(path)
         try:
             self.begun = (path / "config.json").exists()
             if self.begun:
@@ -81,6 +82,7 @@ class Trainer:
         for name in {config.method, *config.compare.rows} - {"colour", "conditioned"}:
             METHODS[name].check(replace(config, method=name))
         known = config.data if checkpoint is None else as_trained(config.data, checkpoint.info)
+        check_ranks(config.train.batch_size)
         self.data: Datasets = build_datasets(known)
         if self.data.val is not None and self.data.val.unscored:
             raise DataError(self.data.val.unscored)
@@ -103,8 +105,9 @@ class Trainer:
             net = Network(backbone).to(device)
             with own_randomness():
                 self.training_set = training_set(config, self.data.train, net, device)
-                choices, condition = look_and_choose(
-                    config, net, lambda: self.training_set, device, classes + config.train.extra_clusters
+                clusters = classes + config.train.extra_clusters
+                choices, condition = parallel.from_first(
+                    lambda: look_and_choose(config, net, lambda: self.training_set, device, clusters)
                 )
             self.engine = build_engine(
                 config, classes, device, backbone=backbone, choices=choices, condition=condition
@@ -120,6 +123,8 @@ class Trainer:
             state = checkpoint.state()
             self.step, self.best, self.validated = state["step"], state["best"], state["validated"]
             self.engine.load_training_state(state["engine"])
+            if said := other_ranks(state):
+                print(said)
             self.assignment = checkpoint.info["assignment"]
         self.total = TrainingData(self.data.train, config, device).total_steps
         if self.step > self.total:
@@ -127,8 +132,11 @@ class Trainer:
                 f"--train.steps or --train.epochs ask for {self.total} steps, {path} has done {self.step}; "
                 "give as many or more"
             )
-        self.loader = self.engine.start(self.training_set, self.step, lambda: self.stop.asked)
-        self.watch = Watch(self.engine, self.training_set) if config.method != "frozen" else None
+        self.loader = self.engine.start(
+            self.training_set, self.step, lambda: parallel.any_rank(self.stop.asked)
+        )
+        watched = config.method != "frozen" and parallel.world().first
+        self.watch = Watch(self.engine, self.training_set) if watched else None
         self.health = torch.zeros((), device=device)
         self.started = time.perf_counter()
 
@@ -160,14 +168,14 @@ class Trainer:
                 epoch, batch = self._next_batch(batches, stop)
                 values = self._step(batch)
                 self.step += 1
-                images += len(batch["index"])
+                images += train.batch_size
                 self.health += values["loss"]
                 bar.update()
                 if self.step % train.log_every == 0 or self.step == self.total or self.step == 1:
                     speed = images / (time.perf_counter() - since)
                     bar.set_postfix_str(self._log(values, epoch, speed))
                     since, images = time.perf_counter(), 0
-                if stop.asked:
+                if parallel.any_rank(stop.asked):
                     self._stop()
                 if self._due(train.val_every) and self.step < self.total:
                     paused = time.perf_counter()
@@ -178,6 +186,10 @@ class Trainer:
             if self.validated != self.step or self.evaluation is None:
                 self._validate(stop)
             self._save("last")
+            if parallel.world().several:
+                parallel.leave()  # comparison and report are the first rank's
+                if isinstance(self.run_dir, SilentRunDir):
+                    return self.run_dir
             rows = self._compare(stop)
             selected = self._selected(stop)
         try:
@@ -197,6 +209,8 @@ class Trainer:
         except (Stopped, NumberError):
             raise
         except Exception as error:
+            if parallel.world().several:  # others may be anywhere in a step: the last checkpoint stands
+                raise
             with suppress(PpapError):
                 self._save("last")
             if (said := memory_error(error, self.run_dir.path)) is not None:
@@ -296,8 +310,14 @@ class Trainer:
 
     def _settle(self, stop: StopRequest) -> None:
         """Clusters of the code as it is now, where ``--eval.cluster-init`` asks for that."""
-        try:
+        probe = self.engine.cluster
+
+        def settled() -> dict[str, Tensor]:
             settle_clusters(self.engine, self.engine.code_of, self.training_set, lambda: stop.asked)
+            return {name: value.cpu() for name, value in probe.state_dict().items()}
+
+        try:
+            probe.load_state_dict(parallel.from_first(settled))
         except InterruptedError:
             self._stop()
         except NumberError as error:
@@ -337,6 +357,8 @@ class Trainer:
 
     def _save(self, name: str) -> None:
         check_finite({"sum of losses": self.health}, self.step)
+        if not parallel.world().first:
+            return
         backbone = self.engine.net.backbone
         dataset = self.data.val or self.data.train
         info = {
@@ -357,6 +379,7 @@ class Trainer:
             "best": self.best,
             "validated": self.validated,
             "engine": self.engine.training_state(),
+            "ranks": parallel.world().size,
         }
         save_checkpoint(self.run_dir.checkpoints / name, self.engine.weights(), info, state)
 
