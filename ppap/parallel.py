@@ -43,6 +43,8 @@ class World:
     """Rank on this machine: the number of its GPU."""
     group: Any = None
     """ProcessGroup of all ranks; None = one process."""
+    joined: bool = True
+    """Whether :func:`join` made the group."""
 
     @property
     def several(self) -> bool:
@@ -116,8 +118,20 @@ def leave() -> None:
 
     global _world
     if _world.several:
+        joined, _world = _world.joined, World()
+        if joined:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def rank_of(group: Any, rank: int, size: int) -> Iterator[None]:
+    """Be a rank of a group that someone else made, and keeps."""
+    global _world
+    _world = World(rank, size, 0, group if size > 1 else None, joined=False)
+    try:
+        yield
+    finally:
         _world = World()
-        dist.destroy_process_group()
 
 
 def explain(error: BaseException) -> str:

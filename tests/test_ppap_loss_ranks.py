@@ -1,19 +1,14 @@
 """``ppap_loss`` of several processes against one process that has all patches."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from bench.scale import Load, sent_bytes
 from ppap.kernels import PropagationConfig, ppap_loss
-from tests.gloo_ranks import Pool
-from tests.helpers import golden_case, made_case
-
-
-@pytest.fixture(scope="module")
-def pool():
-    made = Pool(4)
-    yield made
-    made.close()
+from tests.helpers import golden_case, made_case, peak_bytes
 
 
 def share(group, rank, given, options):
@@ -135,3 +130,51 @@ def test_one_rank_that_refuses_ends_the_call_of_all(pool):
         ppap_loss(case.features, case.z, None, case.cfg, temperature=1, exchange="star")
     with pytest.raises(ValueError, match="ProcessGroup"):
         ppap_loss(case.features, case.z, None, case.cfg, temperature=1, group="world")
+
+
+def counted(group, rank, exchange, rows, width):
+    """What this process wrote in a call [bytes], as the operating system counts it, and its peak memory."""
+
+    def written():
+        lines = dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())
+        return int(lines["wchar"])
+
+    torch.manual_seed(rank)
+    features, z = torch.randn(rows, width), torch.randn(rows, width).requires_grad_()
+    anchors, cfg = torch.arange(0, rows, 4), PropagationConfig()
+
+    def call():
+        ppap_loss(
+            features,
+            z,
+            anchors,
+            cfg,
+            temperature=0.3,
+            group=group,
+            exchange=exchange,
+            memory_budget=2**20,
+            impl="torch",
+        )
+
+    call()
+    torch.distributed.barrier(group)
+    before = written()
+    call()
+    sent = written() - before
+    return sent, peak_bytes(call)
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system counts no bytes of a process")
+def test_bytes_are_those_of_the_cost_model_and_memory_of_a_ring_is_constant(pool):
+    rows, width, held = 256, 192, {}
+    for size in (2, 3, 4):
+        load = Load(size * rows, size * rows // 4, width, width, PropagationConfig().steps, size)
+        for exchange in ("gather", "ring"):
+            found = pool.run(counted, size, [(exchange, rows, width)] * size)
+            assert not [str(f) for f in found if isinstance(f, Exception)]
+            for sent, _ in found:
+                assert sent == pytest.approx(sent_bytes(load, exchange), rel=0.05)
+            held[exchange, size] = max(peak for _, peak in found)
+    # From three ranks on a rank has its own block, one it works on and one that arrives.
+    assert held["ring", 4] == held["ring", 3]
+    assert held["gather", 4] > held["gather", 3] + rows * 2 * width * 4  # the rows of one more rank

@@ -1,10 +1,13 @@
 """What of a run is one rank's: its records, its lock, what is said of a resumed run."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from ppap.errors import UsageError
-from ppap.parallel import world
+from ppap.parallel import from_first, world
 from ppap.runs.lock import FolderLock
 from ppap.runs.rundir import RunDir
 
@@ -42,6 +45,23 @@ def records_of(path: Path) -> tuple[RunDir, FolderLock]:
     if world().first:
         return RunDir(path), FolderLock(path, option)
     return SilentRunDir(path), NoLock(path, option)
+
+
+def by_first(module: nn.Module, work: Callable[[], None]) -> None:
+    """Let the first rank change a module; the others take over its weights.
+
+    Raises:
+        What `work` raises, on every rank.
+    """
+    if not world().several:
+        return work()
+
+    def changed() -> dict[str, Tensor]:
+        work()
+        return {name: value.cpu() for name, value in module.state_dict().items()}
+
+    module.load_state_dict(from_first(changed))
+    return None
 
 
 def other_ranks(state: dict[str, Any]) -> str | None:

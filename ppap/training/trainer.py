@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ from ppap.nets.model import Network
 from ppap.reports.markdown import write_report
 from ppap.reports.provenance import device_name
 from ppap.reports.records import FINAL_SCORES, RANDOM_WARNING, comparison_record, evaluation_record
-from ppap.reports.terminal import drift_hint, sets_hint
+from ppap.reports.terminal import drift_hint, sets_hint, sets_words
 from ppap.runs.checkpoint import Checkpoint, check_newest, check_unsaved, load_checkpoint, save_checkpoint
 from ppap.runs.randomness import own_randomness
 from ppap.runs.rundir import RunDir
@@ -37,14 +36,7 @@ from ppap.settings.config import Config, config_hash, to_dict
 from ppap.stopping import Interrupted, StopRequest
 from ppap.training.guard import backend_of, changed_data, data_facts, memory_error
 from ppap.training.material import comparison_rows, training_set
-from ppap.training.ranks import SilentRunDir, check_ranks, other_ranks, records_of
-
-
-def _sets(row: dict[str, Any]) -> str:
-    """Sizes of an anchor's sets, in words, where the method has such sets."""
-    if "positives" not in row:
-        return ""
-    return f"per anchor {row['positives']:.0f} positives {row['negatives']:.0f} negatives, "
+from ppap.training.ranks import SilentRunDir, by_first, check_ranks, other_ranks, records_of
 
 
 class Trainer:
@@ -277,7 +269,7 @@ class Trainer:
         self.run_dir.append({**row, "images_per_s": speed})
         text = (
             f"loss {row['loss']:.3f} contrast {row['contrast_loss']:.3f} linear {row['linear_loss']:.3f} "
-            f"cluster {row['cluster_loss']:.3f}, {_sets(row)}{speed:.1f} images/s"
+            f"cluster {row['cluster_loss']:.3f}, {sets_words(row)}{speed:.1f} images/s"
         )
         if not sys.stderr.isatty():
             left = (self.total - self.step) * self.config.train.batch_size / speed / 60
@@ -310,14 +302,11 @@ class Trainer:
 
     def _settle(self, stop: StopRequest) -> None:
         """Clusters of the code as it is now, where ``--eval.cluster-init`` asks for that."""
-        probe = self.engine.cluster
-
-        def settled() -> dict[str, Tensor]:
-            settle_clusters(self.engine, self.engine.code_of, self.training_set, lambda: stop.asked)
-            return {name: value.cpu() for name, value in probe.state_dict().items()}
-
+        engine, source = self.engine, self.training_set
         try:
-            probe.load_state_dict(parallel.from_first(settled))
+            by_first(
+                engine.cluster, lambda: settle_clusters(engine, engine.code_of, source, lambda: stop.asked)
+            )
         except InterruptedError:
             self._stop()
         except NumberError as error:
