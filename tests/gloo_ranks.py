@@ -1,4 +1,4 @@
-"""Processes of a gloo group for tests: started once, they serve many cases."""
+"""Processes of a group for tests, of gloo or NCCL: started once, they serve many cases."""
 
 import datetime
 import multiprocessing
@@ -9,15 +9,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
-def _serve(rank: int, size: int, store: str, calls: Any, results: Any) -> None:
+def _serve(rank: int, size: int, engine: str, store: str, calls: Any, results: Any) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    if engine == "nccl":
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        "gloo",
+        engine,
         init_method=f"file://{store}",
         rank=rank,
         world_size=size,
@@ -37,14 +39,16 @@ def _serve(rank: int, size: int, store: str, calls: Any, results: Any) -> None:
 class Pool:
     """`size` processes; :meth:`run` calls a module's function on the first n of them."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, engine: str = "gloo") -> None:
         context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory()
         self._calls = [context.Queue() for _ in range(size)]
         self._results = context.Queue()
         store = os.path.join(self._folder.name, "store")
         self._processes = [
-            context.Process(target=_serve, args=(r, size, store, self._calls[r], self._results), daemon=True)
+            context.Process(
+                target=_serve, args=(r, size, engine, store, self._calls[r], self._results), daemon=True
+            )
             for r in range(size)
         ]
         for process in self._processes:

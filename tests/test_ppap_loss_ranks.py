@@ -8,12 +8,14 @@ import torch
 
 from bench.scale import Load, sent_bytes
 from ppap.kernels import PropagationConfig, ppap_loss
+from tests.gloo_ranks import Pool
 from tests.helpers import golden_case, made_case, peak_bytes
 
 
 def share(group, rank, given, options):
     """Loss, gradient and counts of this rank's part; a module's function, for other processes."""
-    features, z, anchors = (torch.from_numpy(values) for values in given)
+    device = f"cuda:{rank}" if torch.distributed.get_backend(group) == "nccl" else "cpu"
+    features, z, anchors = (torch.from_numpy(values).to(device) for values in given)
     z = z.requires_grad_()
     loss, *counts = ppap_loss(features, z, anchors, return_counts=True, group=group, **options)
     if loss.dim():
@@ -21,7 +23,7 @@ def share(group, rank, given, options):
         (loss * weights).sum().backward()
     else:
         (loss * 3).backward()
-    return [value.detach().numpy() for value in (loss, z.grad, *counts)]
+    return [value.detach().cpu().numpy() for value in (loss, z.grad, *counts)]
 
 
 def whole(case, options):
@@ -178,3 +180,24 @@ def test_bytes_are_those_of_the_cost_model_and_memory_of_a_ring_is_constant(pool
     # From three ranks on a rank has its own block, one it works on and one that arrives.
     assert held["ring", 4] == held["ring", 3]
     assert held["gather", 4] > held["gather", 3] + rows * 2 * width * 4  # the rows of one more rank
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_two_gpus_equal_one_process(exchange, impl):
+    gpus = Pool(2, "nccl")
+    try:
+        case = made_case(203, 32, 61, PropagationConfig(), 0.3).to(torch.float32)
+        options = options_of(case, impl=impl)
+        found = gpus.run(
+            share, 2, [(part, {**options, "exchange": exchange}) for part in cut(case, (120, 83))]
+        )
+        assert not [str(f) for f in found if isinstance(f, Exception)]
+        loss, dz, *counts = whole(case, {**options, "impl": "torch"})
+        assert found[0][0] == pytest.approx(loss.item(), rel=1e-5)
+        for k, expected in enumerate((dz, *counts), 1):
+            together = torch.cat([torch.from_numpy(of_rank[k]) for of_rank in found])
+            torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-6)
+    finally:
+        gpus.close()

@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppap.errors import UsageError
-from ppap.parallel import from_first, world
+from ppap.parallel import any_rank, from_first, leave, world
 from ppap.runs.lock import FolderLock
 from ppap.runs.rundir import RunDir
+from ppap.stopping import StopRequest
 
 
 class SilentRunDir(RunDir):
@@ -62,6 +63,18 @@ def by_first(module: nn.Module, work: Callable[[], None]) -> None:
 
     module.load_state_dict(from_first(changed))
     return None
+
+
+def anywhere(stop: StopRequest) -> bool:
+    """Whether any rank was asked to stop; all ranks ask together."""
+    return any_rank(stop.asked)
+
+
+def goes_on() -> bool:
+    """After the last step: comparison and report are the first rank's, which needs no other."""
+    first = world().first
+    leave()
+    return first
 
 
 def other_ranks(state: dict[str, Any]) -> str | None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ from ppap.settings.config import Config, config_hash, to_dict
 from ppap.stopping import Interrupted, StopRequest
 from ppap.training.guard import backend_of, changed_data, data_facts, memory_error
 from ppap.training.material import comparison_rows, training_set
-from ppap.training.ranks import SilentRunDir, by_first, check_ranks, other_ranks, records_of
+from ppap.training.ranks import anywhere, by_first, check_ranks, goes_on, other_ranks, records_of
 
 
 class Trainer:
@@ -97,10 +98,9 @@ class Trainer:
             net = Network(backbone).to(device)
             with own_randomness():
                 self.training_set = training_set(config, self.data.train, net, device)
-                clusters = classes + config.train.extra_clusters
-                choices, condition = parallel.from_first(
-                    lambda: look_and_choose(config, net, lambda: self.training_set, device, clusters)
-                )
+                clusters, source = classes + config.train.extra_clusters, lambda: self.training_set
+                looking = partial(look_and_choose, config, net, source, device, clusters)
+                choices, condition = parallel.from_first(looking)
             self.engine = build_engine(
                 config, classes, device, backbone=backbone, choices=choices, condition=condition
             )
@@ -124,9 +124,8 @@ class Trainer:
                 f"--train.steps or --train.epochs ask for {self.total} steps, {path} has done {self.step}; "
                 "give as many or more"
             )
-        self.loader = self.engine.start(
-            self.training_set, self.step, lambda: parallel.any_rank(self.stop.asked)
-        )
+
+        self.loader = self.engine.start(self.training_set, self.step, lambda: anywhere(self.stop))
         watched = config.method != "frozen" and parallel.world().first
         self.watch = Watch(self.engine, self.training_set) if watched else None
         self.health = torch.zeros((), device=device)
@@ -167,7 +166,7 @@ class Trainer:
                     speed = images / (time.perf_counter() - since)
                     bar.set_postfix_str(self._log(values, epoch, speed))
                     since, images = time.perf_counter(), 0
-                if parallel.any_rank(stop.asked):
+                if anywhere(stop):
                     self._stop()
                 if self._due(train.val_every) and self.step < self.total:
                     paused = time.perf_counter()
@@ -178,10 +177,8 @@ class Trainer:
             if self.validated != self.step or self.evaluation is None:
                 self._validate(stop)
             self._save("last")
-            if parallel.world().several:
-                parallel.leave()  # comparison and report are the first rank's
-                if isinstance(self.run_dir, SilentRunDir):
-                    return self.run_dir
+            if not goes_on():
+                return self.run_dir
             rows = self._compare(stop)
             selected = self._selected(stop)
         try:
