@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppap import stopping
-from ppap.errors import PpapError, UsageError
+from ppap.errors import PpapError, Stopped, UsageError
 
 Value = TypeVar("Value")
 
@@ -134,12 +134,12 @@ def rank_of(group: Any, rank: int, size: int) -> Iterator[None]:
         _world = World()
 
 
-def explain(error: BaseException) -> str:
+def explain(error: PpapError) -> str:
     """In front of an error of this rank; the first one says at once what all would say."""
     rank = int(os.environ.get("RANK", "0")) if launched() > 1 else 0
     if not rank:
         return ""
-    time.sleep(_FIRST_SAYS_IT if isinstance(error, PpapError) else 0.0)
+    time.sleep(0.0 if isinstance(error, Stopped) else _FIRST_SAYS_IT)
     return f"rank {rank}: "
 
 
