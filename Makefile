@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup test test-gpu test-oldest test-newest aot lint format bench build native valgrind clean
+.PHONY: setup test test-gpu test-oldest test-newest aot lint format bench build native valgrind distributed clean
 
 setup: $(VENV)/.done
 
@@ -17,6 +17,10 @@ test: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest tests/test_gpu.py
+
+# One run on 1, 2 and 4 processes, losses side by side.
+distributed: setup
+	$(BIN)/python -m bench.distributed
 
 OVERLAY = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target
 

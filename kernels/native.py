@@ -12,7 +12,7 @@ import torch
 from .budget import rows_within
 from .precision import normalise, operand
 
-ABI = 7
+ABI = 8
 ISAS = ("avx512bf16", "avx512", "avx2", "portable")
 # Columns of z are padded to this, anchors of a group to it too: ppap_panel of the library.
 PANEL = 32

@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import sys
-import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ppap.errors import DataError, PpapError, UsageError, out_of_memory, unknown_name
 from ppap.escaping import Visible, visible
+from ppap.parallel import explain, launched
 from ppap.stopping import Listening
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 _ITEM = re.compile(r" |[-*] |\d+\. ")  # what a line begins with that does not go on with the one before
 _ASCII = {"±": "+-", "×": "x", "–": "-", "—": "-", "…": "..."}
-_FIRST_SAYS_IT = 10.0  # seconds
 _OFFLINE = "--offline"
 HELP_ALL = "--help-all"
 _VARIABLE = "HF_HUB_OFFLINE"  # the hub's own
@@ -86,13 +85,13 @@ def run(command: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = No
     warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
     _printable()
     try:
-        _refuse_copies()
+        _refuse_copies(command)
         given = list(sys.argv[1:] if argv is None else argv)
         with Visible(), Listening(), _lost_workers(), _offline(_OFFLINE in given):
             command([argument for argument in given if argument != _OFFLINE])
         return 0
     except PpapError as error:
-        text = visible(str(error))
+        text = explain(error) + visible(str(error))
         print(f"error: {text}" if error.exit_code != 75 else text, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -127,22 +126,18 @@ def _printable() -> None:
             stream.reconfigure(errors="ppap")
 
 
-def _refuse_copies() -> None:
-    """Refuse to be started several times for one run.
+def _refuse_copies(command: Callable[[Sequence[str]], Any]) -> None:
+    """Refuse to be started several times for one piece of work, but for commands that ranks share.
 
     Raises:
-        UsageError: by torchrun, with more than one process; said by the first of them.
+        UsageError: by torchrun, with more than one process.
     """
-    count, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
-    if "TORCHELASTIC_RUN_ID" not in os.environ or count == "1":
-        return
-    if rank != "0":
-        time.sleep(_FIRST_SAYS_IT)  # torchrun ends the others when one ends
-        raise SystemExit(UsageError.exit_code)
-    raise UsageError(
-        f"torchrun started {count} processes, and each would do the whole work: one run uses one device; "
-        "start it without torchrun, or with --nproc-per-node 1"
-    )
+    count = launched()
+    if count > 1 and not getattr(command, "by_ranks", False):
+        raise UsageError(
+            f"torchrun started {count} processes, and each would do the whole work: ppap train alone shares "
+            "its work; start this command without torchrun, or with --nproc-per-node 1"
+        )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ second one ends at once. A loop that can save hears it in a :class:`StopRequest`
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
@@ -21,6 +22,15 @@ SIGNALS = tuple(
 )
 
 
+_same_for = 0.0
+
+
+def same_request(seconds: float) -> None:
+    """Signals within that time are one request: where a terminal and a launcher both send it."""
+    global _same_for
+    _same_for = seconds
+
+
 class Interrupted(Stopped):
     """A command ended between two items; the same command goes on, or starts anew where nothing was kept."""
 
@@ -31,7 +41,7 @@ class _Heard:
     said = ""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self._when = False, 0.0
 
     def __enter__(self) -> Any:
         self._before: dict[int, Any] = {}
@@ -48,8 +58,10 @@ class _Heard:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
+            if time.monotonic() - self._when < _same_for:
+                return
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self._when = True, time.monotonic()
         print(f"\n{self.said}; press Ctrl-C again to end at once", file=sys.stderr, flush=True)
 
 
@@ -61,7 +73,7 @@ class StopRequest(_Heard):
     def __enter__(self) -> "StopRequest":
         super().__enter__()
         for outer in _LISTENING:  # what came before the loop began is the loop's to hear
-            self.asked, outer.asked = self.asked or outer.asked, False
+            self.asked, outer.asked, self._when = self.asked or outer.asked, False, outer._when
         return self
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ppap.cli import run
 from ppap.errors import UsageError
+from ppap.parallel import by_ranks, from_first, world
 from ppap.runs.checkpoint import load_checkpoint
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config
@@ -18,9 +19,14 @@ from ppap.training.request import parse_arguments
 from ppap.training.trainer import Trainer
 
 
+@by_ranks
 def main(argv: Sequence[str]) -> None:
     """Command ``train``."""
     request = parse_arguments(argv)
+    if world().several:
+        if request.seeds or request.config is None:
+            raise UsageError("--seeds trains in one process: under torchrun start a run for each seed")
+        request = request._replace(path=from_first(lambda: request.path))  # its name may hold the time
     if request.seeds:
         seeds.start(request.config, request.seeds, request.path, _train_seed)
     elif request.config is None:

@@ -58,3 +58,13 @@ def emulated_cuda(tmp_path_factory) -> ctypes.CDLL:
     out = tmp_path_factory.mktemp("emulated") / "cuda.so"
     native_cuda.builder().build_emulated_cuda(out)
     return native_cuda.with_sizes(ctypes.CDLL(str(out)))
+
+
+@pytest.fixture(scope="session")
+def pool():
+    """Four processes of a gloo group, started once."""
+    from tests.gloo_ranks import Pool
+
+    made = Pool(4)
+    yield made
+    made.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = ["kernels", "errors", "escaping", "stopping", "cli"]
+GROUND = ["kernels", "errors", "escaping", "stopping", "parallel", "cli"]
 ROOMS = ["settings", "pictures", "data", "runs", "nets", "methods", "evaluation", "reports", "training"]
 ROOMS += ["preparation", "pretraining", "analysis"]
 COMMANDS = ["train", "eval", "predict", "atlas", "analyze", "prepare", "pretrain", "doctor"]

@@ -190,6 +190,7 @@ static std::vector<float> numbers_of(int isa, const Problem& p, const Masks& m) 
                                            dz_own.data(),
                                            dz.data(),
                                            workspace.data(),
+                                           nullptr,
                                            p.C,
                                            p.N,
                                            p.E,

@@ -52,7 +52,7 @@ int guarded(Job&& job) {
 
 extern "C" {
 
-int ppap_abi_version() { return 7; }
+int ppap_abi_version() { return 8; }
 
 const char* ppap_isa_name(int isa) { return isa >= 0 && isa < count ? isas[isa].name : nullptr; }
 

@@ -66,6 +66,7 @@ struct PpapMaskedLogSoftmax {
     float* dz_anchors;              // (C, E), written
     float* dz;                      // (N, E), added to
     float* workspace;               // (N, group): exponentials of a group of anchors
+    const float* known_lse;         // (C,) [nats] that weights divide by, or null: that of these patches
     int64_t C, N, E, stride, group; // group: a multiple of 32
     int64_t bf16;                   // z and z_anchors are; weights and weighted anchors are rounded then
     float temperature;

@@ -5,7 +5,8 @@ A backend is a module ``*_impl.py`` with
 - ``prepare(z, precision)``, whose result has ``take(rows)`` and a ``width``,
 - ``chunk_rows(z, settings, with_gradient)``,
 - ``from_words``, that of ``relation_masks``,
-- ``chunk(own, patches, sets, settings, lse, target)``: losses and log-sum-exps; adds a gradient to a target.
+- ``chunk(own, patches, sets, settings, lse, target)``: losses and log-sum-exps; adds a gradient to a target,
+- ``UNIT``, that of its log-sum-exps [nats].
 """
 
 from collections.abc import Callable
@@ -40,12 +41,15 @@ class Target(NamedTuple):
         dz_NE: gradient of the patches, as wide as prepared embeddings.
         own: tensor with the gradients of the anchors, as wide.
         rows: which rows of it are this chunk's.
+        of_all: the patches are all there are; otherwise some of them, and the log-sum-exp that is given, and
+            the numbers of positives, are those over all.
     """
 
     row_C: torch.Tensor
     dz_NE: torch.Tensor
     own: torch.Tensor
     rows: torch.Tensor | slice
+    of_all: bool = True
 
 
 SetsOf = Callable[[slice], Sets[Any]]

@@ -15,7 +15,10 @@ from ..relation_masks.cuda_impl import from_words
 from ..relation_masks.sets import Sets
 from .chunks import Settings, Target
 
-__all__ = ["bytes_per_anchor", "chunk", "chunk_rows", "from_words", "prepare", "weight_type"]
+__all__ = ["UNIT", "bytes_per_anchor", "chunk", "chunk_rows", "from_words", "prepare", "weight_type"]
+
+# Of log-sum-exps [nats].
+UNIT = math.log(2)
 
 _WEIGHT_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -12,14 +12,26 @@ from ..relation_masks.native_impl import from_words
 from ..relation_masks.sets import Sets
 from .chunks import Settings, Target
 
-__all__ = ["Embeddings", "bytes_per_anchor", "chunk", "chunk_rows", "from_words", "prepare", "split_budget"]
+__all__ = [
+    "UNIT",
+    "Embeddings",
+    "bytes_per_anchor",
+    "chunk",
+    "chunk_rows",
+    "from_words",
+    "prepare",
+    "split_budget",
+]
+
+# Of log-sum-exps [nats].
+UNIT = 1.0
 
 # Below this bound of the logits, in powers of two, the bound itself serves as the shift of the exponentials.
 _TIGHT_BOUND = 50.0
 
 
 _Arguments = native.structure(
-    "z_anchors z positive kept num_positive shift row_weight loss lse dz_anchors dz workspace",
+    "z_anchors z positive kept num_positive shift row_weight loss lse dz_anchors dz workspace known_lse",
     "C N E stride group bf16",
     "temperature",
 )
@@ -104,7 +116,11 @@ def chunk(
     lse_C: torch.Tensor | None = None,
     target: Target | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses and log-sum-exp [nats], (C,) each: always formed, a log-sum-exp that is given is not needed."""
+    """Losses and log-sum-exp [nats], (C,) each: always formed, of these patches.
+
+    A log-sum-exp that is given is needed only where these patches are not all.
+    """
+    known_C = None if target is None or target.of_all or lse_C is None else lse_C.contiguous()
     z_CE, (num_patches, width) = own.values, patches.values.shape
     bound_C = z_CE.norm(dim=1) * (patches.longest * (1.01 * math.log2(math.e) / settings.temperature))
     tight = bool(bound_C.amax() < _TIGHT_BOUND)
@@ -126,6 +142,7 @@ def chunk(
         dz_anchors=own_CE,
         dz=None if target is None else target.dz_NE,
         workspace=None if target is None else z_CE.new_empty((num_patches, group)),
+        known_lse=known_C,
         C=z_CE.shape[0],
         N=num_patches,
         E=width,

@@ -14,7 +14,10 @@ from ..relation_masks.sets import Sets
 from ..relation_masks.torch_impl import from_words
 from .chunks import Settings, Target
 
-__all__ = ["Embeddings", "bytes_per_anchor", "chunk", "chunk_rows", "from_words", "prepare"]
+__all__ = ["UNIT", "Embeddings", "bytes_per_anchor", "chunk", "chunk_rows", "from_words", "prepare"]
+
+# Of log-sum-exps [nats].
+UNIT = 1.0
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,10 @@ from ..tiles.sizes import COLUMN_BLOCK, padded, padded_channels
 from .chunks import Settings, Target
 from .triton_kernels import SLACK, TIGHT_BOUND, Logits, log_sum_exp, weights
 
-__all__ = ["Embeddings", "bytes_per_anchor", "chunk", "chunk_rows", "from_words", "prepare"]
+__all__ = ["UNIT", "Embeddings", "bytes_per_anchor", "chunk", "chunk_rows", "from_words", "prepare"]
+
+# Of log-sum-exps [nats].
+UNIT = math.log(2)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ form of its own, ``triton_impl.py``, whose chunks call ``<op>/triton_kernels.py`
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,6 +24,9 @@ from ..precision import accumulator, normalise, resolve_precision
 from ..propagate import PropagationConfig, all_rows, propagate, walk
 from .chunks import chunked_loss, row_weights
 from .settings import Result, Settings, group_mean
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Composition", "Result", "Settings", "composed_loss", "group_mean", "ppap_loss"]
 
@@ -42,6 +45,8 @@ def ppap_loss(
     memory_budget: int = DEFAULT_BUDGET,
     impl: str | None = None,
     return_counts: bool = False,
+    group: "ProcessGroup | None" = None,
+    exchange: str = "auto",
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """PPAP loss of a batch of patches: propagate (Eq. 1-7), contrast (Eq. 8), chunk by chunk.
 
@@ -65,6 +70,18 @@ def ppap_loss(
             inputs and gradient.
         impl: backend name; None = context, environment, ``auto``.
         return_counts: also return the sizes of the sets.
+        group: processes that each hold some of the patches, all of them calling at the same time; None = all
+            patches are here. See below.
+        exchange: how ranks see each other's patches: ``gather`` them all on every rank; ``ring``, in which
+            they pass by a block at a time and no rank's memory grows with their number (``mean`` alone);
+            ``auto``: gather while what is gathered fits into `memory_budget`.
+
+    With a group the sets of every anchor range over the patches of all ranks, whose order is that of the
+    ranks, and so do groups of anchors. `anchors` are rows of this rank's `features`; ranks may have different
+    numbers of patches and anchors, or none. With ``mean`` every rank has the same loss, and the gradient of
+    its own rows of it, remote anchors included: gradients of shared weights are *summed* over ranks, not
+    averaged, and every rank must scale the loss alike before ``backward``. With ``none``, and for counts, a
+    rank has those of its own anchors, and ``backward`` is a call that all ranks make.
 
     Returns:
         The loss, float32 (float64 for float64 inputs): a scalar, or (A,) with ``none``. It is 0 if no anchor
@@ -72,7 +89,7 @@ def ppap_loss(
 
     Raises:
         ValueError: shapes, dtypes, devices or settings do not fit; on CPUs also non-finite values and bad
-            anchors.
+            anchors, on every rank of a group if one has them.
         RuntimeError: the backend asked for is not available, or a second derivative is asked for.
     """
     op = "ppap_loss"
@@ -92,6 +109,17 @@ def ppap_loss(
     base = check_positive(op, "base_temperature", base_temperature)
     budget = check_budget(op, memory_budget)
     backend = dispatch.choose(impl, features, z, anchors)
+    if group is not None or exchange != "auto":
+        from . import ranks  # torch.distributed, which is not in every build of torch
+
+        ranks.check_exchange(exchange, reduction, group)
+    if group is not None:
+        wanted = torch.is_grad_enabled() and z.requires_grad
+        settings = Settings(cfg, tau, base, 1, wanted, resolve_precision(precision, features, z), budget)
+        one, back = partial(_one_process, backend), _ppap_loss_backward
+        request = ranks.Request(settings, group_size, reduction, exchange, backend, one, back)
+        of_ranks = ranks.loss_of_ranks(group, features, z, anchors, request)
+        return of_ranks if return_counts else of_ranks[0]
     if reduction == "none":
         # One precision for both parts, decided by both inputs.
         resolved = resolve_precision(precision, features, z)
@@ -118,6 +146,30 @@ def ppap_loss(
             backend,
         )
     return (loss, *counts) if return_counts else loss
+
+
+def _one_process(
+    backend: str,
+    features: torch.Tensor,
+    z: torch.Tensor,
+    anchors: torch.Tensor,
+    group_size: int,
+    settings: Settings,
+) -> Result:
+    """The registered op, as :mod:`.gathered` calls it."""
+    found = _ppap_loss(
+        features,
+        z,
+        anchors,
+        settings.cfg.as_floats(),
+        [settings.temperature, settings.base_temperature],
+        group_size,
+        settings.with_gradient,
+        settings.precision,
+        settings.memory_budget,
+        backend,
+    )
+    return Result(*found)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from ..masked_log_softmax import chunks as softmax
+from ..precision import accumulator
 from ..propagate.config import PropagationConfig
 
 
@@ -28,6 +29,11 @@ class Settings(NamedTuple):
     with_gradient: bool
     precision: str
     memory_budget: int
+
+    @property
+    def accumulator(self) -> torch.dtype:
+        """dtype of losses and uncast gradients."""
+        return accumulator(self.precision)
 
     @property
     def of_softmax(self) -> softmax.Settings:

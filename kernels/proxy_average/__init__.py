@@ -5,7 +5,8 @@ A backend is a module ``*_impl.py`` with
 - ``prepare(keys, precision)``, whose result serves ``relation_masks`` too,
 - ``prepare_features(features, precision)``, which normalises first,
 - ``chunk_rows(keys, precision, memory_budget)``,
-- ``chunk(keys, precision, queries, thresholds)``.
+- ``chunk(keys, precision, queries, thresholds)``,
+- ``sums``, the same before the normalisation: sums over parts of the keys add up.
 
 The loop over chunks is :func:`move`.
 """

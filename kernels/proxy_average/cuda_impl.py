@@ -34,9 +34,17 @@ def chunk(
     keys: cuda.Operand, precision: str, queries_CD: torch.Tensor, threshold_C: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Proxies (C, D) and counts (C,) of some queries."""
+    sum_CD, count_C = sums(keys, precision, queries_CD, threshold_C)
+    return F.normalize(sum_CD, dim=1), count_C
+
+
+def sums(
+    keys: cuda.Operand, precision: str, queries_CD: torch.Tensor, threshold_C: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums (C, D) of the selected keys and their counts (C,)."""
     rows, (patches, width) = queries_CD.shape[0], keys.values.shape
     bits = cuda.empty_bits(patches, rows, queries_CD.device)
     count_C, _ = similarity(cuda.Operand.of(queries_CD, precision), keys, precision, bits, phi_C=threshold_C)
-    sums = torch.empty((_PARTS, rows, width), device=bits.device)
-    cuda.call("proxy_average", bits, bits.shape[1], rows, keys.values, patches, width, _PARTS, sums)
-    return F.normalize(sums.sum(dim=0), dim=1), count_C
+    parts = torch.empty((_PARTS, rows, width), device=bits.device)
+    cuda.call("proxy_average", bits, bits.shape[1], rows, keys.values, patches, width, _PARTS, parts)
+    return parts.sum(dim=0) * keys.unit, count_C

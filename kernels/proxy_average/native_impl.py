@@ -27,6 +27,14 @@ def chunk(
     keys: native.Keys, precision: str, queries_CD: torch.Tensor, threshold_C: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Proxies (C, D) and counts (C,) of some queries."""
+    sum_CD, count_C = sums(keys, precision, queries_CD, threshold_C)
+    return F.normalize(sum_CD, dim=1), count_C
+
+
+def sums(
+    keys: native.Keys, precision: str, queries_CD: torch.Tensor, threshold_C: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums (C, D) of the selected keys and their counts (C,)."""
     (rows, width), patches = queries_CD.shape, keys.values.shape[0]
     bits, sum_CD = native.empty_bits(patches, rows), torch.empty((rows, width))
     count_C, _ = similarity(operand(queries_CD, precision), keys, bits, phi_C=threshold_C.contiguous())
@@ -42,4 +50,4 @@ def chunk(
         D=width,
         stride=native.stride(rows),
     )
-    return F.normalize(sum_CD, dim=1), count_C
+    return sum_CD, count_C

@@ -30,10 +30,17 @@ def chunk(
     keys_op: torch.Tensor, precision: str, queries_CD: torch.Tensor, threshold_C: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Proxies (C, D) and counts (C,) of some queries."""
+    sum_CD, count_C = sums(keys_op, precision, queries_CD, threshold_C)
+    return F.normalize(sum_CD, dim=1), count_C
+
+
+def sums(
+    keys_op: torch.Tensor, precision: str, queries_CD: torch.Tensor, threshold_C: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums (C, D) of the selected keys and their counts (C,)."""
     selected_CN = product(operand(queries_CD, precision), keys_op.T).gt_(threshold_C[:, None])
     # A sum of ones is exact in float32 up to 2^24, and many times faster than counting.
     exact = keys_op.shape[0] <= 2**24
     count_C = selected_CN.sum(dim=1).long() if exact else torch.count_nonzero(selected_CN, dim=1)
     # A mask is exact in every operand type.
-    sum_CD = product(selected_CN.to(keys_op.dtype), keys_op)
-    return F.normalize(sum_CD, dim=1), count_C
+    return product(selected_CN.to(keys_op.dtype), keys_op), count_C

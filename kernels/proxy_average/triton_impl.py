@@ -41,10 +41,26 @@ def chunk(
     """Proxies (C, D) and counts (C,) of some queries; one query and one key at least."""
     if keys.width == 0:
         return torch.zeros_like(queries_CD), threshold_C.new_zeros(threshold_C.shape, dtype=torch.int64)
+    queries, parts, count_C = _select(keys, precision, queries_CD, threshold_C)
+    return finish(parts, queries, precision).values, count_C
+
+
+def sums(
+    keys: Planes, precision: str, queries_CD: torch.Tensor, threshold_C: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums (C, D) of the selected keys and their counts (C,); one query, key and channel at least."""
+    rows, width = queries_CD.shape
+    _, parts, count_C = _select(keys, precision, queries_CD, threshold_C)
+    return parts.sum(dim=0)[:rows, :width] * keys.unit, count_C
+
+
+def _select(
+    keys: Planes, precision: str, queries_CD: torch.Tensor, threshold_C: torch.Tensor
+) -> tuple[Proxies, torch.Tensor, torch.Tensor]:
+    """Queries with their operands, partial sums of the selected keys without their unit, counts (C,)."""
     block = launch.row_block(keys.high.device)
     queries = Proxies(queries_CD, planes(queries_CD, precision, block, keys.scaled))
     positive = Bits.empty(queries_CD.shape[0], keys.rows, block, queries_CD)
     similarity(queries.planes, keys, positive, phi_C=threshold_C)
-    sums = mask_sum(positive, occupancy.occupancy(positive, block), keys)
-    moved = finish(sums, queries, precision)
-    return moved.values, positive.totals()
+    parts = mask_sum(positive, occupancy.occupancy(positive, block), keys)
+    return queries, parts, positive.totals()

@@ -4,13 +4,14 @@ Legend: B images, D channels, h w patch grid, H W pixels, C classes, K clusters.
 published: the code is resized to the image, then probed; metrics are computed at the validation crop's size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from ppap.data import SegmentationDataset, val_loader
@@ -19,6 +20,7 @@ from ppap.errors import DataError, NumberError
 from ppap.evaluation.crf import CRFTask, crf_device, require_crf, run_crf
 from ppap.evaluation.metrics import ConfusionMatrix, Scores
 from ppap.nets.probes import ClusterProbe, LinearProbe, upsample
+from ppap.parallel import add_, share, together, world
 from ppap.settings.config import EvalConfig
 from ppap.stopping import check, each
 
@@ -79,7 +81,7 @@ def evaluate(
     workers: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Measure the probes on all images of a labelled dataset.
+    """Measure the probes on all images of a labelled dataset; ranks share them, and have the same result.
 
     Args:
         code_of: images on `device` -> code; called without gradient.
@@ -110,13 +112,9 @@ def evaluate(
     picture = _picture_source(dataset, config.crf_image) if with_crf else None
     where = crf_device(config.crf, device)
     tasks = _plain_then_crf_tasks(batches, probes, patch_size, counts, picture, where)
-    if with_crf:
-        for result in run_crf(tasks, config.crf):
-            for probe, labels in zip(names, result.labels, strict=True):
-                counts[f"crf/{probe}"].update(labels, result.payload)
-    else:
-        for _ in tasks:
-            pass
+    together(lambda: _count(tasks, counts, names, config.crf))
+    if world().several:
+        add_(*(matrix.counts for matrix in counts.values()))
     result = _scores(counts, dataset, config.unmatched, with_crf)
     extra, how = clusters["cluster"] - dataset.classes, _EXTRA.get(config.unmatched)
     if extra and how:
@@ -126,6 +124,19 @@ def evaluate(
     if "linear" not in names:
         result.notes.append("no linear probe: it was trained without labels")
     return result
+
+
+def _count(
+    tasks: Iterator[CRFTask], counts: dict[str, ConfusionMatrix], names: Sequence[str], crf: str
+) -> None:
+    """Go through this rank's images: their labels are counted."""
+    if crf == "none":
+        for _ in tasks:
+            pass
+        return
+    for result in run_crf(tasks, crf):
+        for probe, labels in zip(names, result.labels, strict=True):
+            counts[f"crf/{probe}"].update(labels, result.payload)
 
 
 def _scores(counts, dataset, unmatched, with_crf) -> Evaluation:
@@ -150,6 +161,9 @@ def _scores(counts, dataset, unmatched, with_crf) -> Evaluation:
 
 def _batches(code_of, dataset, batch_size, device, workers, should_stop) -> Iterator[tuple[dict, Tensor]]:
     """(batch, code) of all images; progress on a terminal."""
+    if world().several:
+        own = share(len(dataset))
+        dataset = Subset(dataset, range(own.start, own.stop))
     loader = val_loader(dataset, batch_size, workers, pin_memory=device.type == "cuda")
     for batch in each(tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=None)):
         with torch.no_grad():

@@ -14,16 +14,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ppap.data import train_loader
+from ppap.data import EpochSampler, train_loader
 from ppap.data.loading import stream
 from ppap.kernels import PropagationConfig
 from ppap.nets.backbone import Backbone
 from ppap.nets.feature_cache import frozen_of
 from ppap.nets.model import FrozenTokens, Network
+from ppap.parallel import gather, in_step, share, shares, world
 from ppap.settings.config import Config, OptimConfig
 
 # Orders of the training images that are not those of any epoch start here.
 _FAR = 2**62
+
+
+class ShareSampler(EpochSampler):
+    """Of every batch the indices that are this rank's, in the order that one process has."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch[share(self.batch_size)] for batch in super().__iter__())
 
 
 class Outcome(NamedTuple):
@@ -59,6 +67,10 @@ class TrainingData:
         train = self.config.train
         return train.steps or max(train.epochs * self.steps_per_epoch, train.least_steps)
 
+    def own_loader(self, start_step: int) -> DataLoader:
+        """The run's batches from a step on, of each the images that are this rank's."""
+        return self.loader(start_step, sampler=ShareSampler) if world().several else self.loader(start_step)
+
     def loader(self, start_step: int = 0, **options: Any) -> DataLoader:
         """The run's batches from a step on; the options are those of :func:`ppap.data.train_loader`."""
         train = self.config.train
@@ -86,6 +98,10 @@ class Method:
 
     propagation: PropagationConfig | None = None
     """Settings of the propagation, for pictures of its sets; None = the method has none."""
+    shared = True
+    """Whether each rank takes some images of a batch, and the method's loss is over those of all ranks. False
+    = every rank takes whole batches: frozen features alone are shared out, and all the rest is done by
+    each."""
     needs_labels = False
     """Whether training reads the labels of the training images, beyond those of the linear probe."""
 
@@ -118,7 +134,7 @@ class Method:
         A batch is a dict as :func:`ppap.data.train_loader` gives it; a method may add to it.
         """
         self.data = data
-        return data.loader(start_step)
+        return data.own_loader(start_step) if self.shared else data.loader(start_step)
 
     def before_step(self, step: int) -> None:
         """Called before each step, in training mode, under autocast and without gradient.
@@ -158,7 +174,12 @@ class Method:
         """
         if f"{prefix}before" in batch:
             return frozen_of(batch, self.device, prefix)
-        return self.net.frozen(batch[f"{prefix}image"].to(self.device, non_blocking=True))
+        images = batch[f"{prefix}image"]
+        if self.shared or not in_step():
+            return self.net.frozen(images.to(self.device, non_blocking=True))
+        counts = [part.stop - part.start for part in shares(len(images))]
+        own = self.net.frozen(images[share(len(images))].to(self.device, non_blocking=True))
+        return FrozenTokens(gather(own.before, counts), gather(own.guidance, counts), own.grid)
 
 
 def net_optimiser(

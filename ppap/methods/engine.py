@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ppap import parallel
 from ppap.errors import DataError, NumberError, UsageError
 from ppap.kernels import MemoryBudgetError, NonFiniteError
 from ppap.methods.base import Method, TrainingData
@@ -33,6 +34,8 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if parallel.world().several and name.startswith("cuda:"):
+        raise UsageError(f"device {name!r} would serve every rank; give auto: each rank takes its own GPU")
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
@@ -145,7 +148,8 @@ class Engine(nn.Module):
         label = batch["label"].to(self.device, non_blocking=True)
         if not (self.training and self.net.training):  # visiting every module takes milliseconds
             self.train()
-        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
+        whole_batch = parallel.step_of(self.config.train.batch_size)
+        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None), whole_batch:
             try:
                 with torch.no_grad():
                     self.method.before_step(step)
@@ -158,10 +162,14 @@ class Engine(nn.Module):
                 raise UsageError(f"{error}; raise --loss.memory-budget-mib") from None
             linear = self.linear.loss(out.code, label, self.net.backbone.patch_size)
             cluster = self.cluster.loss(out.code)
+            if shared := self.method.shared and parallel.in_step():
+                linear, cluster = self._parts_of_means(linear, cluster, label)
             loss = out.loss + linear + cluster
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        if shared:
+            linear, cluster, loss = self._add_up(linear, cluster, out.loss)
         result = {
             "loss": loss,
             "contrast_loss": out.loss,
@@ -177,6 +185,22 @@ class Engine(nn.Module):
             self.scaler.step(optimiser)
         self.scaler.update()
         return result
+
+    def _parts_of_means(self, linear: Tensor, cluster: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """This rank's parts of the probes' mean losses over the labelled pixels and patches of all ranks."""
+        labelled = ((label >= 0) & (label < self.classes)).sum().to(linear.dtype)
+        of_all = labelled.clone()
+        parallel.add_(of_all)
+        images = len(label) / self.config.train.batch_size
+        return linear * (labelled / of_all.clamp(min=1)), cluster * images
+
+    def _add_up(self, linear: Tensor, cluster: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum gradients and the probes' losses over ranks; the method's own loss is that of all already."""
+        groups = (group for optimiser in self.optimisers.values() for group in optimiser.param_groups)
+        parallel.add_gradients([p for group in groups for p in group["params"]])
+        probes = torch.stack([linear.detach(), cluster.detach()])
+        parallel.add_(probes)
+        return probes[0], probes[1], own.detach() + probes.sum()
 
     def _clip(self, loss: Tensor) -> Tensor:
         """Unscale and clip the network's gradient; its norm before."""

@@ -89,6 +89,8 @@ class HPNet(Network):
 class HP(Method):
     """Contrast over hidden positives, in the frozen features and, more and more, in the averaged code."""
 
+    shared = False
+
     def __init__(self, config: Config, backbone: Backbone) -> None:
         """See :class:`Method`."""
         super().__init__(config, backbone)
@@ -218,5 +220,5 @@ class HP(Method):
         images = batch["image"].to(self.device, non_blocking=True)
         normalised = self.hp.augment == "published"
         other = recolour(images, self.config.train.seed, step, normalised=normalised)
-        z_other = self.net.embed(self.net.code_of(self.net.frozen(other)))
+        z_other = self.net.embed(self.net.code_of(self.tokens({"image": other})))
         return F.pairwise_distance(z, z_other, eps=1e-6).mean()

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppap import parallel
 from ppap.kernels import PropagationConfig, ppap_loss
 from ppap.settings.config import LossConfig
 
@@ -73,9 +74,13 @@ def draw_anchors(patches: int, chunk: int, divisor: int, seed: int, step: int) -
 class PPAPLoss:
     """Contrastive loss over propagated proxies (paper section 3, published code's averaging)."""
 
-    def __init__(self, config: LossConfig, seed: int, switches: Switches | None = None) -> None:
-        """Args: settings of the loss, the seed of the anchors, and parts to leave out (default: none)."""
+    def __init__(
+        self, config: LossConfig, seed: int, switches: Switches | None = None, exchange: str = "auto"
+    ) -> None:
+        """Args: settings of the loss, the seed of the anchors, parts to leave out (default: none), and how
+        ranks see each other's patches, see :func:`ppap.kernels.ppap_loss`."""
         self.config = config
+        self.exchange = exchange
         self.seed = seed
         self.switches = switches or Switches()
         self.propagation = PropagationConfig(
@@ -96,10 +101,20 @@ class PPAPLoss:
             z: embeddings (N, E) of the same patches, unit norm; receives the gradient.
             step: number of the training step, which decides the anchors.
         """
-        config = self.config
+        config, counts = self.config, [len(z)]
+        own, group = slice(0, len(z)), None
+        if parallel.in_step():
+            counts, group = parallel.counts_of(len(z)), parallel.world().group
+            first = sum(counts[: parallel.world().rank])
+            own = slice(first, first + len(z))
+        patches = sum(counts)
         if self.switches.shuffled:
-            guidance = guidance[_shuffled(len(guidance), self.seed, step).to(guidance.device)]
-        anchors, per_chunk = draw_anchors(z.shape[0], config.chunk, config.anchor_divisor, self.seed, step)
+            order = _shuffled(patches, self.seed, step).to(guidance.device)
+            guidance = (guidance if group is None else parallel.gather(guidance, counts))[order[own]]
+        anchors, per_chunk = draw_anchors(patches, config.chunk, config.anchor_divisor, self.seed, step)
+        drawn = len(anchors)
+        if group is not None:
+            anchors = anchors[(anchors >= own.start) & (anchors < own.stop)] - own.start
         loss, positives, negatives = ppap_loss(
             guidance,
             z,
@@ -111,8 +126,14 @@ class PPAPLoss:
             precision=config.precision,
             memory_budget=config.memory_budget_mib * 2**20,
             return_counts=True,
+            group=group,
+            exchange=self.exchange,
         )
-        return ContrastResult(loss, positives.float().mean(), negatives.float().mean())
+        if group is None:
+            return ContrastResult(loss, positives.float().mean(), negatives.float().mean())
+        sums = torch.stack([positives.float().sum(), negatives.float().sum()])
+        parallel.add_(sums)
+        return ContrastResult(loss, *(sums / drawn))
 
 
 def _shuffled(patches: int, seed: int, step: int) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
+from ppap import parallel
 from ppap.data.patch_labels import labels_of
 from ppap.methods.base import Outcome
 from ppap.methods.ppap import PPAP
@@ -34,9 +35,12 @@ class Oracle(PPAP):
         out = self.net.forward_tokens(self.tokens(batch))
         label = labels_of(batch["label"], self.net.backbone.patch_size, "centre").to(out.z.device)
         known = label >= 0
-        if not known.any():
+        classes = max(int(label.max()) + 1, 1)
+        if parallel.in_step():
+            classes = max(parallel.counts_of(classes))
+        if not parallel.any_rank(bool(known.any())):
             none = out.z.new_zeros(())
             return Outcome(out.code, (out.z * 0).sum(), {"positives": none, "negatives": none})
-        contrast = self.contrast(F.one_hot(label[known]).to(out.z.dtype), out.z[known], step)
+        contrast = self.contrast(F.one_hot(label[known], classes).to(out.z.dtype), out.z[known], step)
         log = {"positives": contrast.positives, "negatives": contrast.negatives}
         return Outcome(out.code, contrast.loss, log)

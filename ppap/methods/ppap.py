@@ -27,7 +27,9 @@ class PPAP(Method):
         """See :class:`Method`."""
         super().__init__(config, backbone)
         self.net = PPAPNet(backbone, config.model.guidance_dropout)
-        self.contrast = PPAPLoss(config.loss, config.train.seed, SWITCHES[config.method])
+        self.contrast = PPAPLoss(
+            config.loss, config.train.seed, SWITCHES[config.method], config.train.exchange
+        )
         self.propagation = self.contrast.propagation
 
     def optimisers(self, optim: OptimConfig) -> dict[str, torch.optim.Optimizer]:

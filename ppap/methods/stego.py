@@ -8,6 +8,8 @@ of near images; an incomplete last batch is dropped; the learning rates of the p
 a batch on one device.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +22,7 @@ from ppap.methods.neighbours import neighbour_table, paired_loader
 from ppap.methods.stego_loss import correlation_loss, other_images, sample_points
 from ppap.nets.backbone import Backbone
 from ppap.nets.model import FrozenTokens, Network
+from ppap.parallel import from_first, world
 from ppap.settings.config import Config, OptimConfig, StegoConfig
 
 
@@ -51,6 +54,8 @@ class StegoNet(Network):
 class STEGO(Method):
     """Correlations within an image, with a near image, and with others of the batch."""
 
+    shared = False
+
     def __init__(self, config: Config, backbone: Backbone) -> None:
         """See :class:`Method`."""
         super().__init__(config, backbone)
@@ -73,7 +78,9 @@ class STEGO(Method):
             UsageError: fewer images than neighbours.
         """
         self.data = data
-        table = neighbour_table(self, data)
+        # Another machine may have it on its disk: one rank looks, and asks no other whether to stop.
+        alone = replace(data, should_stop=lambda: False) if world().several else data
+        table = from_first(lambda: neighbour_table(self, alone))
         if self.stego.neighbours >= table.shape[1]:
             raise UsageError(
                 f"--stego.neighbours is {self.stego.neighbours}; of {len(data.dataset)} images "

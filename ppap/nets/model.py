@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ppap.nets.backbone import Backbone, build_backbone
 from ppap.nets.conditioning import Condition
+from ppap.parallel import dropout2d
 from ppap.settings.config import ModelConfig
 
 
@@ -132,7 +133,7 @@ class PPAPNet(Network):
         if self.guidance_dropout > 0:
             # Whole channels per image: similarities within an image keep their value, those across images
             # shrink.
-            guidance = F.dropout2d(guidance, self.guidance_dropout, training=self.training)
+            guidance = dropout2d(guidance, self.guidance_dropout, training=self.training)
         code = self.code_of(frozen)
         z = F.normalize(self.projection(patch_rows(code)).float(), dim=1)
         return Streams(guidance, code, z, frozen.grid)

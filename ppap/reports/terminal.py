@@ -21,6 +21,13 @@ def drift_hint(row: Mapping[str, Any]) -> str | None:
     )
 
 
+def sets_words(row: Mapping[str, Any]) -> str:
+    """Sizes of an anchor's sets, where the method has such sets."""
+    if "positives" not in row:
+        return ""
+    return f"per anchor {row['positives']:.0f} positives {row['negatives']:.0f} negatives, "
+
+
 def sets_hint(row: Mapping[str, Any]) -> str | None:
     """What to do about a logged step of PPAP whose positive or negative sets were all empty."""
     if row.get("positives") == 0:

@@ -196,6 +196,10 @@ class TrainConfig:
     """Seed of initial weights, sample order, anchors and dropout."""
     device: str = "auto"
     """auto = cuda if there is one, else cpu; or a torch device such as cuda:1."""
+    exchange: Literal["auto", "gather", "ring"] = "auto"
+    """How the ranks of torchrun see each other's patches: gather = all on every rank; ring = a block at a
+    time passes by, and no rank's memory grows with their number; auto = gather while what is gathered fits
+    into --loss.memory-budget-mib. Without torchrun it means nothing."""
     out: str | None = None
     """Run directory; None = runs/PRESET-DATE-TIME. An existing run is continued with --resume RUN, never
     overwritten."""
@@ -289,6 +293,7 @@ def _is_tuple(hint: Any) -> bool:
 _LATER = {
     "data": ("images", "labels", "label_ids", "label_colours", "bands", "value_range", "exif", "max_pixels"),
     "eval": ("extra_clusters",),
+    "train": ("exchange",),
 }
 """Settings that came after runs were hashed; unless they are given, a run has the hash that it had."""
 

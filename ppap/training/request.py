@@ -17,7 +17,7 @@ from ppap.settings.published import with_method
 from ppap.training import seeds
 
 # Settings that a resumed run may change without becoming another run.
-_LOOP = ("steps", "epochs", "val_every", "log_every", "save_every", "device")
+_LOOP = ("steps", "epochs", "val_every", "log_every", "save_every", "device", "exchange")
 RESUMABLE = (
     "eval.*",
     *(f"train.{name}" for name in _LOOP),

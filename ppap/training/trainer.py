@@ -5,13 +5,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ppap import parallel
 from ppap.data import Datasets, EpochSampler, build_datasets
 from ppap.data.ids import as_trained, label_facts
 from ppap.data.loading import stream
@@ -28,22 +29,15 @@ from ppap.nets.model import Network
 from ppap.reports.markdown import write_report
 from ppap.reports.provenance import device_name
 from ppap.reports.records import FINAL_SCORES, RANDOM_WARNING, comparison_record, evaluation_record
-from ppap.reports.terminal import drift_hint, sets_hint
+from ppap.reports.terminal import drift_hint, sets_hint, sets_words
 from ppap.runs.checkpoint import Checkpoint, check_newest, check_unsaved, load_checkpoint, save_checkpoint
-from ppap.runs.lock import FolderLock
 from ppap.runs.randomness import own_randomness
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, config_hash, to_dict
 from ppap.stopping import Interrupted, StopRequest
 from ppap.training.guard import backend_of, changed_data, data_facts, memory_error
 from ppap.training.material import comparison_rows, training_set
-
-
-def _sets(row: dict[str, Any]) -> str:
-    """Sizes of an anchor's sets, in words, where the method has such sets."""
-    if "positives" not in row:
-        return ""
-    return f"per anchor {row['positives']:.0f} positives {row['negatives']:.0f} negatives, "
+from ppap.training.ranks import anywhere, by_first, check_ranks, goes_on, other_ranks, records_of
 
 
 class Trainer:
@@ -60,8 +54,8 @@ class Trainer:
         Raises:
             UsageError, DataError, NumberError: see the parts.
         """
-        self.config, self.run_dir, self.resumed = config, RunDir(path), checkpoint is not None
-        self.lock = FolderLock(path, f"--resume {path}")
+        self.config, self.resumed = config, checkpoint is not None
+        self.run_dir, self.lock = records_of(path)
         try:
             self.begun = (path / "config.json").exists()
             if self.begun:
@@ -81,6 +75,7 @@ class Trainer:
         for name in {config.method, *config.compare.rows} - {"colour", "conditioned"}:
             METHODS[name].check(replace(config, method=name))
         known = config.data if checkpoint is None else as_trained(config.data, checkpoint.info)
+        check_ranks(config.train.batch_size)
         self.data: Datasets = build_datasets(known)
         if self.data.val is not None and self.data.val.unscored:
             raise DataError(self.data.val.unscored)
@@ -103,9 +98,9 @@ class Trainer:
             net = Network(backbone).to(device)
             with own_randomness():
                 self.training_set = training_set(config, self.data.train, net, device)
-                choices, condition = look_and_choose(
-                    config, net, lambda: self.training_set, device, classes + config.train.extra_clusters
-                )
+                clusters, source = classes + config.train.extra_clusters, lambda: self.training_set
+                looking = partial(look_and_choose, config, net, source, device, clusters)
+                choices, condition = parallel.from_first(looking)
             self.engine = build_engine(
                 config, classes, device, backbone=backbone, choices=choices, condition=condition
             )
@@ -120,6 +115,8 @@ class Trainer:
             state = checkpoint.state()
             self.step, self.best, self.validated = state["step"], state["best"], state["validated"]
             self.engine.load_training_state(state["engine"])
+            if said := other_ranks(state):
+                print(said)
             self.assignment = checkpoint.info["assignment"]
         self.total = TrainingData(self.data.train, config, device).total_steps
         if self.step > self.total:
@@ -127,8 +124,10 @@ class Trainer:
                 f"--train.steps or --train.epochs ask for {self.total} steps, {path} has done {self.step}; "
                 "give as many or more"
             )
-        self.loader = self.engine.start(self.training_set, self.step, lambda: self.stop.asked)
-        self.watch = Watch(self.engine, self.training_set) if config.method != "frozen" else None
+
+        self.loader = self.engine.start(self.training_set, self.step, lambda: anywhere(self.stop))
+        watched = config.method != "frozen" and parallel.world().first
+        self.watch = Watch(self.engine, self.training_set) if watched else None
         self.health = torch.zeros((), device=device)
         self.started = time.perf_counter()
 
@@ -160,14 +159,14 @@ class Trainer:
                 epoch, batch = self._next_batch(batches, stop)
                 values = self._step(batch)
                 self.step += 1
-                images += len(batch["index"])
+                images += train.batch_size
                 self.health += values["loss"]
                 bar.update()
                 if self.step % train.log_every == 0 or self.step == self.total or self.step == 1:
                     speed = images / (time.perf_counter() - since)
                     bar.set_postfix_str(self._log(values, epoch, speed))
                     since, images = time.perf_counter(), 0
-                if stop.asked:
+                if anywhere(stop):
                     self._stop()
                 if self._due(train.val_every) and self.step < self.total:
                     paused = time.perf_counter()
@@ -178,6 +177,8 @@ class Trainer:
             if self.validated != self.step or self.evaluation is None:
                 self._validate(stop)
             self._save("last")
+            if not goes_on():
+                return self.run_dir
             rows = self._compare(stop)
             selected = self._selected(stop)
         try:
@@ -197,6 +198,8 @@ class Trainer:
         except (Stopped, NumberError):
             raise
         except Exception as error:
+            if parallel.world().several:  # others may be anywhere in a step: the last checkpoint stands
+                raise
             with suppress(PpapError):
                 self._save("last")
             if (said := memory_error(error, self.run_dir.path)) is not None:
@@ -263,7 +266,7 @@ class Trainer:
         self.run_dir.append({**row, "images_per_s": speed})
         text = (
             f"loss {row['loss']:.3f} contrast {row['contrast_loss']:.3f} linear {row['linear_loss']:.3f} "
-            f"cluster {row['cluster_loss']:.3f}, {_sets(row)}{speed:.1f} images/s"
+            f"cluster {row['cluster_loss']:.3f}, {sets_words(row)}{speed:.1f} images/s"
         )
         if not sys.stderr.isatty():
             left = (self.total - self.step) * self.config.train.batch_size / speed / 60
@@ -296,8 +299,11 @@ class Trainer:
 
     def _settle(self, stop: StopRequest) -> None:
         """Clusters of the code as it is now, where ``--eval.cluster-init`` asks for that."""
+        engine, source = self.engine, self.training_set
         try:
-            settle_clusters(self.engine, self.engine.code_of, self.training_set, lambda: stop.asked)
+            by_first(
+                engine.cluster, lambda: settle_clusters(engine, engine.code_of, source, lambda: stop.asked)
+            )
         except InterruptedError:
             self._stop()
         except NumberError as error:
@@ -337,6 +343,8 @@ class Trainer:
 
     def _save(self, name: str) -> None:
         check_finite({"sum of losses": self.health}, self.step)
+        if not parallel.world().first:
+            return
         backbone = self.engine.net.backbone
         dataset = self.data.val or self.data.train
         info = {
@@ -357,6 +365,7 @@ class Trainer:
             "best": self.best,
             "validated": self.validated,
             "engine": self.engine.training_state(),
+            "ranks": parallel.world().size,
         }
         save_checkpoint(self.run_dir.checkpoints / name, self.engine.weights(), info, state)
 

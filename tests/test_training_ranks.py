@@ -1,0 +1,115 @@
+"""Training on several ranks against one process: every method, both ways of exchange, uneven shares."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ppap import parallel
+from ppap.methods.table import METHODS
+from ppap.train import Trainer, parse_arguments
+from tests.runs import TINY
+
+EVERY_METHOD = "EVERY_METHOD" in os.environ  # minutes
+SMALL = [
+    *("--hp.dim=16", "--hp.pool-size=16", "--hp.warmup=1", "--hp.renew-every=2"),
+    *("--stego.dim=16", "--stego.samples=3", "--stego.neighbours=2"),
+]
+# Six images on four ranks are 1, 2, 1 and 2.
+RUN = [*TINY, *SMALL, "--train.steps=2", "--train.batch-size=6", "--eval.pictures=0", "--train.val-every=2"]
+
+
+def train(group, rank, runs, size):
+    """Several runs one after the other; a module's function, for other processes."""
+    for arguments in runs:
+        with parallel.rank_of(group, rank, size), contextlib.redirect_stdout(io.StringIO()):
+            request = parse_arguments(arguments)
+            Trainer(request.config, request.path, request.checkpoint).run()
+
+
+def result(path: Path):
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return rows, load_file(path / "checkpoints/last/model.safetensors")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    (rows, weights), (wanted_rows, wanted) = result(other), result(one)
+    assert len(rows) == len(wanted_rows)
+    for row, expected in zip(rows, wanted_rows, strict=True):
+        for name, value in expected.items():
+            if name != "images_per_s":
+                near = pytest.approx(value, rel=1e-4 if name == "grad_norm" else 1e-5, abs=1e-6)
+                assert row[name] == near, (other.name, row["step"], name)
+    for name, value in wanted.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-4, msg=f"{other.name} {name}")
+
+
+def test_ranks_are_the_run_of_one_process(pool, tmp_path, monkeypatch):
+    monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
+    ring = ["--train.exchange=ring", "--model.condition=centre"]
+    cases = [("ppap", 4, ring), ("random", 2, []), ("oracle", 4, ["--data.cache-features"])]
+    cases += [("hp", 2, []), ("stego", 2, [])]
+    if EVERY_METHOD:
+        cases += [(name, size, []) for name in METHODS for size in (2, 4)]
+    runs: dict[int, list[list[str]]] = {2: [], 4: []}
+    pairs = []
+    for name, size, more in cases:
+        command = [*RUN, f"--method={name}", *more]
+        one, several = (tmp_path / f"{name}-{size}-{len(more)}-{kind}" for kind in ("one", "several"))
+        train(None, 0, [[*command, f"--train.out={one}"]], 1)
+        runs[size].append([*command, f"--train.out={several}"])
+        pairs.append((one, several))
+    for size, commands in runs.items():
+        found = pool.run(train, size, [(commands, size)] * size)
+        assert not [str(f) for f in found if f is not None]
+    for one, several in pairs:
+        assert_same_run(one, several)
+
+
+def torchrun(*arguments: str) -> subprocess.Popen[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ppap.train"]
+    return subprocess.Popen(
+        [sys.executable, *launch, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    """Ids of the ranks that a torchrun started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and b"LOCAL_RANK=" in (stat.parent / "environ").read_bytes():
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the ranks by /proc")
+def test_a_killed_rank_ends_the_job_and_resume_is_the_same_run(pool, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    killed = torchrun(*RUN, "--train.steps=100000", f"--train.out={cut}")
+    while not (cut / "checkpoints/last/manifest.json").exists() and killed.poll() is None:
+        time.sleep(0.02)
+    os.kill(max(ranks_of(killed)), signal.SIGKILL)
+    begun = time.monotonic()
+    said = killed.communicate()[0]
+    assert killed.returncode and time.monotonic() - begun < 60 and "Traceback" in said
+    steps = [f"--train.steps={json.loads((cut / 'checkpoints/last/config.json').read_text())['step'] + 2}"]
+    runs = [[*RUN, *steps, f"--train.out={whole}"], ["--resume", str(cut), *steps]]
+    found = pool.run(train, 2, [(runs, 2)] * 2)
+    assert not [str(f) for f in found if f is not None]
+    for name, value in result(whole)[1].items():
+        assert torch.equal(result(cut)[1][name], value), name
