@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ppap.errors import DataError, PpapError, UsageError, out_of_memory, unknown_name
+from ppap.errors import DataError, PpapError, UsageError, disk_full, out_of_memory, unknown_name
 from ppap.escaping import Visible, visible
 from ppap.stopping import Listening
 
@@ -99,6 +99,11 @@ def run(command: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = No
     except BrokenPipeError:
         return 0
     except Exception as error:
+        if disk_full(error):
+            where = getattr(error, "filename", None)
+            of = f" of {visible(str(where), one_line=True)}" if where else ""
+            print(f"error: the disk{of} is full; make room, or give another folder", file=sys.stderr)
+            return DataError.exit_code
         if not out_of_memory(error):
             raise
         reason = visible(str(error).strip() or type(error).__name__).splitlines()[0]

@@ -149,7 +149,8 @@ def write_legend(
     }
     text, path = json.dumps(record, indent=2) + "\n", out / "legend.json"
     if not overwrite:
-        if path.exists() and path.read_text() != text:
+        # As bytes: a damaged legend may be no text at all.
+        if path.exists() and path.read_bytes() != text.encode():
             raise UsageError(
                 f"{path} names the ids of other masks in that folder; give another --out, or --overwrite"
             )

@@ -90,7 +90,10 @@ def save_checkpoint(
         aside.mkdir(parents=True)
         save_file(tensors, aside / "model.safetensors")
         (aside / "config.json").write_text(json.dumps({"format": FORMAT, **info}, indent=2) + "\n")
-        torch.save(state, aside / "state.pt")
+        # Through Python's own file: torch's writer ends on a full disk by a RuntimeError about positions.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        (aside / "state.pt").write_bytes(buffer.getbuffer())
         manifest = {name: sha256_of(aside / name) for name in FILES}
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         for name in (*FILES, "manifest.json"):

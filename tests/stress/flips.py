@@ -53,7 +53,7 @@ Reader = Callable[[], Any]
 
 def bit_flips(lab: Lab) -> Iterator[Report]:
     """200 flips in every file that something reads back."""
-    for make in (_run, _set, _cache, _backbone, _export):
+    for make in (_run, _set, _plain_set, _cache, _backbone, _export):
         place = lab.place(f"flips {make.__name__}")
         files, reader = make(place)
         for path in files:
@@ -157,18 +157,26 @@ def _of_run(run: Path, image: Path, masks: Path) -> Any:
 
 
 def _set(place: Path) -> tuple[list[Path], Reader]:
-    """A set of seeds that is finished: its table is written again."""
-    out = place / "set"
+    """A set of seeds with a comparison that is finished: its table is written again."""
     rows = ["--compare.rows", "frozen", "ppap", "--compare.steps=2", "--compare.starts=1"]
+    return _of_set(place, rows, "comparison.json")
+
+
+def _plain_set(place: Path) -> tuple[list[Path], Reader]:
+    """The same without a comparison."""
+    return _of_set(place, [], "evaluation-final.json")
+
+
+def _of_set(place: Path, rows: list[str], scores: str) -> tuple[list[Path], Reader]:
+    out = place / "set"
     done(training(*base(place / "data", out, "--train.steps=1", *rows, "--seeds", "0", "1")))
-    seed = out / "seed-0"
-    files = [out / "seeds.json", seed / "comparison.json", seed / "evaluation-final.json", seed / "config.json"]
 
     def reader() -> Any:
         said = _told(train, ["--resume", str(out)])
-        return _Refused(said) if said is not None else [results(out), (out / "report.md").read_text()]
+        written = [(out / name).read_text() for name in ("results.json", "report.md")]
+        return _Refused(said) if said is not None else written
 
-    return files, reader
+    return [out / "seeds.json", out / "seed-0" / scores, out / "seed-0" / "config.json"], reader
 
 
 def _cache(place: Path) -> tuple[list[Path], Reader]:
@@ -211,6 +219,6 @@ def _export(place: Path) -> tuple[list[Path], Reader]:
     def reader() -> Any:
         said = _told(predict, argv)
         found = [read_ids(path).tolist() for path in sorted(out.glob("?.png"))]
-        return _Refused(said) if said is not None else [found, (out / "legend.json").read_text()]
+        return _Refused(said) if said is not None else [found, (out / "legend.json").read_bytes()]
 
     return [out / "0.png", out / "legend.json"], reader
