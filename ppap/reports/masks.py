@@ -14,6 +14,7 @@ from ppap.evaluation.predictor import Predictor
 from ppap.pictures.drawing import IGNORED_INDEX, IGNORED_INDEX_16, legend, save_whole
 from ppap.reports.records import RANDOM_WARNING
 from ppap.runs.disk import write_whole
+from ppap.settings.plain import parse_json
 
 _UNFINISHED = ".unfinished.json"
 
@@ -89,7 +90,7 @@ def check_free(out: Path, files: dict[str, Path], overwrite: bool, going_on: boo
 def is_unfinished(out: Path, record: dict[str, Any]) -> bool:
     """Whether a command with this record was ended before it was done with the folder."""
     try:
-        return json.loads((out / _UNFINISHED).read_text(encoding="utf-8")) == record
+        return parse_json((out / _UNFINISHED).read_bytes()) == record
     except (OSError, ValueError):
         return False
 

@@ -16,7 +16,7 @@ from ppap.runs.lock import NAME as LOCK
 from ppap.runs.lock import FolderLock, alone
 from ppap.runs.stored import read_settings
 from ppap.settings.config import Config, config_hash, from_dict, to_dict
-
+from ppap.settings.plain import parse_json
 
 _CHECKSUM = "crc32"
 """What the last value of a line of metrics is called."""
@@ -33,8 +33,8 @@ def _with_checksum(row: dict[str, Any]) -> str:
 def _row_of(line: str) -> dict[str, Any] | None:
     """What a line of metrics holds; None where it is cut or damaged."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 

@@ -27,8 +27,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.stress", description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="of the full number of cases (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
-    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=[*EXPERIMENTS], metavar="NAME",
-                        help=f"experiments: {', '.join(EXPERIMENTS)} (default: all)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=EXPERIMENTS,
+        default=[*EXPERIMENTS],
+        metavar="NAME",
+        help=f"experiments: {', '.join(EXPERIMENTS)} (default: all)",
+    )
     parser.add_argument("--out", type=Path, help="file for the table (default: none)")
     arguments = parser.parse_args()
     if not hasattr(os, "fork"):

@@ -45,7 +45,9 @@ def memory(lab: Lab) -> Iterator[Report]:
     before, after = (statistics.median(ended.value[k : k + 20]) for k in (warm, steps - 20))
     growth = 100 * (after / before - 1)
     report.name = f"memory over {steps} steps"
-    outcome = f"steps, from {before / 2**20:.1f} to {after / 2**20:.1f} MiB after {warm} steps: {growth:+.2f} %"
+    outcome = (
+        f"steps, from {before / 2**20:.1f} to {after / 2**20:.1f} MiB after {warm} steps: {growth:+.2f} %"
+    )
     if growth < 1:
         report.count(outcome, steps)
     else:
@@ -114,8 +116,12 @@ def step_time(lab: Lab) -> Iterator[Report]:
     times = times[len(times) // 10 :]
     # Neighbours in time, so that what else the machine does meets both alike.
     pairs = zip(times[0::2], times[1::2], strict=False)
-    careful = {flag: [t for pair in pairs2 for f, t in pair if f == flag] for flag, pairs2 in
-               ((flag, list(zip(times[0::2], times[1::2], strict=False))) for flag in (True, False))}
+    careful = {
+        flag: [t for pair in pairs2 for f, t in pair if f == flag]
+        for flag, pairs2 in (
+            (flag, list(zip(times[0::2], times[1::2], strict=False))) for flag in (True, False)
+        )
+    }
     differences = [(a[1] - b[1]) * (1 if a[0] else -1) for a, b in pairs]
     plain = statistics.median(careful[False])
     cost = 100 * statistics.median(differences) / plain

@@ -108,7 +108,9 @@ def _fill(lab: Lab, place: Path, report: Report, work: Work, again: Work) -> Non
         with _mounted(disk, f"{size}k"):
             ended = call(work(place, disk))
             broken = _broken(disk)
-            subprocess.run(["mount", "-o", f"remount,size={_ROOM}", str(disk)], check=True, capture_output=True)
+            subprocess.run(
+                ["mount", "-o", f"remount,size={_ROOM}", str(disk)], check=True, capture_output=True
+            )
             rest = call(again(place, disk))
         right = ended.code in (0, 3) and not ended.failed and not broken and rest.code in (0, 2)
         # 2: all was done but what nothing reads back, and the same command finds its files.

@@ -57,7 +57,9 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
         elif kind == 3:
             del data[at : at + rng.randint(1, 64)]
         elif kind == 4:
-            data[at : at + 4] = struct.pack(rng.choice("<>") + "I", rng.choice((0, 1, 2**16, 2**31 - 1, 2**32 - 1)))
+            data[at : at + 4] = struct.pack(
+                rng.choice("<>") + "I", rng.choice((0, 1, 2**16, 2**31 - 1, 2**32 - 1))
+            )
         else:
             data[at : at + 16] = data[rng.randrange(max(len(data), 1)) :][:16]
     return bytes(data)
@@ -195,5 +197,3 @@ def _judge(report: Report, ended: Any, name: str, count: int) -> None:
         report.count("used or refused in one line", count)
     else:
         report.fault(f"{name}: exit code {ended.code}: {ended.text[-1200:]}")
-
-

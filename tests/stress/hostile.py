@@ -36,9 +36,36 @@ class Case:
 
 
 _VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 3, 2**31, 2**63, 10**400, -0.5, 1e308, float("nan"), float("inf"), "", "auto",
-    "../../../../tmp/elsewhere", "/etc/passwd", "\x1b[2J", "\ud800", "a" * 5000, "0" * 300, [], {}, [[]], [None],
-    ["a", 1], {"a": 1}, {"__class__": "os.system"}, [0] * 1000,
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    3,
+    2**31,
+    2**63,
+    10**400,
+    -0.5,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "auto",
+    "../../../../tmp/elsewhere",
+    "/etc/passwd",
+    "\x1b[2J",
+    "\ud800",
+    "a" * 5000,
+    "0" * 300,
+    [],
+    {},
+    [[]],
+    [None],
+    ["a", 1],
+    {"a": 1},
+    {"__class__": "os.system"},
+    [0] * 1000,
 )
 
 
@@ -68,7 +95,9 @@ def changed(content: Any, rng: random.Random) -> Any:
 
 
 def _keys(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
+    return (
+        list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
+    )
 
 
 def _text(value: Any, rng: random.Random) -> bytes:
@@ -165,7 +194,9 @@ def _manifest(place: Path, rng: random.Random, k: int) -> Case:
     which = rng.randrange(3)
 
     def build(folder: Path) -> list[str]:
-        return _use(place, folder, _put(place / "run", folder, "checkpoints/last/manifest.json", content), which)
+        return _use(
+            place, folder, _put(place / "run", folder, "checkpoints/last/manifest.json", content), which
+        )
 
     return Case(f"manifest.json {k}", (predict, evaluate, train)[which], build)
 
@@ -197,7 +228,9 @@ def _metrics(place: Path, rng: random.Random, k: int) -> Case:
 def _of_set(name: str) -> Callable[[Path, random.Random, int], Case]:
     def make(place: Path, rng: random.Random, k: int) -> Case:
         content = _text(changed(json.loads((place / "set" / name).read_text()), rng), rng)
-        return Case(f"{name} {k}", train, lambda folder: ["--resume", str(_put(place / "set", folder, name, content))])
+        return Case(
+            f"{name} {k}", train, lambda folder: ["--resume", str(_put(place / "set", folder, name, content))]
+        )
 
     return make
 
@@ -262,15 +295,21 @@ def _states() -> dict[str, Callable[[Path], None]]:
         "eval": _Runs(eval, f"__import__('os').system('{touch}')"),
         "exec": _Runs(exec, f"import os; os.system('{touch}')"),
         "open": _Runs(open, "/tmp/ppap-was-here", "w"),
-        "getattr": _Runs(getattr, os, "system"),
+        "__import__": _Runs(__import__, "this"),
         "shutil.rmtree": _Runs(shutil.rmtree, "/tmp/ppap-was-here"),
     }
     found: dict[str, Callable[[Path], None]] = {}
     for name, thing in pickles.items():
-        found[f"state with {name}"] = lambda at, t=thing: torch.save({"step": 1, "engine": t}, at / "state.pt")
-        found[f"plain pickle with {name}"] = lambda at, t=thing: (at / "state.pt").write_bytes(pickle.dumps(t))
+        found[f"state with {name}"] = lambda at, t=thing: torch.save(
+            {"step": 1, "engine": t}, at / "state.pt"
+        )
+        found[f"plain pickle with {name}"] = lambda at, t=thing: (at / "state.pt").write_bytes(
+            pickle.dumps(t)
+        )
     values: dict[str, Any] = {
-        "of nothing": {}, "that is a list": [], "of text": {"step": "1", "best": "x", "validated": None, "engine": {}},
+        "of nothing": {},
+        "that is a list": [],
+        "of text": {"step": "1", "best": "x", "validated": None, "engine": {}},
         "before the first step": {"step": -5, "best": 0.0, "validated": -1, "engine": {}},
         "of a huge step": {"step": 10**30, "best": 0.0, "validated": -1, "engine": {}},
     }
@@ -286,7 +325,9 @@ def _states() -> dict[str, Callable[[Path], None]]:
         return damage
 
     found["state without generators"] = other(lambda engine: engine.pop("rng"))
-    found["state with a short generator"] = other(lambda e: e["rng"].update(cpu=torch.zeros(3, dtype=torch.uint8)))
+    found["state with a short generator"] = other(
+        lambda e: e["rng"].update(cpu=torch.zeros(3, dtype=torch.uint8))
+    )
     found["state with other optimisers"] = other(lambda engine: engine.update(optimisers={"net": {}}))
     found["state with other sizes"] = other(
         lambda e: e["optimisers"]["cluster"]["state"][0].update(exp_avg=torch.zeros(1, 1))

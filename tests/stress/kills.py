@@ -31,7 +31,9 @@ def random_kills(lab: Lab) -> Iterator[Report]:
         report, place = Report(f"kill and resume: {kind}"), lab.place(f"kills {kind}")
         options = [f"--data.cache-dir={place / 'cache'}", *KINDS[kind]]
         if lab.share < 0.1:
-            options = [o.replace(f"steps={STEPS}", "steps=20").replace(f"={STEPS // 2}", "=10") for o in options]
+            options = [
+                o.replace(f"steps={STEPS}", "steps=20").replace(f"={STEPS // 2}", "=10") for o in options
+            ]
         total = 20 if lab.share < 0.1 else STEPS
         kills = max(2, lab.number(KILLS)) if lab.share < 1 else KILLS
         first = base(place / "data", place / "whole", *options)

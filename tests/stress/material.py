@@ -138,9 +138,7 @@ def results(run: Path) -> dict[str, Any]:
         if (folder / "report.md").exists():
             lines = (folder / "report.md").read_text().splitlines()
             times = ("minutes since", "ppap.", "- data:")
-            found[f"{name}/report"] = [
-                line for line in lines if not any(word in line for word in times)
-            ][1:]
+            found[f"{name}/report"] = [line for line in lines if not any(word in line for word in times)][1:]
     return found
 
 

@@ -14,7 +14,14 @@ from tests.stress.material import Lab, Report, base, differences, digest, done, 
 from tests.stress.process import Child, Ended, command
 
 ROUNDS = 20
-REASONS = ("another process", "exists already", "is finished", "meanwhile", "finished before", "already, 0 to go")
+REASONS = (
+    "another process",
+    "exists already",
+    "is finished",
+    "meanwhile",
+    "finished before",
+    "already, 0 to go",
+)
 """What the second one may say: that it is refused, or that all was done when it came."""
 
 Start = Callable[[], int]

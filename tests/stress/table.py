@@ -13,7 +13,12 @@ def line(report: Report, seconds: float) -> str:
 
 def markdown(rows: Sequence[tuple[Report, float]], facts: Sequence[str]) -> str:
     """The table of a start, with how it came about."""
-    lines = [*(f"- {fact}" for fact in facts), "", "| experiment | cases | outcome | seconds |", "|---|---:|---|---:|"]
+    lines = [
+        *(f"- {fact}" for fact in facts),
+        "",
+        "| experiment | cases | outcome | seconds |",
+        "|---|---:|---|---:|",
+    ]
     for report, seconds in rows:
         lines.append(f"| {report.name} | {report.cases} | {report.outcomes} | {seconds:.0f} |")
     faults = [fault for report, _ in rows for fault in report.faults]

@@ -6,9 +6,25 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-_STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn", "socket.connect")
-_WRITES = {"os.rename": 1, "os.mkdir": 0, "os.remove": 0, "os.rmdir": 0, "os.symlink": 1, "os.link": 1,
-           "os.truncate": 0, "os.chmod": 0}
+_STARTS = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "pty.spawn",
+    "socket.connect",
+)
+_WRITES = {
+    "os.rename": 1,
+    "os.mkdir": 0,
+    "os.remove": 0,
+    "os.rmdir": 0,
+    "os.symlink": 1,
+    "os.link": 1,
+    "os.truncate": 0,
+    "os.chmod": 0,
+}
 """Event -> which of its arguments is the path that changes."""
 
 
@@ -31,6 +47,8 @@ class Watch:
             if writes and isinstance(path, str | bytes | os.PathLike):
                 self._written(event, path)
         elif event in _WRITES and isinstance(arguments[_WRITES[event]], str | bytes | os.PathLike):
+            if event in ("os.remove", "os.rmdir") and arguments[1] != -1:
+                return  # of shutil.rmtree, by a name within a folder whose own removal is heard
             self._written(event, arguments[_WRITES[event]])
 
     def _written(self, event: str, path: Any) -> None:
