@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup test test-gpu test-oldest test-newest aot lint format bench build native valgrind distributed clean
+.PHONY: setup test stress test-gpu test-oldest test-newest aot lint format bench build native valgrind distributed clean
 
 setup: $(VENV)/.done
 
@@ -14,6 +14,12 @@ $(VENV)/.done: pyproject.toml setup.py csrc/build.py $(wildcard csrc/cpu/*)
 
 test: setup
 	$(BIN)/python -m pytest -n auto
+
+# Kills, flipped bits, signals, mutated files and full disks; hours in full: make stress STRESS="--share 0.1 --only kills".
+STRESS ?= --out build/stress.md
+stress: setup
+	mkdir -p build
+	$(BIN)/python -m tests.stress $(STRESS)
 
 test-gpu: setup
 	$(BIN)/python -m pytest tests/test_gpu.py

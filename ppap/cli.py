@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ppap.errors import DataError, PpapError, UsageError, out_of_memory, unknown_name
+from ppap.errors import DataError, PpapError, UsageError, disk_full, out_of_memory, unknown_name
 from ppap.escaping import Visible, visible
 from ppap.parallel import explain, launched
 from ppap.stopping import Listening
@@ -100,6 +100,11 @@ def run(command: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = No
     except BrokenPipeError:
         return 0
     except Exception as error:
+        if disk_full(error):
+            where = getattr(error, "filename", None)
+            of = f" of {visible(str(where), one_line=True)}" if where else ""
+            print(f"error: the disk{of} is full; make room, or give another folder", file=sys.stderr)
+            return DataError.exit_code
         if not out_of_memory(error):
             raise
         reason = visible(str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,6 +5,7 @@ traceback.
 """
 
 import difflib
+import errno
 from collections.abc import Collection
 
 
@@ -44,6 +45,11 @@ def out_of_memory(error: BaseException) -> bool:
     words = ("out of memory", "can't allocate memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
     kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return kinds or (isinstance(error, RuntimeError | OSError) and any(word in text for word in words))
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or what a user may take of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def unknown_name(kind: str, name: str, valid: Collection[str]) -> UsageError:

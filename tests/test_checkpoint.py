@@ -136,14 +136,14 @@ def test_weights_that_are_not_finite_keep_the_older_one(tmp_path):
     assert load_checkpoint(folder).info["step"] == 1
 
 
-@pytest.mark.parametrize("failing", ["save_file", "to_disk"])
+@pytest.mark.parametrize("failing", ["save_file", "Path.write_bytes", "to_disk"])
 def test_a_full_disk_keeps_the_older_one(tmp_path, failing, monkeypatch):
     folder = save(tmp_path / "last", step=1)
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, failing, full)
+    monkeypatch.setattr(f"ppap.runs.checkpoint.{failing}", full)
     with pytest.raises(DataError, match="No space left on device; free space"):
         save(folder, step=2)
     monkeypatch.undo()

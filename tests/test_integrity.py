@@ -113,6 +113,21 @@ def test_a_bad_line_of_metrics_costs_itself_alone(tmp_path):
     assert [row["step"] for row in RunDir(run).rows()][: len(steps)] == steps, "what came after it is kept"
 
 
+def test_a_changed_number_of_metrics_is_left_out_and_said(tmp_path, capsys):
+    run = RunDir(tmp_path)
+    for step in (1, 2, 3):
+        run.append({"step": step, "loss": step / 8, "none": float("nan")})
+    whole = run.metrics.read_text()
+    assert [row["loss"] for row in run.rows()] == [0.125, 0.25, 0.375] and not capsys.readouterr().out
+    for damage in (whole.replace("0.25", "0.35"), whole.replace('"crc32"', '"crc33"', 1)):
+        run.metrics.write_text(damage)
+        assert len(run.rows()) == 2
+        assert f"{run.metrics}: 1 of 3 lines are damaged and left out" in capsys.readouterr().out
+    run.metrics.write_text('{"step": 1, "loss": 0.5}\n')  # of an earlier version
+    run._forget_after(1)
+    assert run.rows() == [{"step": 1, "loss": 0.5}] and '"crc32"' in run.metrics.read_text()
+
+
 @pytest.mark.parametrize("name", ["..jpg", "...png", ". .jpg"])
 def test_no_mask_leaves_its_folder_by_the_name_of_its_image(tmp_path, name):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")

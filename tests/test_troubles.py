@@ -113,6 +113,14 @@ def test_other_commands_say_it_too(capsys):
     assert not out_of_memory(ValueError("out of memory")) and not out_of_memory(RuntimeError("shape"))
 
 
+def test_a_full_disk_is_said_wherever_it_is_met(capsys):
+    def fails(argv):
+        with open("/dev/full", "w") as file:
+            file.write("x" * 100_000)
+
+    assert run(fails, []) == 3 and "is full; make room" in capsys.readouterr().err
+
+
 def test_a_small_shared_memory_changes_no_batch(tmp_path, monkeypatch):
     root = striped_folder(tmp_path / "data", (0, 1, 2), count=5)
     data = build_datasets(DataConfig(root=str(root), resolution=32, eval_resolution=32))

@@ -1,6 +1,5 @@
 """Listing the images of a folder: formats that are read, what is left out, what ppap itself wrote there."""
 
-import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, features
+
+from ppap.settings.plain import parse_json
 
 _ALWAYS = {
     "JPEG": (".jpg", ".jpeg"),
@@ -174,7 +175,7 @@ def _keys(path: Path) -> set[str]:
     if not path.is_file():  # a pipe would wait for ever
         return set()
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return set()
     return {*content} if isinstance(content, dict) else set()

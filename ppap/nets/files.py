@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppap.errors import DataError
 from ppap.runs.disk import sha256_of, to_disk
+from ppap.settings.plain import parse_json
 
 FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 """Names under which a directory holds its weights, in the order of preference."""
@@ -75,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: it cannot be read, or is no object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path} ({one_line(error)})") from error
     if not isinstance(content, dict):

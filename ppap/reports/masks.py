@@ -14,6 +14,7 @@ from ppap.evaluation.predictor import Predictor
 from ppap.pictures.drawing import IGNORED_INDEX, IGNORED_INDEX_16, legend, save_whole
 from ppap.reports.records import RANDOM_WARNING
 from ppap.runs.disk import write_whole
+from ppap.settings.plain import parse_json
 
 _UNFINISHED = ".unfinished.json"
 
@@ -96,7 +97,7 @@ def check_free(
 def is_unfinished(out: Path, record: dict[str, Any]) -> bool:
     """Whether a command with this record was ended before it was done with the folder."""
     try:
-        return json.loads((out / _UNFINISHED).read_text(encoding="utf-8")) == record
+        return parse_json((out / _UNFINISHED).read_bytes()) == record
     except (OSError, ValueError):
         return False
 
@@ -159,7 +160,8 @@ def write_legend(out: Path, predictor: Predictor, probe: str, overwrite: bool) -
         record["named_by"] = named.record()
     text, path = json.dumps(record, indent=2) + "\n", out / "legend.json"
     if not overwrite:
-        if path.exists() and path.read_text() != text:
+        # As bytes: a damaged legend may be no text at all.
+        if path.exists() and path.read_bytes() != text.encode():
             raise UsageError(
                 f"{path} names the ids of other masks in that folder; give another --out, or --overwrite"
             )

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from ppap.errors import DataError, NumberError, UsageError
 from ppap.runs.disk import sha256_of, to_disk
+from ppap.runs.info import Info, wrong_info
 from ppap.runs.stored import read_settings
+from ppap.settings.plain import parse_json
 
 FORMAT = 2
 FILES = ("model.safetensors", "config.json", "state.pt")
@@ -90,7 +92,10 @@ def save_checkpoint(
         aside.mkdir(parents=True)
         save_file(tensors, aside / "model.safetensors")
         (aside / "config.json").write_text(json.dumps({"format": FORMAT, **info}, indent=2) + "\n")
-        torch.save(state, aside / "state.pt")
+        # Through Python's own file: torch's writer ends on a full disk by a RuntimeError about positions.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        (aside / "state.pt").write_bytes(buffer.getbuffer())
         manifest = {name: sha256_of(aside / name) for name in FILES}
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         for name in (*FILES, "manifest.json"):
@@ -216,6 +221,9 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
     else:
         replaced = f"{folder} was replaced {_TRIES} times while it was read; give the command again later"
         error = error or DataError(replaced)
+    if isinstance(error, SafetensorError):
+        reason = _first_line(error)
+        raise DataError(f"{folder / FILES[0]} is no file of weights ({reason}); copy it again")
     if error is not None:
         raise error
     return checkpoint
@@ -252,7 +260,10 @@ def _read(folder: Path, selection: str) -> Checkpoint:
         older = isinstance(found, int) and found < FORMAT
         remedy = "train again, or use the ppap that wrote it" if older else "update ppap"
         raise DataError(f"{folder} has checkpoint format {found!r}, this ppap reads {FORMAT}; {remedy}")
-    return Checkpoint(folder, load_file(folder / "model.safetensors"), info, manifest, selection)
+    tensors = load_file(folder / "model.safetensors")
+    if wrong := wrong_info(info, tensors):
+        raise DataError(f"{folder / 'config.json'} cannot be used: {wrong}; copy the whole folder again")
+    return Checkpoint(folder, tensors, Info(info, folder / "config.json"), manifest, selection)
 
 
 def check_unsaved(run: Path) -> None:
@@ -288,7 +299,7 @@ def check_newest(checkpoint: Checkpoint, run: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError("not an object")
         return content

@@ -1,10 +1,10 @@
 """A run directory: settings, metrics, ``checkpoints/{best,last}``, ``pictures/`` and ``report.md``."""
 
-import contextlib
 import json
 import math
 import shutil
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,27 @@ from ppap.runs.lock import NAME as LOCK
 from ppap.runs.lock import FolderLock, alone
 from ppap.runs.stored import read_settings
 from ppap.settings.config import Config, config_hash, from_dict, to_dict
+from ppap.settings.plain import parse_json
+
+_CHECKSUM = "crc32"
+"""What the last value of a line of metrics is called."""
+
+
+def _checksum(row: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(row).encode()):08x}"
+
+
+def _with_checksum(row: dict[str, Any]) -> str:
+    return json.dumps({**row, _CHECKSUM: _checksum(row)})
+
+
+def _row_of(line: str) -> dict[str, Any] | None:
+    """What a line of metrics holds; None where it is cut or damaged."""
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 class RunDir:
@@ -111,29 +132,31 @@ class RunDir:
         self._forget_after(step)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add one line to ``metrics.jsonl``; numbers that are not finite become null."""
+        """Add one line to ``metrics.jsonl``, with its checksum; numbers that are not finite become null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps(clean) + "\n")
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(_with_checksum(clean) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """All readable lines of ``metrics.jsonl``; a power cut leaves half a line, a bad disk others."""
+        """All whole lines of ``metrics.jsonl``, without their checksums.
+
+        A power cut leaves half a line and a bad disk others; how many are left out is said.
+        """
         if not self.metrics.exists():
             return []
-        rows = []
-        for line in self.metrics.read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                row = json.loads(line)
-                if isinstance(row, dict) and isinstance(row.get("step"), int):
-                    rows.append(row)
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        found = [row for row in map(_row_of, lines) if row is not None]
+        # Earlier versions wrote none; where one has it, those without have lost it.
+        checked = any(_CHECKSUM in row for row in found)
+        rows = [row for row in found if not checked or row.pop(_CHECKSUM, None) == _checksum(row)]
+        if len(rows) < len(lines):
+            print(f"{self.metrics}: {len(lines) - len(rows)} of {len(lines)} lines are damaged and left out")
         return rows
 
     def _forget_after(self, step: int) -> None:
         """Drop the lines of steps past `step`: a resumed run writes them again."""
         kept = [row for row in self.rows() if row["step"] <= step]
-        aside = self.metrics.with_suffix(".new")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        aside.replace(self.metrics)
+        write_whole(self.metrics, "".join(_with_checksum(row) + "\n" for row in kept))
 
 
 def has_begun(path: Path) -> bool:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ppap.errors import DataError
 from ppap.runs.disk import sha256_of, to_disk
 from ppap.runs.lock import FolderLock
+from ppap.settings.plain import parse_json
 
 # Part of what names a folder: one that was kept without checksums is never read.
 _FORMAT = 2
@@ -170,7 +171,7 @@ class Store:
 
     def _read_meta(self) -> dict[str, Any]:
         try:
-            meta = json.loads((self.path / "meta.json").read_text(encoding="utf-8"))
+            meta = parse_json((self.path / "meta.json").read_bytes())
             checksums = meta.pop("checksums")
             if meta != json.loads(json.dumps(self.meta)) or not isinstance(checksums, dict):
                 raise ValueError("it describes other arrays")

@@ -1,11 +1,11 @@
 """Settings as a run wrote them down: read with the hash that stands beside them, or refused."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ppap.errors import DataError
 from ppap.settings.config import hashes_of
+from ppap.settings.plain import parse_json
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         DataError: it cannot be read, is cut, or its settings are not those of its hash; the message names it.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
     except ValueError:

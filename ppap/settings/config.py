@@ -26,6 +26,7 @@ from ppap.settings.evaluation import NeighboursConfig as NeighboursConfig
 from ppap.settings.methods import HPConfig as HPConfig
 from ppap.settings.methods import Method
 from ppap.settings.methods import StegoConfig as StegoConfig
+from ppap.settings.plain import misfit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +268,8 @@ def from_dict(values: dict[str, Any], kind: type = Config, where: str = "config"
     Raises:
         UsageError: an unknown key or an impossible value.
     """
+    if not isinstance(values, dict):
+        raise UsageError(f"{where} is no object with fields, but {type(values).__name__}")
     fields = {f.name: f for f in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     built = {}
@@ -279,9 +282,13 @@ def from_dict(values: dict[str, Any], kind: type = Config, where: str = "config"
             built[key] = from_dict(value, hints[key], f"{where}.{key}")
         else:
             built[key] = tuple(value) if _is_tuple(hints[key]) and isinstance(value, list) else value
+    if wrong := misfit(
+        values, {key: hint for key, hint in hints.items() if not dataclasses.is_dataclass(hint)}
+    ):
+        raise UsageError(f"{where}.{wrong}")
     try:
         return kind(**built)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UsageError(f"{where}: {error}") from None
 
 

@@ -24,6 +24,7 @@ from ppap.methods.base import TrainingData
 from ppap.methods.choices import look_and_choose
 from ppap.methods.drift import Watch
 from ppap.methods.engine import Engine, build_engine, check_finite, load_engine, new_backbone, pick_device
+from ppap.methods.restore import restore
 from ppap.methods.table import METHODS
 from ppap.nets.model import Network
 from ppap.reports.markdown import write_report
@@ -113,8 +114,8 @@ class Trainer:
                     "resume with the data the run was started with"
                 )
             state = checkpoint.state()
+            restore(self.engine, state, checkpoint.info["step"], str(checkpoint.path))
             self.step, self.best, self.validated = state["step"], state["best"], state["validated"]
-            self.engine.load_training_state(state["engine"])
             if said := other_ranks(state):
                 print(said)
             self.assignment = checkpoint.info["assignment"]
