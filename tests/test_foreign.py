@@ -1,4 +1,4 @@
-"""Checkpoints and settings whose checksums are right and whose contents mean nothing: one line, no traceback."""
+"""Checkpoints and settings with right checksums whose contents mean nothing: one line, no traceback."""
 
 import json
 
@@ -77,7 +77,7 @@ STATES = {
     "no engine": with_state(lambda state: state.pop("engine") and None),
     "another step": with_state(lambda state: state.update(step=7)),
     "no generators": with_state(lambda state: state["engine"].pop("rng") and None),
-    "a short generator": with_state(lambda s: s["engine"]["rng"].update(cpu=torch.zeros(3, dtype=torch.uint8))),
+    "a short generator": with_state(lambda s: s["engine"]["rng"].update(cpu=torch.zeros(3).byte())),
     "no optimisers": with_state(lambda state: state["engine"].update(optimisers={})),
     "other sizes": with_state(
         lambda s: s["engine"]["optimisers"]["cluster"]["state"][0].update(exp_avg=torch.zeros(1))
@@ -122,7 +122,8 @@ def test_settings_of_another_type_with_their_hash(finished, kept, tmp_path, caps
 
 def test_types():
     assert from_dict(to_dict(Config())) == Config()
-    for value, hint in ((1, float), (None, int | None), ([1, 2], tuple[int, ...]), ([[1]], tuple[tuple[int], ...])):
+    nested = tuple[tuple[int], ...]
+    for value, hint in ((1, float), (None, int | None), ([1, 2], tuple[int, ...]), ([[1]], nested)):
         assert fits(value, hint)
     for value, hint in ((True, int), (True, float), ("a", float), ([1], tuple[int, int]), (2**64, int)):
         assert not fits(value, hint)

@@ -93,18 +93,8 @@ def ppap_loss(
         RuntimeError: the backend asked for is not available, or a second derivative is asked for.
     """
     op = "ppap_loss"
-    check_rows(op, "features", features)
-    require(features.shape[1] >= 1, f"{op}: features have no channels; give (N, D) with D >= 1")
-    check_rows(op, "z", z, rows=features.shape[0])
-    anchors = all_rows(features) if anchors is None else anchors
-    check_anchors(op, anchors, features.shape[0])
-    require(reduction in ("mean", "none"), f"{op}: reduction is {reduction!r}; valid: 'mean', 'none'")
-    grouped = group_size is not None
-    whole = not grouped or (isinstance(group_size, int) and group_size >= 1)
-    require(whole, f"{op}: group_size is {group_size!r}; give a whole number, 1 or more, or None")
-    require(
-        not grouped or reduction == "mean", f"{op}: group_size goes with reduction='mean', not {reduction!r}"
-    )
+    anchors = _check_inputs(op, features, z, anchors)
+    _check_reduction(op, reduction, group_size)
     tau = check_positive(op, "temperature", temperature)
     base = check_positive(op, "base_temperature", base_temperature)
     budget = check_budget(op, memory_budget)
@@ -146,6 +136,29 @@ def ppap_loss(
             backend,
         )
     return (loss, *counts) if return_counts else loss
+
+
+def _check_inputs(
+    op: str, features: torch.Tensor, z: torch.Tensor, anchors: torch.Tensor | None
+) -> torch.Tensor:
+    """Refuse tensors that do not fit; the anchors, all rows if none are given."""
+    check_rows(op, "features", features)
+    require(features.shape[1] >= 1, f"{op}: features have no channels; give (N, D) with D >= 1")
+    check_rows(op, "z", z, rows=features.shape[0])
+    anchors = all_rows(features) if anchors is None else anchors
+    check_anchors(op, anchors, features.shape[0])
+    return anchors
+
+
+def _check_reduction(op: str, reduction: str, group_size: int | None) -> None:
+    """Refuse an unknown reduction, and groups that do not go with it."""
+    require(reduction in ("mean", "none"), f"{op}: reduction is {reduction!r}; valid: 'mean', 'none'")
+    grouped = group_size is not None
+    whole = not grouped or (isinstance(group_size, int) and group_size >= 1)
+    require(whole, f"{op}: group_size is {group_size!r}; give a whole number, 1 or more, or None")
+    require(
+        not grouped or reduction == "mean", f"{op}: group_size goes with reduction='mean', not {reduction!r}"
+    )
 
 
 def _one_process(

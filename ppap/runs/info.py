@@ -53,7 +53,7 @@ _LARGEST_SIZE = 1 << 16
 
 
 class Info(dict[str, Any]):
-    """What ``config.json`` of a checkpoint holds; what it lacks is an error of the file, not of the reader."""
+    """What ``config.json`` of a checkpoint holds; what it lacks is an error of the file."""
 
     def __init__(self, values: Mapping[str, Any], file: Path) -> None:
         super().__init__(values)

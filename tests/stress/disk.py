@@ -1,4 +1,4 @@
-"""A disk that fills up: at any size the exit code of data, the checkpoint before whole, and room lets it go on."""
+"""A disk that fills up: the exit code of data, the checkpoint before whole, and room lets it go on."""
 
 import random
 import shutil

@@ -137,7 +137,7 @@ class Counter:
 
 
 def killed_at(function: Callable[[], Any], counter: Counter, count: int, delay: float) -> Ended:
-    """A process killed by SIGKILL `delay` seconds after `counter` has grown by `count`, if it lives so long."""
+    """A process killed by SIGKILL `delay` seconds after `counter` has grown by `count`, if it lives."""
     target, child = counter.value + count, Child(function)
     until = time.monotonic() + 120
     while counter.value < target and not child.ended() and time.monotonic() < until:

@@ -28,7 +28,7 @@ _OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.tru
 
 
 def kills_in_saves(lab: Lab) -> Iterator[Report]:
-    """50 kills while checkpoints of a run are written, and one before every operation of four kinds of saves."""
+    """50 kills while a run saves, and one before every operation of four kinds of saves."""
     yield _random_moments(lab)
     for name, (save, whole) in SAVES.items():
         yield _every_operation(lab, name, save, whole)
@@ -77,7 +77,7 @@ def _random_moments(lab: Lab) -> Report:
 
 
 class _Fuse:
-    """Kills this process before its n-th operation on files below a folder; files of C++ and Rust in the middle."""
+    """Kills this process before its n-th operation on files below a folder."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.folder, self.left, self.armed = str(folder), number, False
@@ -175,7 +175,7 @@ SAVES: dict[str, tuple[Callable[[Path, int], None], Callable[[Path], int]]] = {
     "backbone": (_backbone, _whole_backbone),
     "features": (_features, _whole_features),
 }
-"""What is saved -> how a version of it is, and how it is read: the version, or an error where it is not whole."""
+"""What is saved -> how a version of it is, and how it is read: the version, or an error."""
 
 
 def _every_operation(
