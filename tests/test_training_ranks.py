@@ -33,7 +33,9 @@ def train(group, rank, runs, size):
     for arguments in runs:
         with parallel.rank_of(group, rank, size), contextlib.redirect_stdout(io.StringIO()):
             request = parse_arguments(arguments)
-            Trainer(request.config, request.path, request.checkpoint).run()
+            trainer = Trainer(request.config, request.path, request.checkpoint)
+            trainer._report = lambda *_: None  # seconds of pictures that nobody looks at
+            trainer.run()
 
 
 def result(path: Path):
