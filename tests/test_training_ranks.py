@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from ppap import parallel
 from ppap.methods.table import METHODS
+from ppap.runs.rundir import RunDir
 from ppap.train import Trainer, parse_arguments
 from tests.runs import TINY
 
@@ -39,8 +40,7 @@ def train(group, rank, runs, size):
 
 
 def result(path: Path):
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return rows, load_file(path / "checkpoints/last/model.safetensors")
+    return RunDir(path).rows(), load_file(path / "checkpoints/last/model.safetensors")
 
 
 def assert_same_run(one: Path, other: Path) -> None:
