@@ -31,8 +31,8 @@ class ReplayArguments:
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN/nonfinite")]
     """Folder that the run wrote."""
     device: str = "auto"
-    """auto = cuda if there is one, else cpu; or a torch device such as cuda:1. The step's random state is that
-    of the kind of device it ran on."""
+    """auto = cuda if there is one, else cpu; or a torch device such as cuda:1. The step's random state is of
+    the kind of device it ran on."""
     root: str | None = None
     """Folder of the data; None = as in the run."""
 

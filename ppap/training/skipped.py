@@ -129,10 +129,10 @@ class SkipLog(Skips):
         folder = self.run / FOLDER
         parallel.from_first(lambda: self._write(folder, skipped, index))
         raise NumberError(
-            f"step {skipped.step + 1}: {_why(skipped)}, as in the {IN_A_ROW - 1} steps before; all {IN_A_ROW} "
-            f"were skipped. Their images are named in {self.run / FILE}; the last of these steps is taken again "
-            f"by python -m ppap.training.replay {folder}. Lower --optim.lr or check images and weights; the "
-            f"last checkpoint is as it was: python -m ppap.train --resume {self.run}"
+            f"step {skipped.step + 1}: {_why(skipped)}, as in the {IN_A_ROW - 1} steps before; all "
+            f"{IN_A_ROW} were skipped. Their images are named in {self.run / FILE}; the last of these steps "
+            f"is taken again by python -m ppap.training.replay {folder}. Lower --optim.lr or check images "
+            f"and weights; the last checkpoint is as it was: python -m ppap.train --resume {self.run}"
         )
 
     def _write(self, folder: Path, skipped: Skipped, index: Tensor) -> None:

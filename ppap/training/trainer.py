@@ -349,7 +349,7 @@ class Trainer:
             rows = compare(self.config, self.data, self.training_set, self.engine, lambda: stop.asked)
         except InterruptedError:
             self._stop()
-        self.run_dir.write_json(
+        self.run_dir.write_sealed(
             "comparison.json", comparison_record(self.config, self.engine, rows, self.step)
         )
         return rows
@@ -380,7 +380,7 @@ class Trainer:
             facts.append(f"chosen without labels: {chosen}")
         if evaluation is not None:
             record = evaluation_record(self.config, engine, checkpoint, evaluation)
-            self.run_dir.write_json(FINAL_SCORES, record)
+            self.run_dir.write_sealed(FINAL_SCORES, record)
         write_report(self.run_dir, self.config, engine, dataset, evaluation, facts, rows)
         self.run_dir.write_config(self.config, finished=True)
         print(f"report: {self.run_dir.path / 'report.md'}")
