@@ -14,6 +14,8 @@ from ppap.data import build_datasets
 from ppap.errors import DataError
 from ppap.methods.choices import Choices, autos
 from ppap.nets.model import build_net
+from ppap.runs.rundir import RunDir
+from ppap.runs.stored import read_sealed
 from ppap.settings.config import Config, LossConfig
 from ppap.training.request import parse_arguments
 from tests.runs import TINY
@@ -121,13 +123,13 @@ def test_a_sweep_settles_first_and_goes_on_with_the_same_numbers(tmp_path, capsy
     few = [*options, "--vary.phi0", "0.3"]
     sweep.main(few)
     assert capsys.readouterr().out.count("<- chosen") == 1, "the cells have a name and numbers"
-    chosen = json.loads((out / "choices.json").read_text())
+    chosen = read_sealed(out / "choices.json", "")
     loss = json.loads((out / "cells" / next(iter(_cells(out))) / "config.json").read_text())["config"]["loss"]
     assert loss["psi0"] == chosen["psi0"] and loss["phi0"] in (0.3, chosen["phi0"])
     record = json.loads((out / "results.json").read_text())
     assert list(record["rows"]) == ["preset", "phi0 0.3"]
     # What is stored decides, so that rounding cannot split a study.
-    (out / "choices.json").write_text(json.dumps({**chosen, "phi0": 0.35}))
+    RunDir(out).write_sealed("choices.json", {**chosen, "phi0": 0.35})
     sweep.main(few)
     assert [s["phi0"] for s in json.loads((out / "results.json").read_text())["settings"]] == [0.35, 0.3]
     (out / "choices.json").write_text("{")

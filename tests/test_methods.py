@@ -64,6 +64,7 @@ def test_every_method_is_trained_measured_and_predicts(method, tmp_path, capsys)
     assert f"method {method}, " in capsys.readouterr().out
     steps = [line for line in lines(out) if "loss" in line]
     common = {"step", "epoch", "loss", "contrast_loss", "linear_loss", "cluster_loss", "grad_norm"}
+    common.add("skipped_steps")
     if method != "frozen":  # whose code keeps everything
         common.add("neighbours_kept")
     assert set(steps[-1]) == common | {"images_per_s"} | LOGS.get(method, {"positives", "negatives"})

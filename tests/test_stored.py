@@ -1,17 +1,25 @@
 """Settings and weights that were edited, cut or damaged on the disk are refused by name, never used."""
 
+import contextlib
+import hashlib
+import io
 import json
+import random
 
+import numpy as np
 import pytest
 
+from ppap.analysis.study import open_study
 from ppap.cli import run as command
+from ppap.errors import DataError
 from ppap.eval import main as evaluate
 from ppap.evaluation.predictor import load
+from ppap.methods import neighbours
 from ppap.nets.backbone import build_backbone
 from ppap.nets.files import CHECKSUMS
 from ppap.pretraining.export import export_backbone
 from ppap.runs.rundir import RunDir
-from ppap.runs.stored import read_settings
+from ppap.runs.stored import read_sealed, read_settings
 from ppap.settings.config import Config, DataConfig, ModelConfig, TrainConfig, to_dict
 from ppap.train import main as train
 from ppap.training.seeds import _record
@@ -99,3 +107,70 @@ def test_a_damaged_backbone_is_refused_by_name(tmp_path, capsys, name, damage):
     # A bit of the list itself: what it says of the first file is not so.
     assert str(file) in errors or (name, damage) == (CHECKSUMS, "bit") and CHECKSUMS in errors
     assert "Traceback" not in errors
+
+
+def flipped(content: bytes, seed: int, count: int = 200):
+    """Copies with one bit flipped each, at places drawn with a seed."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        place = draw.randrange(8 * len(content))
+        yield (
+            content[: place // 8]
+            + bytes([content[place // 8] ^ (1 << place % 8)])
+            + content[place // 8 + 1 :]
+        )
+
+
+def test_results_that_are_read_again_are_compared_with_their_checksum(tmp_path):
+    """comparison.json, evaluation-final.json, choices.json, study.json, the results of a study's runs."""
+    values = {
+        "summary": {"ppap": {"cluster_miou": 12.5}},
+        "scores": {1: [0.1, float("nan")]},
+        "warning": None,
+    }
+    RunDir(tmp_path).write_sealed("comparison.json", values)
+    path = tmp_path / "comparison.json"
+    found, content = read_sealed(path, "copy it again"), path.read_bytes()
+    assert found.keys() == values.keys() and found["summary"] == values["summary"]
+    for damaged in flipped(content, 0):
+        path.write_bytes(damaged)
+        with contextlib.suppress(DataError):
+            assert repr(read_sealed(path, "copy it again")) == repr(found), "harmless, such as a blank"
+    path.write_bytes(content.replace(b"12.5", b"99.5"))
+    with pytest.raises(
+        DataError, match="comparison.json was edited or is damaged: .* checksum; copy it again"
+    ):
+        read_sealed(path, "copy it again")
+    path.write_text(json.dumps({"summary": {}}))
+    assert read_sealed(path, "") == {"summary": {}}, "of an earlier version"
+    path.write_text("[" * 20000)
+    with pytest.raises(DataError, match="no JSON"):
+        read_sealed(path, "copy it again")
+
+
+def test_an_edited_study_is_refused_by_name(tmp_path):
+    config = Config(data=DataConfig(kind="scenes"))
+    path = open_study(str(tmp_path / "study"), "sweep", config)
+    file = path / "study.json"
+    file.write_text(file.read_text().replace('"phi0": 0.55', '"phi0": 0.9'))
+    with pytest.raises(DataError, match="study.json was edited or is damaged"):
+        open_study(str(path), "sweep", config)
+    values = {key: value for key, value in json.loads(file.read_text()).items() if key != "sha256"}
+    file.write_text(json.dumps(values))
+    with pytest.raises(DataError, match="its settings are not those of its hash"):
+        open_study(str(path), "sweep", config)
+
+
+def test_a_table_of_near_images_is_compared_with_its_checksum(tmp_path):
+    path = tmp_path / "table.npy"
+    plain = io.BytesIO()
+    np.save(plain, np.arange(60, dtype=np.int32).reshape(20, 3))
+    content = plain.getvalue() + hashlib.sha256(plain.getvalue()).digest()
+    path.write_bytes(content)
+    assert np.array_equal(neighbours._read(path), np.load(path))
+    for damaged in flipped(content, 1):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="table.npy .*delete it, and it is made again"):
+            neighbours._read(path)
+    path.write_bytes(plain.getvalue())
+    assert neighbours._read(path) is None, "of an earlier version: made again"

@@ -33,7 +33,8 @@ from ppap.reports.measure import MeasureOptions, check_protocol, measure, settin
 from ppap.runs.checkpoint import load_checkpoint
 from ppap.runs.lock import alone
 from ppap.runs.rundir import RunDir, changed_settings, has_begun, option_names
-from ppap.settings.config import Config, from_dict, to_dict
+from ppap.runs.stored import read_sealed, read_settings
+from ppap.settings.config import Config, config_hash, from_dict, to_dict
 from ppap.stopping import StopRequest
 from ppap.training.trainer import Trainer
 
@@ -53,6 +54,7 @@ FREE = (
     "data.cache_dir",
     "eval.batch_size",
 )
+_ANEW = "copy it again, or start anew in another folder"
 _CONTINUE = "the same command continues"
 _ERRORS = {error.exit_code: error for error in (UsageError, DataError, NumberError)}
 
@@ -88,7 +90,8 @@ def open_study(out: str, kind: str, config: Config) -> Path:
         _check_same(path, kind, config)
         return path
     make_folder(path)
-    RunDir(path).write_json("study.json", {"analysis": kind, "config": to_dict(config)})
+    record = {"analysis": kind, "config": to_dict(config), "hash": config_hash(config)}
+    RunDir(path).write_sealed("study.json", record)
     return path
 
 
@@ -96,9 +99,11 @@ def _check_same(path: Path, kind: str, config: Config) -> None:
     if not (path / "study.json").exists():
         raise UsageError(f"--out {path} exists already and is no {kind}; give a new folder")
     try:
-        stored = json.loads((path / "study.json").read_text())
+        stored = read_sealed(path / "study.json", _ANEW)
+        if "hash" in stored:  # studies were begun without one
+            read_settings(path / "study.json")
         before, name = from_dict(stored["config"]), stored["analysis"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path / 'study.json'} is damaged; start anew in another folder") from None
     if name != kind:
         raise UsageError(f"--out {path} holds the analysis {name}, not {kind}; give another folder")
@@ -153,13 +158,13 @@ def settle(study: Path, config: Config) -> Config:
     path = study / "choices.json"
     if path.exists():
         try:
-            choices = Choices.from_dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
+            choices = Choices.from_dict(read_sealed(path, _ANEW))
+        except (ValueError, TypeError):
             raise DataError(f"{path} is damaged; start anew in another folder") from None
         return with_choices(config, choices)
     dataset = build_datasets(config.data, ("train",)).train
     _, settled, choices = prepare(config, dataset, pick_device(config.train.device))
-    RunDir(study).write_json(path.name, choices.to_dict())
+    RunDir(study).write_sealed(path.name, choices.to_dict())
     return settled
 
 
@@ -200,7 +205,12 @@ def _run_cells(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, dict[
         for number, cell in enumerate(left):
             print(f"run {number + 1} of {len(left)}: {cell.name}", flush=True)
             run_cell(folder, cell)
-    return {cell.name: json.loads((folder / f"{cell.name}.json").read_text()) for cell in cells}
+    return {cell.name: _result(folder, cell) for cell in cells}
+
+
+def _result(folder: Path, cell: Cell) -> dict[str, Any]:
+    path = folder / f"{cell.name}.json"
+    return read_sealed(path, "copy it again, or remove it: the same command then measures the run again")
 
 
 def run_cell(folder: Path, cell: Cell) -> None:
@@ -230,13 +240,13 @@ def _conclude(folder: Path, cell: Cell, began: float) -> None:
     result = _MEASURES[cell.measure](path, cell.config)
     minutes = (time.perf_counter() - began) / 60
     record = {"cell": cell.name, "minutes_since_last_start": minutes, "result": result}
-    RunDir(folder).write_json(f"{cell.name}.json", record)
+    RunDir(folder).write_sealed(f"{cell.name}.json", record)
     if not cell.keep_checkpoints:
         shutil.rmtree(path / "checkpoints")
 
 
 def _comparison(path: Path, config: Config) -> dict[str, Any]:
-    return json.loads((path / "comparison.json").read_text())
+    return read_sealed(path / "comparison.json", f"copy it again, or remove {path} to train it again")
 
 
 def _checkpoint(path: Path, config: Config) -> dict[str, Any]:

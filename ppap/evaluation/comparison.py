@@ -23,7 +23,8 @@ from ppap.data import Datasets, EpochSampler, val_loader
 from ppap.data.loading import stream
 from ppap.errors import NumberError
 from ppap.evaluation.evaluate import CodeOf, Evaluation, evaluate
-from ppap.methods.engine import Engine, build_engine, check_finite
+from ppap.methods.engine import Engine, build_engine
+from ppap.methods.finite import Skips
 from ppap.methods.table import TITLES
 from ppap.nets.clustering import cosine_kmeans
 from ppap.nets.model import patch_rows
@@ -134,14 +135,14 @@ def train_variant(
             config, engine.classes, engine.device, choices=engine.choices, condition=engine.net.condition
         )
         batches = stream(trained.start(training_set, should_stop=should_stop))
-        total = trained.method.data.total_steps
+        total, skips = trained.method.data.total_steps, Skips(trained.gate)
         for step in tqdm(range(total), desc="baseline", unit="step", leave=False, disable=None):
             _, _, batch = next(batches)
             values = trained.train_step(batch, step)
-            if step % config.train.log_every == 0 or step == total - 1:
-                check_finite(values, step, trained.scaler.is_enabled())
+            skips.add(step, trained.skipped, values)
             if should_stop():
                 raise InterruptedError
+        skips.read()
     return trained
 
 

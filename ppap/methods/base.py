@@ -6,7 +6,7 @@ table of methods is in ``ppap.methods.table``; CONTRIBUTING.md says how to add o
 Legend: B images, h w patch grid, D channels of the backbone, E of the code.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -142,6 +142,13 @@ class Method:
         Raises:
             InterruptedError: ``data.should_stop`` asked for it; network and random generators are as before.
         """
+
+    def held(self, step: int) -> Iterable[Tensor]:
+        """What a step changes beside the weights of the optimisers: averages, queues, pools.
+
+        It is put back where the step's numbers are not finite.
+        """
+        return ()
 
     def step(self, batch: dict[str, Tensor], step: int) -> Outcome:
         """Code and loss of a batch, in training mode under the run's autocast.

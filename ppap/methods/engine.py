@@ -14,6 +14,7 @@ from ppap.errors import DataError, NumberError, UsageError
 from ppap.kernels import MemoryBudgetError, NonFiniteError
 from ppap.methods.base import Method, TrainingData
 from ppap.methods.choices import Choices, autos
+from ppap.methods.finite import Gate, Held, gradient_norm
 from ppap.methods.table import method_of
 from ppap.nets.backbone import Backbone, backbone_from_spec, build_backbone
 from ppap.nets.conditioning import Condition
@@ -90,7 +91,12 @@ class Engine(nn.Module):
         self.method = method
         self.net = method.net.to(device)
         self.amp = amp_type(config.optim.amp, device)
-        self.optimisers = method.optimisers(config.optim)
+        self.gate = Gate(device)
+        self.skipped = torch.zeros((), dtype=torch.bool, device=device)
+        """Whether the last training step was skipped: see ``ppap.methods.finite``."""
+        self.refusal: str | None = None
+        """What the kernels said of that step's numbers, where they refused them."""
+        self.optimisers = {n: self.gate.prepare(o) for n, o in method.optimisers(config.optim).items()}
         self.renew_probes()
         scaled = self.amp == torch.float16
         self.scaler = torch.amp.GradScaler(
@@ -107,8 +113,11 @@ class Engine(nn.Module):
         self.linear = LinearProbe(width, self.classes).to(self.device)
         clusters = self.classes + self.config.train.extra_clusters
         self.cluster = ClusterProbe(width, clusters).to(self.device)
-        self.optimisers["linear"] = torch.optim.Adam(self.linear.parameters(), lr=optim.linear_lr)
-        self.optimisers["cluster"] = torch.optim.Adam(self.cluster.parameters(), lr=optim.cluster_lr)
+        for name, probe, lr in (
+            ("linear", self.linear, optim.linear_lr),
+            ("cluster", self.cluster, optim.cluster_lr),
+        ):
+            self.optimisers[name] = self.gate.prepare(torch.optim.Adam(probe.parameters(), lr=lr))
 
     @property
     def probes(self) -> tuple[ClusterProbe, LinearProbe]:
@@ -136,18 +145,22 @@ class Engine(nn.Module):
     def train_step(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """One step on a batch, as :meth:`start` gave it, of images (B, 3, H, W) and labels (B, H, W).
 
+        A step with a loss, a value or a gradient that is not finite changes no weight, moment, average or
+        pool; ``self.skipped`` says so, on the device, and the caller counts it (``ppap.methods.finite``).
+
         Returns:
             Detached scalars: loss (the sum), contrast_loss (the method's own), linear_loss, cluster_loss,
-            what the method logs, and grad_norm (0 where no network is trained).
+            what the method logs, and grad_norm (0 where no network is trained). Where the kernels refused
+            numbers that are not finite, the losses alone, as NaN.
 
         Raises:
-            NumberError: on CPUs, a loss or gradient that is not finite, before the optimisers' step. On GPUs
-                the caller looks at the returned values when it logs.
+            NumberError: several ranks share the step, and the kernels of this one refuse its numbers (on CPUs).
             InterruptedError: `should_stop` of :meth:`start`; nothing has changed, and the step is to do.
         """
         label = batch["label"].to(self.device, non_blocking=True)
         if not (self.training and self.net.training):  # visiting every module takes milliseconds
             self.train()
+        held = Held(self.method.held(step))
         whole_batch = parallel.step_of(self.config.train.batch_size)
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None), whole_batch:
             try:
@@ -155,9 +168,11 @@ class Engine(nn.Module):
                     self.method.before_step(step)
                 out = self.method.step(batch, step)
             except NonFiniteError as error:
-                raise NumberError(
-                    f"step {step}: {error}; lower --optim.lr or check images and weights"
-                ) from None
+                if parallel.in_step():  # other ranks may wait for this one in the middle of the step
+                    raise NumberError(
+                        f"step {step + 1}: {error}; lower --optim.lr or check images and weights"
+                    ) from None
+                return self._refused(held, str(error))
             except MemoryBudgetError as error:
                 raise UsageError(f"{error}; raise --loss.memory-budget-mib") from None
             linear = self.linear.loss(out.code, label, self.net.backbone.patch_size)
@@ -176,15 +191,16 @@ class Engine(nn.Module):
             "linear_loss": linear,
             "cluster_loss": cluster,
             **out.log,
-            "grad_norm": self._clip(loss),
         }
         result = {name: value.detach() for name, value in result.items()}
-        if self.device.type == "cpu":
-            check_finite(result, step, self.scaler.is_enabled())
-        for optimiser in self.optimisers.values():
-            self.scaler.step(optimiser)
+        norms = {name: self._norm(name, loss) for name in self.optimisers}
+        scale = self.scaler.scale(torch.ones_like(loss)) if self.scaler.is_enabled() else None
+        self.refusal = None
+        self.skipped = self.gate.judge(result.values(), norms.values(), scale)
+        self.gate.step(self.optimisers, norms, self.skipped, self.scaler)
         self.scaler.update()
-        return result
+        held.restore(self.skipped)
+        return {**result, "grad_norm": norms.get("net", torch.zeros_like(loss))}
 
     def _parts_of_means(self, linear: Tensor, cluster: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """This rank's parts of the probes' mean losses over the labelled pixels and patches of all ranks."""
@@ -202,15 +218,23 @@ class Engine(nn.Module):
         parallel.add_(probes)
         return probes[0], probes[1], own.detach() + probes.sum()
 
-    def _clip(self, loss: Tensor) -> Tensor:
-        """Unscale and clip the network's gradient; its norm before."""
-        optimiser = self.optimisers.get("net")
-        if optimiser is None:
-            return torch.zeros_like(loss)
+    def _refused(self, held: Held, why: str) -> dict[str, Tensor]:
+        """The outcome of a step that the kernels refused to take."""
+        self.refusal = why
+        bad = torch.full((), float("nan"), device=self.device)
+        self.skipped = self.gate.judge([bad], [bad], None)
+        held.restore(self.skipped)
+        return {name: bad for name in ("loss", "contrast_loss", "linear_loss", "cluster_loss", "grad_norm")}
+
+    def _norm(self, name: str, loss: Tensor) -> Tensor:
+        """Unscale the gradient of an optimiser, and clip that of the network; its norm before."""
+        optimiser = self.optimisers[name]
         self.scaler.unscale_(optimiser)
+        if name != "net":
+            return gradient_norm(optimiser, loss).detach()
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         limit = self.config.optim.clip_norm
-        return nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+        return nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit).detach()
 
     def train_probes(self, code: Tensor, label: Tensor) -> dict[str, Tensor]:
         """One step of the probes alone on a code (B, D, h, w) and labels (B, H, W): detached losses."""
@@ -304,7 +328,7 @@ class Engine(nn.Module):
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`training_state`; on another kind of device its own generator starts anew."""
         for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][name])
+            self.gate.load(optimiser, state["optimisers"][name])
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         set_random_state(state["rng"], self.device)

@@ -9,7 +9,7 @@ than the set of images goes through it again; checkpoints hold projection and po
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -126,10 +126,18 @@ class HP(Method):
         """Fill both pools before the first step, and renew the task-specific one within each epoch."""
         if self.data is None:
             raise RuntimeError("call start() with the training images before the first step")
-        if step == 0:
-            self._fill(0)
-        elif step % self.data.steps_per_epoch and step % self.data.steps_per_epoch % self.hp.renew_every == 0:
+        if step == 0 or self._renews(step):
             self._fill(step)
+
+    def _renews(self, step: int) -> bool:
+        """Whether the task-specific pool is renewed ahead of a step past the first one."""
+        within = step % self.data.steps_per_epoch
+        return within > 0 and within % self.hp.renew_every == 0
+
+    def held(self, step: int) -> Iterable[Tensor]:
+        """The averaged head, and the pool that the step renews; the pools' first content stays."""
+        pool = [self.net.specific_pool] if step > 0 and self._renews(step) else []
+        return [*self.net.average.parameters(), *pool]
 
     def _fill(self, step: int) -> None:
         """Pools from images in an order of their own, with dropout; the two draw their patches apart."""

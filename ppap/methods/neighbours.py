@@ -4,10 +4,12 @@ Legend: n training images, K nearest of each that are kept, D channels.
 """
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from ppap.stopping import each
 
 KEPT = 30
 """Images of a row of the table, the image itself included, as published."""
+_DIGEST = 32  # bytes of a sha256
 _TILE = 2**24  # cosines held at a time: 64 MiB
 
 
@@ -86,22 +89,43 @@ def neighbour_table(method: Method, data: TrainingData) -> np.ndarray:
         DataError: the folder of the cache cannot be written, or the file in it is damaged.
     """
     path = cache_root(data.config.data.cache_dir).parent / "neighbours" / f"{_hash(method, data)}.npy"
-    if path.exists():
+    if (table := _read(path)) is not None:
         print(f"nearest images: read from {path}")
-        try:
-            return np.load(path)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read ({error}); delete it, and it is made again") from None
+        return table
     table = nearest_images(_descriptors(method, data)).numpy()
+    content = io.BytesIO()
+    np.save(content, table)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(f".{os.getpid()}.npy")  # another run may make it at the same time
-        np.save(aside, table)
+        aside.write_bytes(content.getvalue() + hashlib.sha256(content.getvalue()).digest())
         aside.replace(path)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"cannot write {path} ({reason}); give another --data.cache-dir") from None
     return table
+
+
+def _read(path: Path) -> np.ndarray | None:
+    """A table of the cache, whose checksum stands behind NumPy's bytes; None where there is none.
+
+    Files of earlier versions have no checksum, and are made again.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = path.read_bytes()
+        table = np.load(io.BytesIO(content))
+    except Exception as error:  # NumPy reads the header with a parser that can fail anywhere
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} cannot be read ({reason}); delete it, and it is made again") from None
+    if hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]:
+        return table
+    plain = io.BytesIO()
+    np.save(plain, table)
+    if content == plain.getvalue():
+        return None
+    raise DataError(f"{path} differs from its checksum; delete it, and it is made again")
 
 
 def nearest_images(descriptors: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from ppap.evaluation.patches import cluster_scores, colour_features, linear_scor
 from ppap.nets.backbone import Backbone, build_backbone
 from ppap.settings.config import ModelConfig
 from ppap.settings.pretraining import small_vit
+from ppap.stopping import each
 
 _SEED = 1000
 
@@ -37,7 +38,7 @@ def scene_pixels(stream: str, count: int, size: int, difficulty: Difficulty) -> 
 def patch_features(backbone: Backbone, pixels: Tensor, batch_size: int = 16) -> Tensor:
     """L2-normalised patch features (N, D) of (B, H, W, 3) uint8 images, in (image, row, column) order."""
     rows = []
-    for part in pixels.split(batch_size):
+    for part in each(pixels.split(batch_size)):
         images = torch.stack([normalise(image.numpy()) for image in part])
         rows.append(backbone(images).flatten(2).transpose(1, 2).flatten(0, 1))
     return F.normalize(torch.cat(rows), dim=1)
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     rows = [("colour", None), ("random network", build_backbone(small_vit()))]
     rows += [(name, build_backbone(ModelConfig(weights=name))) for name in options.weights]
     print(f"{options.count} scenes of {options.size} pixels: k-means mIoU / linear mIoU [%]")
-    for name, backbone in rows:
+    for name, backbone in each(rows):
         cells = [measure(backbone, level, options.size, options.count) for level in ("easy", "hard")]
         text = "   ".join(f"{a:5.1f} / {b:5.1f}" for a, b in cells)
         print(f"{name:<40} easy, hard: {text}", flush=True)

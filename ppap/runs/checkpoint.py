@@ -23,6 +23,7 @@ from torch import Tensor
 from ppap.errors import DataError, NumberError, UsageError
 from ppap.runs.disk import sha256_of, to_disk
 from ppap.runs.info import Info, wrong_info
+from ppap.runs.kept import is_kept, step_folders
 from ppap.runs.stored import read_settings
 from ppap.settings.plain import parse_json
 
@@ -137,7 +138,8 @@ def exists(run: Path, name: str = "last") -> bool:
     Whoever removes a run that "has not saved yet" asks here: after a kill between the two renames of
     :func:`replace_folder` there is no folder of that name, and still a complete checkpoint.
     """
-    return standing(run / "checkpoints" / name).exists()
+    kept = step_folders(run / "checkpoints") if name == "last" else []
+    return standing(run / "checkpoints" / name).exists() or bool(kept)
 
 
 def _older(folder: Path) -> Path:
@@ -168,6 +170,10 @@ def find_checkpoint(path: str | Path, name: str | None = None) -> tuple[Path, st
             if (found / "manifest.json").exists():
                 why = f"asked for: {name}" if name else _REASONS[selection, candidate]
                 return found, why
+    # Of a run whose last checkpoint was removed by hand, or lost with a part of the disk.
+    kept = step_folders(path / "checkpoints") if name != "best" else []
+    if kept:
+        return kept[-1], f"the newest of those that --train.keep kept, {kept[-1].name}: there is no last one"
     wanted = f"checkpoints/{name or '{best,last}'}"
     raise DataError(
         f"{path} holds neither manifest.json nor {wanted}; give a run directory or a checkpoint folder"
@@ -289,6 +295,8 @@ def check_newest(checkpoint: Checkpoint, run: Path) -> None:
         UsageError: the run has another one.
         DataError: the run has none.
     """
+    if is_kept(checkpoint.path):  # asked for, and not the last one
+        return
     folder, _ = find_checkpoint(run, "last")
     if _read_json(folder / "manifest.json") != checkpoint.manifest:
         raise UsageError(

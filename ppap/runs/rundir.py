@@ -14,7 +14,7 @@ from ppap.runs.checkpoint import exists
 from ppap.runs.disk import write_whole
 from ppap.runs.lock import NAME as LOCK
 from ppap.runs.lock import FolderLock, alone
-from ppap.runs.stored import read_settings
+from ppap.runs.stored import read_settings, sealed
 from ppap.settings.config import Config, config_hash, from_dict, to_dict
 from ppap.settings.plain import parse_json
 
@@ -102,6 +102,10 @@ class RunDir:
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a file of results, whole or not at all."""
         self.write_text(name, json.dumps(values, indent=2) + "\n")
+
+    def write_sealed(self, name: str, values: dict[str, Any]) -> None:
+        """As :meth:`write_json`, with a checksum, for :func:`ppap.runs.stored.read_sealed`."""
+        self.write_json(name, sealed(values))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file such as the report, whose presence says that the run is done, whole or not at all."""

@@ -1,5 +1,9 @@
-"""Settings as a run wrote them down: read with the hash that stands beside them, or refused."""
+"""Settings and results as a run wrote them down: read with the hash that stands beside them, or refused."""
 
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +46,42 @@ def read_settings(path: Path) -> dict[str, Any]:
 _REMEDY = (
     "copy it again from where the run was made, or give a checkpoint folder, which has settings of its own"
 )
+
+
+_SEAL = "sha256"
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Results for a JSON file that is read again: with the checksum of all the rest."""
+    values = json.loads(json.dumps(values))  # as they will be read: keys are text
+    return {**values, _SEAL: _checksum(values)}
+
+
+def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
+    """What :func:`sealed` returned, without its checksum; files of earlier versions have none.
+
+    Args:
+        path: the file.
+        remedy: what to do about one that is damaged.
+
+    Raises:
+        DataError: it cannot be read, is cut, or is not what was written; the message names it.
+    """
+    try:
+        record = parse_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}); {remedy}") from None
+    except ValueError:
+        raise DataError(f"{path} is cut or damaged: it is no JSON; {remedy}") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{path} is damaged: it holds no object; {remedy}")
+    checksum = record.pop(_SEAL, None)
+    # A checksum whose name alone is damaged is not one of an earlier version.
+    like = difflib.get_close_matches(_SEAL, record, n=1) if checksum is None else []
+    if like or (checksum is not None and checksum != _checksum(record)):
+        raise DataError(f"{path} was edited or is damaged: it differs from its checksum; {remedy}")
+    return record
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -193,6 +193,9 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     save_every: int = 100
     """Steps between saves of checkpoints/last; 0 = only when stopped and at the end."""
+    keep: int = 0
+    """Saves of which a folder checkpoints/step-NUMBER stays beside last and best, the newest ones; 0 = none.
+    Give one of them to ppap eval, ppap predict, ppap.load or --resume."""
     seed: int = 0
     """Seed of initial weights, sample order, anchors and dropout."""
     device: str = "auto"
@@ -211,7 +214,7 @@ class TrainConfig:
         check_field(0 <= self.seed < 2**63, "train.seed", self.seed, "give 0 to 2^63 - 1")
         check_field(self.steps is None or self.steps >= 1, "train.steps", self.steps, "give at least 1")
         check_field(self.log_every >= 1, "train.log-every", self.log_every, "give at least 1")
-        for name in ("least_steps", "val_every", "save_every", "extra_clusters"):
+        for name in ("least_steps", "val_every", "save_every", "keep", "extra_clusters"):
             value = getattr(self, name)
             check_field(value >= 0, f"train.{name.replace('_', '-')}", value, "give 0 or more")
 
@@ -300,7 +303,7 @@ def _is_tuple(hint: Any) -> bool:
 _LATER = {
     "data": ("images", "labels", "label_ids", "label_colours", "bands", "value_range", "exif", "max_pixels"),
     "eval": ("extra_clusters",),
-    "train": ("exchange",),
+    "train": ("exchange", "keep"),
 }
 """Settings that came after runs were hashed; unless they are given, a run has the hash that it had."""
 

@@ -9,6 +9,7 @@ from ppap.cli import HELP_ALL, parse
 from ppap.errors import UsageError, unknown_name
 from ppap.methods.table import METHODS
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint
+from ppap.runs.kept import run_of
 from ppap.runs.rundir import RunDir, begun_without_save, new_run_path, refuse_changes
 from ppap.settings.config import Config, DataConfig, ModelConfig, TrainConfig
 from ppap.settings.presets import describe, preset
@@ -17,7 +18,7 @@ from ppap.settings.published import with_method
 from ppap.training import seeds
 
 # Settings that a resumed run may change without becoming another run.
-_LOOP = ("steps", "epochs", "val_every", "log_every", "save_every", "device", "exchange")
+_LOOP = ("steps", "epochs", "val_every", "log_every", "save_every", "keep", "device", "exchange")
 RESUMABLE = (
     "eval.*",
     *(f"train.{name}" for name in _LOOP),
@@ -87,7 +88,7 @@ def parse_arguments(argv: Sequence[str]) -> Request:
         rest = rest[1:] if named else rest
         config = parse(Config, rest, command=command, description=description, default=start, brief=BRIEF)
         return Request(config, new_run_path(config.train.out, config.preset), None, numbers)
-    path = Path(known.resume)
+    path, older = run_of(Path(known.resume))
     if known.method is not None:
         rest += ["--method", _method(known.method)]
     if seeds.is_set(path):
@@ -99,6 +100,8 @@ def parse_arguments(argv: Sequence[str]) -> Request:
     stored = RunDir(path).read_config()
     config = parse(Config, rest, command=command, description=description, default=stored, brief=BRIEF)
     refuse_changes(stored, config, RESUMABLE)
+    if older is not None:
+        return Request(config, path, load_checkpoint(older))
     checkpoint = None if begun_without_save(path) else load_checkpoint(path, "last")
     return Request(config, path, checkpoint)
 
@@ -113,7 +116,8 @@ def _whole_description() -> str:
         "dropout on the guidance, every patch an anchor, no factor tau / 0.07, one set of thresholds, the "
         "last checkpoint, the original pixels for the CRF. Options given beside it win.\n\n"
         "Give --seeds 0 1 2 for one run per seed and a table of means and standard deviations.\n\n"
-        "Give --resume RUN to continue a run directory, or a set of seeds, from its last checkpoint."
+        "Give --resume RUN to continue a run directory, or a set of seeds, from its last checkpoint, and "
+        "--resume RUN/checkpoints/step-NUMBER to go back to an older one that --train.keep kept."
     )
 
 

@@ -17,7 +17,7 @@ from ppap.reports.markdown import comparison_lines
 from ppap.reports.records import FINAL_SCORES, shared_provenance, spread_of
 from ppap.runs.lock import alone
 from ppap.runs.rundir import RunDir, has_begun
-from ppap.runs.stored import read_settings
+from ppap.runs.stored import read_sealed, read_settings
 from ppap.settings.config import Config, config_hash, from_dict, of_seed, to_dict
 
 RunOne = Callable[[Config, Path, bool], None]
@@ -110,7 +110,7 @@ def _finished(folder: Path, config: Config) -> bool:
     scores = folder / _scores_file(folder)
     if not (scores.exists() and RunDir(folder).has_report()):
         return False
-    if json.loads(scores.read_text())["provenance"]["settings"] != config_hash(config):
+    if _scores(folder)["provenance"]["settings"] != config_hash(config):
         raise UsageError(
             f"{folder} was trained with other settings than its set; move it away, or start a new set"
         )
@@ -122,9 +122,15 @@ def _scores_file(folder: Path) -> str:
     return "comparison.json" if (folder / "comparison.json").exists() else FINAL_SCORES
 
 
+def _scores(folder: Path) -> dict[str, Any]:
+    return read_sealed(
+        folder / _scores_file(folder), f"copy it again, or remove {folder}, which is then trained again"
+    )
+
+
 def _write(path: Path, config: Config, seeds: Sequence[int]) -> None:
     folders = [path / f"seed-{seed}" for seed in seeds]
-    records = [json.loads((folder / _scores_file(folder)).read_text()) for folder in folders]
+    records = [_scores(folder) for folder in folders]
     compared = _scores_file(folders[0]) != FINAL_SCORES
     if not compared:
         records = [{**record, "summary": {config.method: record["summary"]}} for record in records]

@@ -8,13 +8,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ppap import parallel
 from ppap.data import Datasets, EpochSampler, build_datasets
-from ppap.data.ids import as_trained, label_facts
+from ppap.data.ids import as_trained
 from ppap.data.loading import stream
 from ppap.errors import DataError, NumberError, PpapError, Stopped, UsageError
 from ppap.evaluation.comparison import Row, compare, settle_clusters
@@ -23,7 +22,7 @@ from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.methods.base import TrainingData
 from ppap.methods.choices import look_and_choose
 from ppap.methods.drift import Watch
-from ppap.methods.engine import Engine, build_engine, check_finite, load_engine, new_backbone, pick_device
+from ppap.methods.engine import Engine, build_engine, load_engine, new_backbone, pick_device
 from ppap.methods.restore import restore
 from ppap.methods.table import METHODS
 from ppap.nets.model import Network
@@ -31,14 +30,16 @@ from ppap.reports.markdown import write_report
 from ppap.reports.provenance import device_name
 from ppap.reports.records import FINAL_SCORES, RANDOM_WARNING, comparison_record, evaluation_record
 from ppap.reports.terminal import drift_hint, sets_hint, sets_words
-from ppap.runs.checkpoint import Checkpoint, check_newest, check_unsaved, load_checkpoint, save_checkpoint
+from ppap.runs.checkpoint import Checkpoint, check_newest, check_unsaved, load_checkpoint
 from ppap.runs.randomness import own_randomness
 from ppap.runs.rundir import RunDir
-from ppap.settings.config import Config, config_hash, to_dict
+from ppap.settings.config import Config, config_hash
 from ppap.stopping import Interrupted, StopRequest
 from ppap.training.guard import backend_of, changed_data, data_facts, memory_error
 from ppap.training.material import comparison_rows, training_set
 from ppap.training.ranks import anywhere, by_first, check_ranks, goes_on, other_ranks, records_of
+from ppap.training.saving import contents, go_back, save
+from ppap.training.skipped import SkipLog
 
 
 class Trainer:
@@ -62,6 +63,7 @@ class Trainer:
             if self.begun:
                 self.lock.take()
                 check_newest(checkpoint, path) if checkpoint is not None else check_unsaved(path)
+            self.begins_at = None if checkpoint is None else checkpoint.path
             self._load(checkpoint)
         except BaseException:
             self.lock.release()
@@ -129,7 +131,9 @@ class Trainer:
         self.loader = self.engine.start(self.training_set, self.step, lambda: anywhere(self.stop))
         watched = config.method != "frozen" and parallel.world().first
         self.watch = Watch(self.engine, self.training_set) if watched else None
-        self.health = torch.zeros((), device=device)
+        self.skips = SkipLog(self.engine, path, self.data.train.name, lambda: contents(self))
+        if checkpoint is not None:
+            self.skips.restore(state.get("skips"), str(checkpoint.path))
         self.started = time.perf_counter()
 
     def run(self) -> RunDir:
@@ -137,7 +141,7 @@ class Trainer:
 
         Raises:
             Stopped: interrupted; the state is saved.
-            NumberError: loss or gradient is not finite.
+            NumberError: loss or gradient were not finite, in several steps in a row.
         """
         try:
             self._begin()
@@ -158,10 +162,9 @@ class Trainer:
                 self._validate(stop)
             while self.step < self.total:
                 epoch, batch = self._next_batch(batches, stop)
-                values = self._step(batch)
+                values = self._step(batch, epoch)
                 self.step += 1
                 images += train.batch_size
-                self.health += values["loss"]
                 bar.update()
                 if self.step % train.log_every == 0 or self.step == self.total or self.step == 1:
                     speed = images / (time.perf_counter() - since)
@@ -226,17 +229,24 @@ class Trainer:
             raise
         return epoch, batch
 
-    def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _step(self, batch: dict[str, Tensor], epoch: int) -> dict[str, Tensor]:
+        facts = self.skips.facts(epoch, batch)
         try:
-            return self.engine.train_step(batch, self.step)
+            values = self.engine.train_step(batch, self.step)
         except InterruptedError:  # during long work ahead of the step, which is done anew
             self._stop()
+        facts = facts._replace(refusal=self.engine.refusal)
+        self.skips.add(self.step, self.engine.skipped, values, facts)
+        return values
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step > 0 and self.step % every == 0
 
     def _begin(self) -> None:
         if self.begun:
+            if parallel.world().first:
+                go_back(self.run_dir, self.begins_at)
+                self.skips.begin(self.step)
             self.run_dir.reopen(self.config, self.step)
         else:
             self.run_dir.create(self.config, self.lock)
@@ -260,8 +270,9 @@ class Trainer:
 
     def _log(self, values: dict[str, Tensor], epoch: int, speed: float) -> str:
         """Write a line of metrics, and print one where there is no progress bar."""
-        check_finite({**values, "sum of losses": self.health}, self.step, self.engine.scaler.is_enabled())
+        self.skips.read()
         row = {"step": self.step, "epoch": epoch, **{name: value.item() for name, value in values.items()}}
+        row["skipped_steps"] = self.skips.total
         if self.watch is not None:
             row["neighbours_kept"] = self.watch.kept()
         self.run_dir.append({**row, "images_per_s": speed})
@@ -279,6 +290,7 @@ class Trainer:
         return text
 
     def _validate(self, stop: StopRequest) -> None:
+        self.skips.read()
         labelled = self.data.val is not None and self.data.val.labelled
         if labelled or self.step >= self.total:
             self._settle(stop)
@@ -337,38 +349,15 @@ class Trainer:
             rows = compare(self.config, self.data, self.training_set, self.engine, lambda: stop.asked)
         except InterruptedError:
             self._stop()
-        self.run_dir.write_json(
+        self.run_dir.write_sealed(
             "comparison.json", comparison_record(self.config, self.engine, rows, self.step)
         )
         return rows
 
     def _save(self, name: str) -> None:
-        check_finite({"sum of losses": self.health}, self.step)
-        if not parallel.world().first:
-            return
-        backbone = self.engine.net.backbone
-        dataset = self.data.val or self.data.train
-        info = {
-            "config": to_dict(self.config),
-            "backbone": backbone.spec,
-            "origin": backbone.origin,
-            "classes": dataset.classes,
-            "class_names": list(dataset.class_names),
-            **label_facts(self.data),
-            "labelled": self.data.train.labelled,
-            "assignment": self.assignment,
-            "step": self.step,
-            "choices": self.engine.choices.to_dict(),
-            "data": self.data_facts,
-        }
-        state = {
-            "step": self.step,
-            "best": self.best,
-            "validated": self.validated,
-            "engine": self.engine.training_state(),
-            "ranks": parallel.world().size,
-        }
-        save_checkpoint(self.run_dir.checkpoints / name, self.engine.weights(), info, state)
+        self.skips.read()
+        if parallel.world().first:
+            save(self, name)
 
     def _stop(self) -> None:
         self._save("last")
@@ -391,7 +380,7 @@ class Trainer:
             facts.append(f"chosen without labels: {chosen}")
         if evaluation is not None:
             record = evaluation_record(self.config, engine, checkpoint, evaluation)
-            self.run_dir.write_json(FINAL_SCORES, record)
+            self.run_dir.write_sealed(FINAL_SCORES, record)
         write_report(self.run_dir, self.config, engine, dataset, evaluation, facts, rows)
         self.run_dir.write_config(self.config, finished=True)
         print(f"report: {self.run_dir.path / 'report.md'}")
