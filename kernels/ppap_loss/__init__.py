@@ -106,8 +106,8 @@ def ppap_loss(
     if group is not None:
         wanted = torch.is_grad_enabled() and z.requires_grad
         settings = Settings(cfg, tau, base, 1, wanted, resolve_precision(precision, features, z), budget)
-        one, back = partial(_one_process, backend), _ppap_loss_backward
-        request = ranks.Request(settings, group_size, reduction, exchange, backend, one, back)
+        one = partial(_one_process, backend)
+        request = ranks.Request(settings, group_size, reduction, exchange, backend, one, _ppap_loss_backward)
         of_ranks = ranks.loss_of_ranks(group, features, z, anchors, request)
         return of_ranks if return_counts else of_ranks[0]
     if reduction == "none":

@@ -15,6 +15,7 @@ from ppap.kernels import MemoryBudgetError, NonFiniteError
 from ppap.methods.base import Method, TrainingData
 from ppap.methods.choices import Choices, autos
 from ppap.methods.finite import Gate, Held, gradient_norm
+from ppap.methods.sharing import add_up, parts_of_means
 from ppap.methods.table import method_of
 from ppap.nets.backbone import Backbone, backbone_from_spec, build_backbone
 from ppap.nets.conditioning import Condition
@@ -154,7 +155,7 @@ class Engine(nn.Module):
             numbers that are not finite, the losses alone, as NaN.
 
         Raises:
-            NumberError: several ranks share the step, and the kernels of this one refuse its numbers (on CPUs).
+            NumberError: several ranks share the step, and the kernels of this one refuse its numbers.
             InterruptedError: `should_stop` of :meth:`start`; nothing has changed, and the step is to do.
         """
         label = batch["label"].to(self.device, non_blocking=True)
@@ -178,13 +179,15 @@ class Engine(nn.Module):
             linear = self.linear.loss(out.code, label, self.net.backbone.patch_size)
             cluster = self.cluster.loss(out.code)
             if shared := self.method.shared and parallel.in_step():
-                linear, cluster = self._parts_of_means(linear, cluster, label)
+                linear, cluster = parts_of_means(
+                    linear, cluster, label, self.classes, self.config.train.batch_size
+                )
             loss = out.loss + linear + cluster
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if shared:
-            linear, cluster, loss = self._add_up(linear, cluster, out.loss)
+            linear, cluster, loss = add_up(self.optimisers, linear, cluster, out.loss)
         result = {
             "loss": loss,
             "contrast_loss": out.loss,
@@ -201,22 +204,6 @@ class Engine(nn.Module):
         self.scaler.update()
         held.restore(self.skipped)
         return {**result, "grad_norm": norms.get("net", torch.zeros_like(loss))}
-
-    def _parts_of_means(self, linear: Tensor, cluster: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """This rank's parts of the probes' mean losses over the labelled pixels and patches of all ranks."""
-        labelled = ((label >= 0) & (label < self.classes)).sum().to(linear.dtype)
-        of_all = labelled.clone()
-        parallel.add_(of_all)
-        images = len(label) / self.config.train.batch_size
-        return linear * (labelled / of_all.clamp(min=1)), cluster * images
-
-    def _add_up(self, linear: Tensor, cluster: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum gradients and the probes' losses over ranks; the method's own loss is that of all already."""
-        groups = (group for optimiser in self.optimisers.values() for group in optimiser.param_groups)
-        parallel.add_gradients([p for group in groups for p in group["params"]])
-        probes = torch.stack([linear.detach(), cluster.detach()])
-        parallel.add_(probes)
-        return probes[0], probes[1], own.detach() + probes.sum()
 
     def _refused(self, held: Held, why: str) -> dict[str, Tensor]:
         """The outcome of a step that the kernels refused to take."""

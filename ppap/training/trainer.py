@@ -7,7 +7,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -88,7 +90,6 @@ class Trainer:
         if METHODS[config.method].needs_labels and not self.data.train.labelled:
             raise UsageError(f"--method {config.method} needs training labels; give labels/train")
         self.rows = comparison_rows(config, self.data)
-        classes = self.data.train.classes
         self.step, self.best, self.validated = 0, float("-inf"), -1
         self.evaluation: Evaluation | None = None
         self.hint: str | None = None
@@ -96,6 +97,24 @@ class Trainer:
         self.stop = StopRequest()
         # What would stop the run after minutes of features is seen before them.
         EpochSampler(len(self.data.train), config.train.batch_size, config.train.seed)
+        state = self._build(checkpoint, device)
+        self.total = TrainingData(self.data.train, config, device).total_steps
+        if self.step > self.total:
+            raise UsageError(
+                f"--train.steps or --train.epochs ask for {self.total} steps, {path} has done {self.step}; "
+                "give as many or more"
+            )
+        self.loader = self.engine.start(self.training_set, self.step, lambda: anywhere(self.stop))
+        watched = config.method != "frozen" and parallel.world().first
+        self.watch = Watch(self.engine, self.training_set) if watched else None
+        self.skips = SkipLog(self.engine, path, self.data.train.name, lambda: contents(self))
+        if checkpoint is not None:
+            self.skips.restore(state.get("skips"), str(checkpoint.path))
+        self.started = time.perf_counter()
+
+    def _build(self, checkpoint: Checkpoint | None, device: torch.device) -> dict[str, Any]:
+        """Network and training set; the state in `checkpoint`, empty for a new run."""
+        config, classes = self.config, self.data.train.classes
         if checkpoint is None:
             backbone = new_backbone(config)
             net = Network(backbone).to(device)
@@ -107,34 +126,21 @@ class Trainer:
             self.engine = build_engine(
                 config, classes, device, backbone=backbone, choices=choices, condition=condition
             )
-        else:
-            self.engine = load_engine(checkpoint, device, config)
-            self.training_set = training_set(config, self.data.train, self.engine.net, device)
-            if self.engine.classes != classes:
-                raise DataError(
-                    f"the data has {classes} classes, {checkpoint.path} {self.engine.classes}; "
-                    "resume with the data the run was started with"
-                )
-            state = checkpoint.state()
-            restore(self.engine, state, checkpoint.info["step"], str(checkpoint.path))
-            self.step, self.best, self.validated = state["step"], state["best"], state["validated"]
-            if said := other_ranks(state):
-                print(said)
-            self.assignment = checkpoint.info["assignment"]
-        self.total = TrainingData(self.data.train, config, device).total_steps
-        if self.step > self.total:
-            raise UsageError(
-                f"--train.steps or --train.epochs ask for {self.total} steps, {path} has done {self.step}; "
-                "give as many or more"
+            return {}
+        self.engine = load_engine(checkpoint, device, config)
+        self.training_set = training_set(config, self.data.train, self.engine.net, device)
+        if self.engine.classes != classes:
+            raise DataError(
+                f"the data has {classes} classes, {checkpoint.path} {self.engine.classes}; "
+                "resume with the data the run was started with"
             )
-
-        self.loader = self.engine.start(self.training_set, self.step, lambda: anywhere(self.stop))
-        watched = config.method != "frozen" and parallel.world().first
-        self.watch = Watch(self.engine, self.training_set) if watched else None
-        self.skips = SkipLog(self.engine, path, self.data.train.name, lambda: contents(self))
-        if checkpoint is not None:
-            self.skips.restore(state.get("skips"), str(checkpoint.path))
-        self.started = time.perf_counter()
+        state = checkpoint.state()
+        restore(self.engine, state, checkpoint.info["step"], str(checkpoint.path))
+        self.step, self.best, self.validated = state["step"], state["best"], state["validated"]
+        if said := other_ranks(state):
+            print(said)
+        self.assignment = checkpoint.info["assignment"]
+        return state
 
     def run(self) -> RunDir:
         """Train to the end, validating, saving and logging on the way; write the report.
