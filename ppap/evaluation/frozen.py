@@ -6,7 +6,8 @@ from tqdm import tqdm
 from ppap.data import SegmentationDataset, train_loader
 from ppap.data.loading import stream
 from ppap.evaluation.comparison import settle_clusters
-from ppap.methods.engine import Engine, check_finite
+from ppap.methods.engine import Engine
+from ppap.methods.finite import check_finite
 from ppap.stopping import each
 
 

@@ -155,7 +155,7 @@ class Engine(nn.Module):
             numbers that are not finite, the losses alone, as NaN.
 
         Raises:
-            NumberError: several ranks share the step, and the kernels of this one refuse its numbers.
+            NumberError: several ranks share the step, and the kernels refuse its numbers (on CPUs).
             InterruptedError: `should_stop` of :meth:`start`; nothing has changed, and the step is to do.
         """
         label = batch["label"].to(self.device, non_blocking=True)
@@ -319,23 +319,6 @@ class Engine(nn.Module):
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         set_random_state(state["rng"], self.device)
-
-
-def check_finite(values: dict[str, Tensor], step: int, scaled: bool = False) -> None:
-    """Raise NumberError if a value of a training step is not finite.
-
-    With loss scaling a gradient that overflows is usual: the scaler skips that step and lowers the scale.
-    """
-    bad = [
-        f"{name} = {value.item()}"
-        for name, value in values.items()
-        if not torch.isfinite(value) and not (scaled and name == "grad_norm")
-    ]
-    if bad:
-        raise NumberError(
-            f"step {step}: {', '.join(bad)}; lower --optim.lr or check images and weights. "
-            "The last checkpoint holds the state before."
-        )
 
 
 def new_backbone(config: Config) -> Backbone:

@@ -187,3 +187,20 @@ class Skips:
 def _why(values: Mapping[str, Tensor]) -> str:
     bad = [f"{name} = {value.item()}" for name, value in values.items() if not torch.isfinite(value)]
     return f"not finite: {', '.join(bad)}" if bad else "a probe's gradient is not finite"
+
+
+def check_finite(values: dict[str, Tensor], step: int, scaled: bool = False) -> None:
+    """Raise NumberError if a value of a training step is not finite.
+
+    With loss scaling a gradient that overflows is usual: the scaler skips that step and lowers the scale.
+    """
+    bad = [
+        f"{name} = {value.item()}"
+        for name, value in values.items()
+        if not torch.isfinite(value) and not (scaled and name == "grad_norm")
+    ]
+    if bad:
+        raise NumberError(
+            f"step {step}: {', '.join(bad)}; lower --optim.lr or check images and weights. "
+            "The last checkpoint holds the state before."
+        )

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from ppap.data.transforms import normalise
 from ppap.errors import DataError, Stopped, UsageError
-from ppap.methods.engine import amp_type, check_finite, pick_device
+from ppap.methods.engine import amp_type, pick_device
+from ppap.methods.finite import check_finite
 from ppap.nets.backbone import Backbone, backbone_from_spec, build_backbone
 from ppap.pretraining.base import Objective
 from ppap.pretraining.data import build_draws, draws_loader
