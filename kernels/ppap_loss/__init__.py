@@ -111,17 +111,8 @@ def ppap_loss(
         of_ranks = ranks.loss_of_ranks(group, features, z, anchors, request)
         return of_ranks if return_counts else of_ranks[0]
     if reduction == "none":
-        # One precision for both parts, decided by both inputs.
-        resolved = resolve_precision(precision, features, z)
-        if resolved == "fp64":
-            features, z = features.double(), z.double()
-        else:
-            precision = resolved
-        rel = propagate(features, anchors, cfg, precision=precision, memory_budget=budget, impl=backend)
-        loss = contrastive_loss(
-            z, rel, temperature=tau, precision=precision, memory_budget=budget, impl=backend
-        )
-        loss, counts = loss * (tau / base), (rel.num_positives, rel.num_negatives)
+        settings = Settings(cfg, tau, base, 1, False, precision, budget)
+        loss, *counts = _of_anchors(features, z, anchors, settings, backend)
     else:
         loss, _, _, *counts = _ppap_loss(
             features.detach(),
@@ -136,6 +127,23 @@ def ppap_loss(
             backend,
         )
     return (loss, *counts) if return_counts else loss
+
+
+def _of_anchors(
+    features: torch.Tensor, z: torch.Tensor, anchors: torch.Tensor, settings: Settings, backend: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss and sizes of the sets of every anchor, (A,) each."""
+    cfg, precision, budget = settings.cfg, settings.precision, settings.memory_budget
+    # One precision for both parts, decided by both inputs.
+    resolved = resolve_precision(precision, features, z)
+    if resolved == "fp64":
+        features, z = features.double(), z.double()
+    else:
+        precision = resolved
+    rel = propagate(features, anchors, cfg, precision=precision, memory_budget=budget, impl=backend)
+    tau = settings.temperature
+    loss = contrastive_loss(z, rel, temperature=tau, precision=precision, memory_budget=budget, impl=backend)
+    return loss * (tau / settings.base_temperature), rel.num_positives, rel.num_negatives
 
 
 def _check_inputs(

@@ -13,12 +13,13 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # its threads would be lost, too
 
 import torch  # noqa: E402
 
 from bench.machine import device_name  # noqa: E402
 from tests.stress import table  # noqa: E402
-from tests.stress.material import Lab  # noqa: E402
+from tests.stress.material import Lab, warm_up  # noqa: E402
 from tests.stress.registry import EXPERIMENTS  # noqa: E402
 
 
@@ -43,6 +44,7 @@ def main() -> int:
     folder, rows = Path(tempfile.mkdtemp(prefix="ppap-stress-")), []
     os.environ["PPAP_CACHE_DIR"] = str(folder / "caches")
     try:
+        warm_up(folder / "warm")
         for name in arguments.only:
             experiment, since = EXPERIMENTS[name], time.perf_counter()
             for report in experiment(Lab(folder, arguments.share, arguments.seed)):

@@ -1,5 +1,7 @@
 """Single flipped bits in every file of a run, a cache and an export: refused, said, or of no effect."""
 
+import contextlib
+import io
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -53,44 +55,44 @@ Reader = Callable[[], Any]
 
 def bit_flips(lab: Lab) -> Iterator[Report]:
     """200 flips in every file that something reads back."""
-    for make in (_run, _set, _plain_set, _cache, _backbone, _export):
+    makes = (_run, _set, _plain_set, _cache, _backbone, _export)
+    chosen = lab.some(make.__name__ for make in makes)
+    for make in (make for make in makes if make.__name__ in chosen):
         place = lab.place(f"flips {make.__name__}")
         files, reader = make(place)
-        for path in files:
-            yield _flip(lab, path, f"{make.__name__[1:]}/{path.relative_to(place)}", reader)
+        names = {path: f"{make.__name__[1:]}/{path.relative_to(place)}" for path in files}
+        ended = call(lambda reader=reader, names=names: _flip_all(lab, reader, names), 3600 * len(files))
+        for path, name in names.items():
+            report = Report(f"bit flips: {_plain(name)}")
+            if not ended.value:
+                report.fault(f"{name}: exit code {ended.code}: {ended.text[-1500:]}")
+            for outcome, text in (ended.value or {}).get(path, ()):
+                report.fault(text) if outcome == "wrong" else report.count(outcome)
+            yield report
 
 
-def _flip(lab: Lab, path: Path, name: str, reader: Reader) -> Report:
-    report, content, rng = Report(f"bit flips: {_plain(name)}"), path.read_bytes(), lab.rng(name)
-    places = rng.sample(range(8 * len(content)), min(lab.number(FLIPS), 8 * len(content)))
+def _flip_all(lab: Lab, reader: Reader, names: dict[Path, str]) -> dict[Path, list[tuple[str, str]]]:
+    """File -> outcome and fault of each flip in it."""
+    without_pictures()
+    whole, found = reader(), {}
+    for path, name in names.items():
+        content, rng = path.read_bytes(), lab.rng(name)
+        places = rng.sample(range(8 * len(content)), min(lab.number(FLIPS), 8 * len(content)))
+        found[path] = [_flip(reader, whole, path, f"{name}, bit {place}", place) for place in places]
+    return found
 
-    def all_of_them() -> list[tuple[str, str]]:
-        without_pictures()
-        whole = reader()
-        found = []
-        for place in places:
-            with damaged(path, flipped(content, place)):
-                try:
-                    read = reader()
-                except PpapError as error:
-                    read = _Refused(str(error))
-                except BaseException as error:
-                    found.append(("wrong", f"{name}, bit {place}: {type(error).__name__}: {error}"))
-                    continue
-            if isinstance(read, _Refused):
-                found.append(("refused by name", ""))
-            elif read == whole:
-                found.append(("harmless", ""))
-            else:
-                found.append(("wrong", f"{name}, bit {place}: another result in silence"))
-        return found
 
-    ended = call(all_of_them, 3600)
-    if not ended.value:
-        report.fault(f"{name}: exit code {ended.code}: {ended.text[-1500:]}")
-    for outcome, text in ended.value or []:
-        report.fault(text) if outcome == "wrong" else report.count(outcome)
-    return report
+def _flip(reader: Reader, whole: Any, path: Path, name: str, place: int) -> tuple[str, str]:
+    with damaged(path, flipped(path.read_bytes(), place)):
+        try:
+            read = reader()
+        except PpapError as error:
+            read = _Refused(str(error))
+        except BaseException as error:
+            return "wrong", f"{name}: {type(error).__name__}: {error}"
+    if isinstance(read, _Refused):
+        return "refused or said", ""
+    return ("harmless", "") if read == whole else ("wrong", f"{name}: another result in silence")
 
 
 def _plain(name: str) -> str:
@@ -108,9 +110,6 @@ def _told(work: Callable[[], Any], argv: list[str]) -> str | None:
     Raises:
         Exception: what no command should let through.
     """
-    import contextlib
-    import io
-
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         code = command(work, argv)

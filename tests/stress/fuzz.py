@@ -37,9 +37,9 @@ def fuzz(lab: Lab) -> Iterator[Report]:
     done(training(*base(place / "data", place / "run", "--train.steps=1", "--train.val-every=1")))
     yield _images(lab, place)
     yield _labels(lab, place)
-    for name, cases in hostile.jsons(place, lab.rng("json"), lab.number(JSONS)):
+    for name, cases in hostile.jsons(place, lab.rng("json"), lab.some(hostile.KINDS), lab.number(JSONS)):
         yield _files(f"mutated JSON: {name}", place, cases)
-    yield _files("hostile checkpoints", place, hostile.checkpoints(place))
+    yield _files("hostile checkpoints", place, hostile.checkpoints(place, lab.share))
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:

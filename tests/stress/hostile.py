@@ -23,6 +23,7 @@ from ppap.runs.disk import sha256_of
 from ppap.settings.config import hashes_of
 from ppap.train import main as train
 from tests.stress.material import base, done, training
+from tests.stress.process import command
 
 
 @dataclass
@@ -115,22 +116,24 @@ def _text(value: Any, rng: random.Random) -> bytes:
     return text.encode()
 
 
-def jsons(place: Path, rng: random.Random, count: int) -> Iterator[tuple[str, list[Case]]]:
+def jsons(
+    place: Path, rng: random.Random, names: Sequence[str], count: int
+) -> Iterator[tuple[str, list[Case]]]:
     """Kind of file -> cases, `count` of all kinds together."""
-    _more_runs(place)
-    kinds = {name: make for name, make in KINDS.items()}
+    kinds = {name: KINDS[name] for name in names}
+    _more_runs(place, names)
     for number, (name, make) in enumerate(kinds.items()):
         share = count // len(kinds) + (number < count % len(kinds))
         if share:
             yield name, [make(place, rng, k) for k in range(share)]
 
 
-def _more_runs(place: Path) -> None:
-    rows = ["--compare.rows", "frozen", "ppap", "--compare.steps=2", "--compare.starts=1"]
-    done(training(*base(place / "data", place / "set", "--train.steps=1", *rows, "--seeds", "0")))
-    from ppap.cli import run as command
-
-    done(lambda: command(analyze, _study(place, place / "study")))
+def _more_runs(place: Path, names: Sequence[str]) -> None:
+    if {"seeds.json", "comparison.json"} & {*names}:
+        rows = ["--compare.rows", "frozen", "ppap", "--compare.steps=2", "--compare.starts=1"]
+        done(training(*base(place / "data", place / "set", "--train.steps=1", *rows, "--seeds", "0")))
+    if {"study.json", "results of a study"} & {*names}:
+        done(command(analyze, *_study(place, place / "study")))
 
 
 def _study(place: Path, out: Path) -> list[str]:
@@ -271,7 +274,7 @@ class _Runs:
         return self.what, self.arguments
 
 
-def checkpoints(place: Path) -> list[Case]:
+def checkpoints(place: Path, share: float) -> list[Case]:
     """Checkpoints of somebody else, whose manifest agrees with them."""
     cases = []
     for name, damage in {**_states(), **_weights()}.items():
@@ -285,7 +288,8 @@ def checkpoints(place: Path) -> list[Case]:
                 return _use(place, folder, run, which)
 
             cases.append(Case(f"{name}, {main.__module__}", main, build))
-    return cases
+    # There are no more of them than these; of a small share, every so many.
+    return cases[:: max(1, round(0.1 / share))]
 
 
 def _states() -> dict[str, Callable[[Path], None]]:

@@ -26,8 +26,7 @@ KINDS = {
 def random_kills(lab: Lab) -> Iterator[Report]:
     """10 kills at random moments of 200 steps, for each kind of run."""
     rng = lab.rng("kills")
-    kinds = list(KINDS) if lab.share >= 0.1 else [rng.choice(list(KINDS))]
-    for kind in kinds:
+    for kind in lab.some(KINDS):
         report, place = Report(f"kill and resume: {kind}"), lab.place(f"kills {kind}")
         options = [f"--data.cache-dir={place / 'cache'}", *KINDS[kind]]
         if lab.share < 0.1:

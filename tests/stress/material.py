@@ -1,9 +1,12 @@
 """What the experiments train on, and what of a run has to be the same however often it was ended."""
 
+import contextlib
 import hashlib
+import io
 import json
+import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +22,15 @@ from tests.stress.process import Ended, call, command
 from tests.trained import SMALL, VIT, striped_folder
 
 _TIMES = {"images_per_s", "crc"}
+
+
+def warm_up(place: Path) -> None:
+    """One training here, so that what it imports and registers is there in every forked process."""
+    picture = markdown.curves
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        without_pictures()
+        train(base(place / "data", place / "run", "--train.steps=1"))
+    markdown.curves = picture
 
 
 @dataclass
@@ -62,6 +74,12 @@ class Lab:
     def number(self, full: int) -> int:
         """So many cases of the `full` number, at least one."""
         return max(1, round(full * self.share))
+
+    def some(self, names: Iterable[str]) -> list[str]:
+        """All names; of a share below a tenth only so many, at least one."""
+        every = list(names)
+        count = max(1, math.ceil(len(every) * min(10 * self.share, 1)))
+        return sorted(self.rng(",".join(every)).sample(every, count), key=every.index)
 
     def rng(self, name: str) -> random.Random:
         """Draws of one experiment."""

@@ -30,7 +30,9 @@ Seen = Callable[[], dict[str, Any]]
 
 def two_at_once(lab: Lab) -> Iterator[Report]:
     """20 rounds each of a new run, one to continue, sets of seeds, a cache and a folder of masks."""
-    for make in (_new_run, _resumed_run, _new_set, _resumed_set, _cache, _masks):
+    makes = (_new_run, _resumed_run, _new_set, _resumed_set, _cache, _masks)
+    chosen = lab.some(make.__name__ for make in makes)
+    for make in (make for make in makes if make.__name__ in chosen):
         name, place = make.__name__[1:].replace("_", " "), lab.place(f"pairs {make.__name__}")
         report, rng = Report(f"two processes: {name}"), lab.rng(name)
         prepare, start, seen = make(place)

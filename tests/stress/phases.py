@@ -97,7 +97,7 @@ PHASES = {
 def signals(lab: Lab) -> Iterator[Report]:
     """Each signal in each phase."""
     rng = lab.rng("signals")
-    for phase in PHASES:
+    for phase in lab.some(PHASES):
         report = Report(f"signals: {phase}")
         for number in SIGNALS if lab.share >= 0.1 else [rng.choice(SIGNALS)]:
             _one(lab.place(f"signals {phase} {number.name}"), phase, number, report)

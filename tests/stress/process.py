@@ -1,6 +1,6 @@
 """Processes for one case each: forked, as Python and torch start in seconds and fork in milliseconds.
 
-The process that forks never computes, so that no thread of torch is lost on the way.
+The process that forks has one thread, so that none of torch is lost on the way.
 """
 
 import mmap
