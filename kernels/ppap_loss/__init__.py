@@ -112,9 +112,9 @@ def ppap_loss(
         return of_ranks if return_counts else of_ranks[0]
     if reduction == "none":
         settings = Settings(cfg, tau, base, 1, False, precision, budget)
-        loss, *counts = _of_anchors(features, z, anchors, settings, backend)
+        loss, positives, negatives = _of_anchors(features, z, anchors, settings, backend)
     else:
-        loss, _, _, *counts = _ppap_loss(
+        loss, _, _, positives, negatives = _ppap_loss(
             features.detach(),
             z,
             anchors,
@@ -126,7 +126,7 @@ def ppap_loss(
             budget,
             backend,
         )
-    return (loss, *counts) if return_counts else loss
+    return (loss, positives, negatives) if return_counts else loss
 
 
 def _of_anchors(
