@@ -25,7 +25,7 @@ _TIMES = {"images_per_s", "crc"}
 
 
 def warm_up(place: Path) -> None:
-    """One training here, so that what is imported and registered on the way is there in every forked process."""
+    """One training here, so that what it imports and registers is there in every forked process."""
     picture = markdown.curves
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         without_pictures()
