@@ -162,6 +162,9 @@ def test_a_legend_never_names_other_masks(finished, tmp_path):
         main([str(finished), str(tmp_path / "c.png"), f"--out={out}", "--resolution=32", "--probe=linear"])
     with pytest.raises(DataError, match="named like the legend"):
         main([str(finished), str(tmp_path / "legend.png"), f"--out={out}"])
+    (out / "legend.json").write_bytes(b"\xff" + (out / "legend.json").read_bytes())
+    with pytest.raises(UsageError, match="names the ids of other masks"):
+        main([str(finished), str(tmp_path / "c.png"), f"--out={out}", "--resolution=32"])
 
 
 def test_every_image_is_looked_at_before_the_first_mask(finished, tmp_path):

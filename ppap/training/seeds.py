@@ -19,6 +19,7 @@ from ppap.runs.lock import alone
 from ppap.runs.rundir import RunDir, has_begun
 from ppap.runs.stored import read_sealed, read_settings
 from ppap.settings.config import Config, config_hash, from_dict, of_seed, to_dict
+from ppap.settings.plain import parse_json
 
 RunOne = Callable[[Config, Path, bool], None]
 """Trains one seed: its settings, its run directory, and whether that is to be continued."""
@@ -167,7 +168,7 @@ def runs_of(path: Path) -> list[Path]:
 
 def _read(path: Path) -> tuple[Config, list[int]]:
     try:
-        record = json.loads((path / "seeds.json").read_text())
+        record = parse_json((path / "seeds.json").read_bytes())
         if "hash" in record:  # sets were begun without one
             read_settings(path / "seeds.json")
         return from_dict(record["config"]), record["seeds"]

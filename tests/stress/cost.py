@@ -3,13 +3,17 @@
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ppap.methods.engine import Engine
 from ppap.training.trainer import Trainer
 from tests.stress.material import Lab, Report, base, training
 from tests.stress.process import call, hooked
+from tests.trained import striped_folder
 
 STEPS, WARM = 1000, 300
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -27,7 +31,7 @@ def memory(lab: Lab) -> Iterator[Report]:
         report.skipped = "not run: no /proc"
         yield report
         return
-    steps = max(100, lab.number(STEPS))
+    steps = max(50, lab.number(STEPS))
     seen: list[int] = []
 
     def work() -> list[int]:
@@ -56,71 +60,115 @@ def memory(lab: Lab) -> Iterator[Report]:
 
 
 class _Careless:
-    """Stands in for what the loop keeps for faults alone."""
-
-    asked = False
+    """Stands in for a sum that the loop keeps to notice bad numbers."""
 
     def __iadd__(self, other: Any) -> "_Careless":
         return self
 
 
-def _careless_step(self: Trainer, batch: Any) -> Any:
-    return self.engine.train_step(batch, self.step)
+class _Plain:
+    """A training step as in a textbook: what the engine computes, and nothing that looks for faults."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        probes = {"linear": engine.linear, "cluster": engine.cluster}
+        rates = (engine.config.optim.linear_lr, engine.config.optim.cluster_lr)
+        self.optimisers = engine.method.optimisers(engine.config.optim) | {
+            name: torch.optim.Adam(probe.parameters(), lr=lr)
+            for (name, probe), lr in zip(probes.items(), rates, strict=True)
+        }
+
+    def step(self, batch: dict[str, Any], step: int) -> dict[str, Any]:
+        """As :meth:`Engine.train_step`."""
+        engine = self.engine
+        with torch.autocast(engine.device.type, dtype=engine.amp, enabled=engine.amp is not None):
+            with torch.no_grad():
+                engine.method.before_step(step)
+            out = engine.method.step(batch, step)
+            linear = engine.linear.loss(out.code, batch["label"], engine.net.backbone.patch_size)
+            cluster = engine.cluster.loss(out.code)
+            loss = out.loss + linear + cluster
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in self.optimisers["net"].param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, engine.config.optim.clip_norm or float("inf"))
+        for optimiser in self.optimisers.values():
+            optimiser.step()
+        losses = {"loss": loss, "contrast_loss": out.loss, "linear_loss": linear, "cluster_loss": cluster}
+        return {name: value.detach() for name, value in {**losses, **out.log, "grad_norm": norm}.items()}
+
+
+class _Alternating:
+    """Lets every other step of a run be a plain one, and times both, up to the next wish for a batch."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[bool, float]] = []
+        self.plain: _Plain | None = None
+        self.began, self.careful, self.health = 0.0, True, None
+        self.step, self.fetch = Trainer._step, Trainer._next_batch
+        self.save, self.log = Trainer._save, Trainer._log
+        for name in ("_step", "_next_batch", "_save", "_log"):
+            setattr(Trainer, name, self._bound(getattr(self, f"on{name}")))
+
+    @staticmethod
+    def _bound(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda trainer, *arguments: function(trainer, *arguments)
+
+    def on_step(self, trainer: Trainer, batch: dict[str, Any], *arguments: Any) -> Any:
+        self.plain = self.plain or _Plain(trainer.engine)
+        self.careful = trainer.step % 2 == 0
+        self.began = time.perf_counter()
+        if self.careful:
+            return self.step(trainer, batch, *arguments)
+        if hasattr(trainer, "health"):
+            self.health, trainer.health = trainer.health, _Careless()
+        return self.plain.step(batch, trainer.step)
+
+    def on_next_batch(self, trainer: Trainer, *arguments: Any) -> Any:
+        if self.began:
+            self.times.append((self.careful, time.perf_counter() - self.began))
+        self._put_back(trainer)
+        return self.fetch(trainer, *arguments)
+
+    def on_save(self, trainer: Trainer, *arguments: Any) -> Any:
+        self._put_back(trainer)
+        return self.save(trainer, *arguments)
+
+    def on_log(self, trainer: Trainer, *arguments: Any) -> Any:
+        self._put_back(trainer)
+        return self.log(trainer, *arguments)
+
+    def _put_back(self, trainer: Trainer) -> None:
+        if self.health is not None:
+            trainer.health, self.health = self.health, None
 
 
 def step_time(lab: Lab) -> Iterator[Report]:
     """Steps with and without the care for faults, one after the other in one run."""
-    report, place = Report("time of a step"), lab.place("step time")
-    steps = max(60, lab.number(2000))
+    report, place = Report("care for faults in a step"), lab.place("step time")
+    steps = max(12, lab.number(2 * STEPS))
+    striped_folder(place / "data", (0, 1, 2), count=16, size=64)
+    options = ["--train.save-every=0", f"--train.log-every={steps}", f"--train.steps={steps}"]
+    # A step of some tens of milliseconds, a tenth of what the smallest network of use takes.
+    options += ["--data.resolution=64", "--model.image-size=64", "--train.batch-size=8", "--model.width=96"]
 
     def work() -> list[tuple[bool, float]]:
-        times: list[tuple[bool, float]] = []
-        real, last = Trainer._step, [0.0, False]
-
-        def step(self: Trainer, batch: Any) -> Any:
-            now = time.perf_counter()
-            if last[0]:
-                times.append((bool(last[1]), now - last[0] - waited[0]))
-            waited[0] = 0.0
-            careful = self.step % 2 == 0
-            if not hasattr(self, "_kept"):
-                self._kept = self.health
-            if careful:
-                self.health = self._kept
-            else:
-                self.health = _Careless()
-            last[:] = [time.perf_counter(), careful]
-            return real(self, batch) if careful else _careless_step(self, batch)
-
-        waited, fetch = [0.0], Trainer._next_batch
-
-        def next_batch(self: Trainer, *arguments: Any) -> Any:
-            self.health = self._kept if hasattr(self, "_kept") else self.health
-            since = time.perf_counter()
-            found = fetch(self, *arguments)
-            waited[0] += time.perf_counter() - since
-            return found
-
-        Trainer._step, Trainer._next_batch = step, next_batch
-        never = ["--train.save-every=0", f"--train.log-every={steps}", f"--train.steps={steps}"]
-        size = ["--data.resolution=64", "--model.image-size=64", "--train.batch-size=8", "--model.width=96"]
-        argv = base(place / "data", place / "run", *never, *size)
-        return times if training(*argv)() == 0 else []
+        alternating = _Alternating()
+        code = training(*base(place / "data", place / "run", *options, "--model.depth=4"))()
+        return alternating.times if code == 0 else []
 
     ended = call(work, 3600)
-    times = ended.value or []
-    if len(times) < 20:
+    times = (ended.value or [])[steps // 10 :]
+    if len(times) < steps // 2:
         report.fault(f"exit code {ended.code}: {ended.text[-1000:]}")
         yield report
         return
-    times = times[len(times) // 10 :]
     # Neighbours in time, so that what else the machine does meets both alike.
-    pairs = zip(times[0::2], times[1::2], strict=False)
-    differences = [(a[1] - b[1]) * (1 if a[0] else -1) for a, b in pairs]
-    plain = statistics.median(t for careful, t in times if not careful)
-    cost = 100 * statistics.median(differences) / plain
-    report.name = "care for faults in a step"
-    outcome = f"steps, {1000 * plain:.1f} ms without and {cost:+.2f} % with it"
+    pairs = [sorted(pair, reverse=True) for pair in zip(times[0::2], times[1::2], strict=False)]
+    plain = statistics.median(pair[1][1] for pair in pairs)
+    cost = 100 * statistics.median(careful[1] - bare[1] for careful, bare in pairs) / plain
+    outcome = f"steps, {1000 * plain:.2f} ms without and {cost:+.2f} % with it"
     if cost < 1 or steps < STEPS:  # of fewer it is noise
         report.count(outcome, len(times))
     else:

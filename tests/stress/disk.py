@@ -103,7 +103,7 @@ def _fill(lab: Lab, place: Path, report: Report, work: Work, again: Work) -> Non
     with _mounted(disk, _ROOM):
         done(work(place, disk))
         need = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file()) // 1024 + 8
-    sizes = SIZES if lab.share >= 1 else max(2, lab.number(SIZES))
+    sizes = lab.number(SIZES)
     for k in range(sizes):
         size = max(4, need * (k + 1) // (sizes + 1))
         with _mounted(disk, f"{size}k"):

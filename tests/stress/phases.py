@@ -15,14 +15,13 @@ from ppap.data import folder_check
 from ppap.eval import main as evaluate
 from ppap.evaluation import comparison, crf
 from ppap.evaluation import evaluate as evaluation
-from ppap.evaluation.predictor import Predictor
 from ppap.predict import main as predict
-from ppap.reports import strips
+from ppap.reports import prediction, strips
 from ppap.runs.store import Part
 from ppap.stopping import SIGNALS
 from ppap.training.trainer import Trainer
 from tests.stress.material import Lab, Report, base, done, noise, training
-from tests.stress.process import call, command, hooked
+from tests.stress.process import Counter, call, command, hooked
 
 _SMALL_STUDY = ["--compare.steps=3", "--compare.starts=1", "--seeds", "0"]
 
@@ -88,7 +87,7 @@ PHASES = {
     "comparison": Phase(comparison, "fit_probes", _train(*_COMPARED), _resume),
     "report": Phase(strips, "predict_crop", _train(*_PICTURED), _resume),
     "CRF": Phase(crf, "CRFResult", _evaluate),
-    "predict": Phase(Predictor, "predict", _predict),
+    "predict": Phase(prediction, "read_image", _predict),
     "analysis": Phase(features, "training_patches", _analysis("thresholds")),
     "study": Phase(study.Trainer, "_step", _study),
 }
@@ -110,20 +109,23 @@ def _one(place: Path, phase: str, number: signal.Signals, report: Report) -> Non
     for k in range(3):
         Image.fromarray(noise(random.Random(k))).save(place / f"images/{k}.png")
     done(training(*base(place / "data", place / "run", "--train.steps=1")))
-    calls: list[int] = []
+    calls = Counter()
 
     def signalled() -> int:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where nohup started the experiment
 
         def send() -> None:
-            calls.append(1)
-            if len(calls) == nth:
+            calls.add()
+            if calls.value == nth:
                 os.kill(os.getpid(), number)
 
         hooked(owner, name, send)
         return work(place)()
 
     ended = call(signalled)
+    if calls.value < nth:
+        report.fault(f"{phase}: {name} is no longer called, so that no signal was sent")
+        return
     rest = call((again or work)(place))
     report.expect(
         ended.code == 75 and not ended.failed and rest.code == 0 and not rest.failed,
