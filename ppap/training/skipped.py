@@ -170,8 +170,8 @@ def _why(skipped: Skipped) -> str:
 
 
 def _step_of(line: str) -> int:
-    """Step of a line; of one that a power cut left in part, none that is kept."""
+    """Step of a line; one that a power cut left in part stays."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return 2**63
+        return 0
