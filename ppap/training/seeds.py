@@ -4,7 +4,6 @@ The folder holds a run directory per seed (``seed-0`` ...), ``seeds.json`` (what
 and ``report.md``. An interrupted set is continued with ``--resume FOLDER``: finished seeds are kept.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
