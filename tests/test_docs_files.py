@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize("page", ["files", "reliability"])
 def test_every_row_is_a_test(page):
     parts = re.split(r"^## ", (ROOT / f"docs/{page}.md").read_text(), flags=re.MULTILINE)[1:]
-    assert len(parts) == 4
+    parts = [part for part in parts if "`tests/test_" in part.splitlines()[0]]
+    assert len(parts) == {"files": 4, "reliability": 7}[page]
     for part in parts:
         head, *lines = part.splitlines()
         tests = "".join((ROOT / path).read_text() for path in re.findall(r"`(tests/\w+\.py)`", head))

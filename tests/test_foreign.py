@@ -110,6 +110,14 @@ def test_nesting_is_damage_like_any_other(finished, kept, tmp_path, capsys):
     assert not is_run(finished, ["config.json"])
 
 
+@pytest.mark.parametrize("section", ["data", "train", "eval"])
+def test_a_section_that_is_no_object(finished, kept, tmp_path, capsys, section):
+    record = json.loads((finished / "config.json").read_text())
+    record["config"][section] = 0.5
+    (finished / "config.json").write_text(json.dumps(record))
+    assert "was edited or is damaged" in refused(finished, capsys, tmp_path)
+
+
 def test_settings_of_another_type_with_their_hash(finished, kept, tmp_path, capsys):
     for section, name, value in (("optim", "lr", [1]), ("train", "steps", 10**400), ("data", "root", 7)):
         record = json.loads((finished / "config.json").read_text())

@@ -326,10 +326,12 @@ def hashes_of(values: dict[str, Any]) -> set[str]:
 
 def _hash_of(values: dict[str, Any], later: dict[str, tuple[str, ...]] = _LATER) -> str:
     values = json.loads(json.dumps(values))
-    values.get("train", {}).pop("out", None)
+    # Of a damaged file a section may be anything.
+    parts = {name: part for name, part in values.items() if isinstance(part, dict)}
+    parts.get("train", {}).pop("out", None)
     for section, names in later.items():
         default = to_dict(getattr(Config(), section))
-        part = values.get(section, {})
+        part = parts.get(section, {})
         for name in names:
             if name in part and part[name] == default[name]:
                 del part[name]

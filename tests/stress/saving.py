@@ -18,12 +18,12 @@ from ppap.runs.checkpoint import exists, load_checkpoint, save_checkpoint
 from ppap.runs.disk import write_whole
 from ppap.runs.store import Kind, Store
 from ppap.settings.config import ModelConfig
-from ppap.training import trainer
+from ppap.training import saving as saves
 from tests.methods import MODEL
 from tests.stress.material import Lab, Report, base, differences, done, results, training
 from tests.stress.process import Counter, call, hooked, killed_at
 
-KILLS = 50
+KILLS, _TRIES = 50, 20
 _OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link")
 
 
@@ -43,15 +43,20 @@ def _random_moments(lab: Lab) -> Report:
     start = base(place / "data", out, *options)
 
     def until_saved() -> int:
-        hooked(trainer, "save_checkpoint", counter.add)
+        hooked(saves, "save_checkpoint", counter.add)
         return training(*start)()
 
-    while not exists(out):  # its first one
+    for _ in range(_TRIES):  # its first one
+        if exists(out):
+            break
         shutil.rmtree(out, ignore_errors=True)
-        killed_at(until_saved, counter, 2, 0)
+        begun = killed_at(until_saved, counter, 2, 0)
+    else:
+        report.fault(f"no first checkpoint in {_TRIES} starts: {begun.code}, {begun.text[-800:]}")
+        return report
 
     def saving() -> int:
-        hooked(trainer, "save_checkpoint", counter.add)
+        hooked(saves, "save_checkpoint", counter.add)
         return training("--resume", out)()
 
     step = load_checkpoint(out, "last").info["step"]
