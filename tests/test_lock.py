@@ -220,11 +220,11 @@ def test_a_seed_without_labels_to_measure_lets_its_folder_go(tmp_path, monkeypat
 def test_a_run_holds_its_folder_while_it_trains(tmp_path, monkeypatch):
     seen, step = [], trainer.Trainer._step
 
-    def looking(self, batch):
+    def looking(self, *args):
         with pytest.raises(UsageError, match="another process"):
             FolderLock(self.run_dir.path, "it").take()
         seen.append(self.step)
-        return step(self, batch)
+        return step(self, *args)
 
     monkeypatch.setattr(trainer.Trainer, "_step", looking)
     tiny_run(tmp_path / "run")

@@ -14,9 +14,8 @@ from ppap import stopping
 from ppap.cli import run as command
 from ppap.data.checks import in_threads
 from ppap.errors import Stopped
-from ppap.evaluation.predictor import Predictor
 from ppap.predict import main as predict
-from ppap.reports import strips
+from ppap.reports import prediction, strips
 from ppap.runs.lock import FolderLock
 from ppap.stopping import Interrupted, Listening, StopRequest, each
 from ppap.train import main as train
@@ -52,9 +51,9 @@ def finished(tmp_path_factory):
 def test_training_saves_at_every_signal(tmp_path, monkeypatch, capsys, name):
     real = Trainer._step
 
-    def step(self, batch):
+    def step(self, *args):
         send(signal.Signals[name])
-        return real(self, batch)
+        return real(self, *args)
 
     monkeypatch.setattr(Trainer, "_step", step)
     out = tmp_path / "run"
@@ -175,7 +174,7 @@ def test_a_stop_in_the_report(tmp_path, monkeypatch, capsys):
 def test_the_command_of_an_interrupted_predict_goes_on(finished, tmp_path, monkeypatch, capsys, end):
     for k in range(3):
         picture(tmp_path / f"in/{k}.png", k)
-    out, real, seen = tmp_path / "out", Predictor.predict, []
+    out, real, seen = tmp_path / "out", prediction._Writer.write, []
 
     def slow(self, *args, **options):
         seen.append(args)
@@ -185,9 +184,9 @@ def test_the_command_of_an_interrupted_predict_goes_on(finished, tmp_path, monke
             send(signal.SIGHUP)
         return real(self, *args, **options)
 
-    argv = [str(finished), str(tmp_path / "in"), f"--out={out}", "--resolution=32"]
+    argv = [str(finished), str(tmp_path / "in"), f"--out={out}", "--batch-size=1", "--resolution=32"]
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "predict", slow)
+        patch.setattr(prediction._Writer, "write", slow)
         assert command(predict, argv) == (75 if end == "signal" else 2)
     done = 2 if end == "signal" else 1
     assert len(list(out.glob("?.png"))) == done
