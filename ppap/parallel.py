@@ -194,10 +194,9 @@ def add_numbers(numbers: Sequence[float]) -> list[float]:
 
 def counts_of(count: int) -> list[int]:
     """A whole number of every rank."""
-    own = torch.tensor([count])
-    found = own.new_empty(_world.size)
-    _all_gather(found, own, group=_world.group)
-    return found.tolist()
+    from ppap.kernels.ppap_loss.messages import gather_numbers
+
+    return [row[0] for row in gather_numbers([count], _world.group, torch.device("cpu"))]
 
 
 def add_(*values: Tensor) -> None:
@@ -226,16 +225,9 @@ def add_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
 
 def gather(values: Tensor, counts: Sequence[int]) -> Tensor:
     """Rows (count, ...) of all ranks in their order."""
-    most = max(counts)
-    own = values.new_zeros((most, *values.shape[1:]))
-    own[: len(values)] = values
-    found = own.new_empty((len(counts) * most, *values.shape[1:]))
-    as_bytes = (found.view(torch.uint8).view(-1), own.contiguous().view(torch.uint8).view(-1))
-    _all_gather(*as_bytes, group=_world.group)
-    if min(counts) == most:
-        return found
-    blocks = found.split(most)
-    return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+    from ppap.kernels.ppap_loss.messages import gather_counted
+
+    return gather_counted(values, counts, _world.group)
 
 
 def from_first(make: Callable[[], Value]) -> Value:
@@ -277,12 +269,6 @@ def together(work: Callable[[], Value]) -> Value:
     if stopped:
         raise InterruptedError
     return found  # type: ignore[return-value]
-
-
-def _all_gather(found: Tensor, own: Tensor, group: Any) -> None:
-    """Under its name before torch 2.15, and since."""
-    dist = _dist()
-    (getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor)(found, own, group=group)
 
 
 def _dist() -> Any:

@@ -77,7 +77,8 @@ def main(argv: Sequence[str]) -> None:
     sizes, bad = check_images(files.values(), predictor, arguments)
     if todo and not any(path in sizes for path in todo.values()):
         raise DataError(_listed(bad))
-    print("\n".join(hints(sizes, arguments)), end="\n" if hints(sizes, arguments) else "")
+    for hint in hints(sizes, arguments):
+        print(hint)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -102,13 +103,11 @@ def main(argv: Sequence[str]) -> None:
 
 def _record_of(arguments: PredictArguments) -> dict[str, Any]:
     """What masks follow from: a command with the same record goes on with what it left unfinished."""
-    options = MaskOptions.record(arguments)
-    kept = {name: options[name] for name in MaskOptions.__dataclass_fields__ if name in options}
     try:
         names = None if arguments.names is None else sha256_of(Path(arguments.names))
     except OSError as error:
         raise DataError(f"--names {arguments.names} cannot be read ({error.strerror or error})") from None
-    return {"weights": weights_checksum(arguments.checkpoint), "names": names, **kept}
+    return {"weights": weights_checksum(arguments.checkpoint), "names": names, **arguments.record()}
 
 
 def _listed(bad: dict[Path, str]) -> str:

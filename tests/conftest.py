@@ -49,6 +49,22 @@ def generator() -> torch.Generator:
 
 
 @pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A tiny run of three steps, for tests that only read it."""
+    from tests.runs import tiny_run
+
+    return tiny_run(tmp_path_factory.mktemp("finished") / "run", "--train.steps=3")
+
+
+@pytest.fixture(scope="session")
+def predictor(finished):
+    """What that run has learned."""
+    import ppap
+
+    return ppap.load(finished, device="cpu")
+
+
+@pytest.fixture(scope="session")
 def emulated_cuda(tmp_path_factory) -> ctypes.CDLL:
     """The CUDA library's kernels compiled for the CPU."""
     if shutil.which("g++") is None:

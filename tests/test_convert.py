@@ -4,8 +4,10 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import types
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -181,9 +183,12 @@ def test_a_run_computes_what_the_published_network_does(checkpoint, tmp_path, ca
     assert request.checkpoint.info["step"] == 0 and request.checkpoint.state()["step"] == 0
 
 
+TRACE = Path(tempfile.gettempdir()) / "ppap-convert-was-here"
+
+
 class Evil:
     def __reduce__(self):
-        return os.system, ("touch /tmp/ppap-convert-was-here",)
+        return os.system, (f"touch {TRACE}",)
 
 
 def damaged(content, path):
@@ -228,7 +233,7 @@ def test_other_files_are_refused_by_name(change, message, tmp_path, capsys):
     assert run(main, [str(path), "cocostuff27-vits8", "--out", str(tmp_path / "run")]) in (2, 3, 4)
     error = capsys.readouterr().err
     assert re.search(message, error) and "a.pth" in error and "Traceback" not in error
-    assert not (tmp_path / "run").exists() and not os.path.exists("/tmp/ppap-convert-was-here")
+    assert not (tmp_path / "run").exists() and not TRACE.exists()
 
 
 def test_a_stop_leaves_no_run(tmp_path, monkeypatch, capsys):

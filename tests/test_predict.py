@@ -17,23 +17,13 @@ from ppap.predict import main
 from ppap.reports import prediction
 from ppap.reports.masks import find_images
 from ppap.reports.strips import predict_crop
-from tests.runs import TINY, make_folder, tiny_run
+from tests.runs import TINY, make_folder
 
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
     """What `auto` takes here: results are compared exactly with those of training on the CPU."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return tiny_run(tmp_path_factory.mktemp("finished") / "run", "--train.steps=3")
-
-
-@pytest.fixture(scope="module")
-def predictor(finished):
-    return ppap.load(finished, device="cpu")
 
 
 def picture(width, height, seed=0):

@@ -7,23 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-import ppap
 from ppap.errors import UsageError
 from ppap.evaluation.crf import run_crf
 from ppap.evaluation.evaluate import CLUSTER_SHARPNESS, pixel_scores
 from ppap.predict import main
 from ppap.reports import prediction
-from tests.runs import tiny_run
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return tiny_run(tmp_path_factory.mktemp("finished") / "run", "--train.steps=3")
-
-
-@pytest.fixture(scope="module")
-def predictor(finished):
-    return ppap.load(finished, device="cpu")
 
 
 def film(folder, count, size=(48, 32)):

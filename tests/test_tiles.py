@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, TiffImagePlugin
 
-import ppap
 from ppap.data.images import read_image
 from ppap.data.rasters import Whole, by_parts, has_georeference, open_picture
 from ppap.data.transforms import Geometry
@@ -18,7 +17,6 @@ from ppap.evaluation.tiles import Tiling, label_tiles, labels_of, ramp
 from ppap.evaluation.views import View
 from ppap.predict import main
 from ppap.reports import prediction
-from tests.runs import tiny_run
 
 # rasterio says so of plain TIFF files.
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
@@ -26,16 +24,6 @@ needs_rasterio = pytest.mark.skipif(
     importlib.util.find_spec("rasterio") is None, reason="rasterio is not installed: pip install rasterio"
 )
 SIZE = (170, 130)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return tiny_run(tmp_path_factory.mktemp("finished") / "run", "--train.steps=3")
-
-
-@pytest.fixture(scope="module")
-def predictor(finished):
-    return ppap.load(finished, device="cpu")
 
 
 def picture(size=SIZE, seed=0):

@@ -3,7 +3,7 @@
 torch.distributed carries everything. Ranks may have different numbers of rows; each knows those of all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,22 +56,39 @@ def gather_equal(own: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
     """(ranks, *shape) from a tensor of the same shape on every rank."""
     size = dist.get_world_size(group)
     found = own.new_empty((size * own.numel(),))
-    # Its name before torch 2.15, and since.
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(found, own.contiguous().view(-1), group=group)
+    _all_gather(found, own.contiguous().view(-1), group)
     return found.view(size, *own.shape)
 
 
 def gather_rows(own_NC: torch.Tensor, ranks: Ranks) -> torch.Tensor:
     """Rows of all ranks in their order, (sum of rows, C)."""
-    most, width = max(ranks.rows), own_NC.shape[1]
+    return gather_counted(own_NC, ranks.rows, ranks.group)
+
+
+def gather_counted(own: torch.Tensor, counts: Sequence[int], group: ProcessGroup) -> torch.Tensor:
+    """Rows (sum of counts, ...) of all ranks in their order.
+
+    Args:
+        own: (count, ...) of this rank.
+        counts: of every rank.
+        group: of torch.distributed.
+    """
+    most = max(counts)
+    padded = own.new_zeros((most, *own.shape[1:]))
+    padded[: own.shape[0]] = own
+    found = own.new_empty((len(counts) * most, *own.shape[1:]))
     # Bytes: not every engine knows every floating type.
-    padded = own_NC.new_zeros((most, width))
-    padded[: own_NC.shape[0]] = own_NC
-    found = gather_equal(padded.view(torch.uint8), ranks.group).view(own_NC.dtype)
-    if min(ranks.rows) == most:
-        return found.reshape(-1, width)
-    return torch.cat([block[:count] for block, count in zip(found, ranks.rows, strict=True)])
+    _all_gather(found.view(torch.uint8).view(-1), padded.view(torch.uint8).view(-1), group)
+    if min(counts) == most:
+        return found
+    parts = found.view(len(counts), most, *own.shape[1:])
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def _all_gather(found: torch.Tensor, own: torch.Tensor, group: ProcessGroup) -> None:
+    """Under its name before torch 2.15, and since."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(found, own, group=group)
 
 
 def add_up_rows(all_NC: torch.Tensor, ranks: Ranks) -> torch.Tensor:

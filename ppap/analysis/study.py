@@ -33,7 +33,7 @@ from ppap.reports.measure import MeasureOptions, check_protocol, measure, settin
 from ppap.runs.checkpoint import load_checkpoint
 from ppap.runs.lock import alone
 from ppap.runs.rundir import RunDir, changed_settings, has_begun, option_names
-from ppap.runs.stored import read_sealed, read_settings
+from ppap.runs.stored import check_settings, read_sealed
 from ppap.settings.config import Config, config_hash, from_dict, to_dict
 from ppap.stopping import StopRequest
 from ppap.training.trainer import Trainer
@@ -101,7 +101,7 @@ def _check_same(path: Path, kind: str, config: Config) -> None:
     try:
         stored = read_sealed(path / "study.json", _ANEW)
         if "hash" in stored:  # studies were begun without one
-            read_settings(path / "study.json")
+            check_settings(stored, path / "study.json")
         before, name = from_dict(stored["config"]), stored["analysis"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path / 'study.json'} is damaged; start anew in another folder") from None

@@ -32,13 +32,12 @@ def by_lists(files: SplitFiles, lists: dict[str, Path]) -> tuple[dict[str, Split
                 f"{lists[split]}: no image for {len(missing)} of {len(listed)} names "
                 f"({', '.join(missing[:_SHOWN])}); add them or take the names out"
             )
-    if "val" in names and (both := [name for name in names["train"] if name in {*names["val"]}]):
+    if both := sorted({*names["train"]} & {*names.get("val", ())}):
         raise DataError(f"{lists['val']}: {both[0]} is in {lists['train'].name} too; take it out of one")
     splits = {split: _part(files, listed) for split, listed in names.items()}
     rest = len(files.images) - sum(map(len, names.values()))
-    return splits, [
-        f"{rest} images are in none of {', '.join(p.name for p in lists.values())}"
-    ] if rest else []
+    listed = ", ".join(path.name for path in lists.values())
+    return splits, [f"{rest} images are in none of {listed}"] if rest else []
 
 
 def _read(path: Path) -> list[str]:

@@ -17,6 +17,7 @@ from ppap.data.deep import Reading, tiff_facts, to_uint8
 from ppap.data.images import naming, read_image
 from ppap.data.limits import check_size
 from ppap.errors import DataError
+from ppap.pictures.drawing import replacing
 
 GEO_REMEDY = "pip install rasterio"
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory.
@@ -146,7 +147,6 @@ def save_georeferenced(values: np.ndarray, colours: np.ndarray, ignored: int, li
         DataError: the picture cannot be read, or the disk refuses.
     """
     rasterio = _rasterio()
-    aside = path.with_name(f".{path.stem}.new{path.suffix}")
     with naming(like):
         with rasterio.open(like) as picture:  # type: ignore[union-attr]
             place = {"crs": picture.crs, "transform": picture.transform}
@@ -157,6 +157,7 @@ def save_georeferenced(values: np.ndarray, colours: np.ndarray, ignored: int, li
     layout = {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate"}
     try:
         with (
+            replacing(path) as aside,
             rasterio.Env(GDAL_CACHEMAX=_CACHE),  # type: ignore[union-attr]
             rasterio.open(  # type: ignore[union-attr]
                 aside, "w", driver="GTiff", nodata=ignored, bigtiff="if_safer", **shape, **layout, **place
@@ -167,9 +168,7 @@ def save_georeferenced(values: np.ndarray, colours: np.ndarray, ignored: int, li
                 file.write_colormap(1, {i: (*map(int, rgb), 255) for i, rgb in enumerate(colours[:256])})
             if "AREA_OR_POINT" in tags:
                 file.update_tags(AREA_OR_POINT=tags["AREA_OR_POINT"])
-        aside.replace(path)
     except (OSError, rasterio.errors.RasterioError) as error:  # type: ignore[union-attr]
-        aside.unlink(missing_ok=True)
         raise DataError(f"cannot write {path} ({error}); make room and give the same command again") from None
 
 

@@ -5,7 +5,6 @@ meanings under the same numbers.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ppap.errors import DataError
 from ppap.pictures.palette import MAX_COLOURS, palette
+from ppap.settings.plain import parse_json
 
 FORMAT = 1
 KIND = "ppap names"
@@ -115,7 +115,7 @@ def read_names(path: str | Path, clusters: Tensor) -> Names:
     except OSError as error:
         raise DataError(f"--names {path} cannot be read ({error.strerror or error})") from None
     try:
-        stored = json.loads(content.decode("utf-8-sig"))
+        stored = parse_json(content.decode("utf-8-sig"))
     except ValueError as error:
         raise DataError(
             f"--names {path} is no JSON ({error}); save it again from the atlas of the run"

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,29 @@ _LEGEND_LIMIT = 64  # classes
 _ROWS = 256  # pixels mixed at a time
 
 
+@contextlib.contextmanager
+def replacing(path: str | PathLike) -> Iterator[Path]:
+    """A file beside its place, to be written in the block and renamed after it: a stop leaves no half of it.
+
+    Args:
+        path: file, replaced if it is there.
+
+    Raises:
+        OSError: the disk refuses; what was there stays.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.stem}.new{path.suffix}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+
+
 def save_whole(picture: Image.Image, path: str | PathLike, **options: Any) -> None:
-    """Write a picture beside its place and rename it: a stop at any moment leaves no half of it there.
+    """Write a picture by :func:`replacing`.
 
     Args:
         picture: what to write.
@@ -43,15 +64,8 @@ def save_whole(picture: Image.Image, path: str | PathLike, **options: Any) -> No
     Raises:
         OSError: the disk refuses; what was there stays.
     """
-    path = Path(path)
-    aside = path.with_name(f".{path.stem}.new{path.suffix}")
-    try:
+    with replacing(path) as aside:
         picture.save(aside, **options)
-        os.replace(aside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
 
 
 def save_index_png(

@@ -30,7 +30,7 @@ from ppap.errors import DataError, PpapError, UsageError
 from ppap.evaluation.predictor import MAX_TOKENS, Predictor
 from ppap.evaluation.tiles import OVERLAP, Tiling, label_tiles, labels_of
 from ppap.evaluation.views import Seen
-from ppap.pictures.drawing import overlay, save_index_png, save_values_png, save_whole
+from ppap.pictures.drawing import overlay, replacing, save_index_png, save_values_png, save_whole
 from ppap.reports.masks import colours_by_id, ignored_id
 from ppap.stopping import check, each
 
@@ -78,15 +78,15 @@ class MaskOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}; give at least {least}")
-        for name, asked in (("smooth", self.smooth > 1), ("probabilities", self.probabilities)):
+        whole = {"smooth": self.smooth > 1, "probabilities": self.probabilities, "features": self.features}
+        for name, asked in whole.items():
             if asked and self.tile is not None:
                 raise UsageError(f"--{name} is for images that are seen whole; leave out --tile")
-        if self.features and self.tile is not None:
-            raise UsageError("--features is for images that are seen whole; leave out --tile")
 
     def record(self) -> dict[str, Any]:
         """What masks follow from."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("batch_size", "workers")}
+        names = {field.name for field in dataclasses.fields(MaskOptions)} - {"batch_size", "workers"}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name in names}
 
     def ends(self) -> tuple[str, ...]:
         """What the names of an image's files end in, behind its stem; the mask comes last."""
@@ -301,12 +301,8 @@ class _Writer:
 
 
 def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    aside = path.with_name(f".{path.stem}.new.npz")
-    try:
+    with replacing(path) as aside:
         np.savez_compressed(aside, **arrays)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _tiling(predictor: Predictor, options: MaskOptions) -> Tiling:

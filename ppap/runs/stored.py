@@ -27,12 +27,15 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it cannot be read, is cut, or its settings are not those of its hash; the message names it.
     """
-    try:
-        record = parse_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
-    except ValueError:
-        raise DataError(f"{path} is cut or damaged: it is no JSON; {_REMEDY}") from None
+    return check_settings(_parsed(path, _REMEDY), path)
+
+
+def check_settings(record: Any, path: Path) -> dict[str, Any]:
+    """The content of a file of settings, which are those of the hash that stands beside them.
+
+    Raises:
+        DataError: they are not, or one of the two is missing; the message names the file.
+    """
     if not (isinstance(record, dict) and isinstance(record.get("config"), dict) and "hash" in record):
         raise DataError(f"{path} is cut or damaged: it has no settings with their hash; {_REMEDY}")
     if record["hash"] not in hashes_of(record["config"]):
@@ -67,12 +70,7 @@ def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
     Raises:
         DataError: it cannot be read, is cut, or is not what was written; the message names it.
     """
-    try:
-        record = parse_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}); {remedy}") from None
-    except ValueError:
-        raise DataError(f"{path} is cut or damaged: it is no JSON; {remedy}") from None
+    record = _parsed(path, remedy)
     if not isinstance(record, dict):
         raise DataError(f"{path} is damaged: it holds no object; {remedy}")
     checksum = record.pop(_SEAL, None)
@@ -85,3 +83,12 @@ def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
 
 def _checksum(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _parsed(path: Path, remedy: str) -> Any:
+    try:
+        return parse_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}); {remedy}") from None
+    except ValueError:
+        raise DataError(f"{path} is cut or damaged: it is no JSON; {remedy}") from None

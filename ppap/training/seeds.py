@@ -16,7 +16,7 @@ from ppap.reports.markdown import comparison_lines
 from ppap.reports.records import FINAL_SCORES, shared_provenance, spread_of
 from ppap.runs.lock import alone
 from ppap.runs.rundir import RunDir, has_begun
-from ppap.runs.stored import read_sealed, read_settings
+from ppap.runs.stored import check_settings, read_sealed
 from ppap.settings.config import Config, config_hash, from_dict, of_seed, to_dict
 from ppap.settings.plain import parse_json
 
@@ -169,7 +169,7 @@ def _read(path: Path) -> tuple[Config, list[int]]:
     try:
         record = parse_json((path / "seeds.json").read_bytes())
         if "hash" in record:  # sets were begun without one
-            read_settings(path / "seeds.json")
+            check_settings(record, path / "seeds.json")
         return from_dict(record["config"]), record["seeds"]
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{path / 'seeds.json'} is damaged; start a new set in another folder") from None

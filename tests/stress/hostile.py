@@ -7,6 +7,7 @@ import pickle
 import random
 import shutil
 import struct
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -293,14 +294,15 @@ def checkpoints(place: Path, share: float) -> list[Case]:
 
 
 def _states() -> dict[str, Callable[[Path], None]]:
-    touch = "touch /tmp/ppap-was-here"
+    trace = str(Path(tempfile.gettempdir()) / "ppap-was-here")
+    touch = f"touch {trace}"
     pickles = {
         "os.system": _Runs(os.system, touch),
         "eval": _Runs(eval, f"__import__('os').system('{touch}')"),
         "exec": _Runs(exec, f"import os; os.system('{touch}')"),
-        "open": _Runs(open, "/tmp/ppap-was-here", "w"),
+        "open": _Runs(open, trace, "w"),
         "__import__": _Runs(__import__, "this"),
-        "shutil.rmtree": _Runs(shutil.rmtree, "/tmp/ppap-was-here"),
+        "shutil.rmtree": _Runs(shutil.rmtree, trace),
     }
     found: dict[str, Callable[[Path], None]] = {}
     for name, thing in pickles.items():
