@@ -14,7 +14,7 @@ from ppap.cli import run
 from ppap.data import build_datasets
 from ppap.errors import DataError, UsageError
 from ppap.eval import main
-from ppap.evaluation.evaluate import PROBES, evaluate, pixel_scores
+from ppap.evaluation.evaluate import PROBES, evaluate, pixel_products, pixel_scores
 from ppap.kernels import native
 from ppap.nets.probes import ClusterProbe, LinearProbe
 from ppap.reports import measure as reports_measure
@@ -64,7 +64,7 @@ def test_pixel_scores_are_those_of_the_resized_code():
     cosine = torch.einsum("kd,dhw->khw", centres, F.normalize(resized[0], dim=0))
     torch.testing.assert_close(got[0], cosine, atol=1e-5, rtol=0)
     torch.testing.assert_close(got[1], linear.logits(resized)[0], atol=1e-5, rtol=0)
-    undivided = pixel_scores(code, (cluster, linear), 8, (30, 37), with_length=False)[0]
+    undivided = pixel_products(code, (cluster, linear), 8, (30, 37))[0][0]
     assert torch.equal(undivided.argmax(0), got[0].argmax(0))
 
 

@@ -27,6 +27,7 @@ from ppap.methods.drift import Watch
 from ppap.methods.engine import Engine, build_engine, load_engine, new_backbone, pick_device
 from ppap.methods.restore import restore
 from ppap.methods.table import METHODS
+from ppap.nets.feature_cache import training_set
 from ppap.nets.model import Network
 from ppap.reports.markdown import write_report
 from ppap.reports.provenance import device_name
@@ -38,8 +39,8 @@ from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, config_hash
 from ppap.stopping import Interrupted, StopRequest
 from ppap.training.guard import backend_of, changed_data, data_facts, memory_error
-from ppap.training.material import comparison_rows, training_set
 from ppap.training.ranks import anywhere, by_first, check_ranks, goes_on, other_ranks, records_of
+from ppap.training.rows import comparison_rows
 from ppap.training.saving import contents, go_back, save
 from ppap.training.skipped import SkipLog
 
