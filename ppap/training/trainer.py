@@ -28,6 +28,7 @@ from ppap.methods.engine import Engine, build_engine, load_engine, new_backbone,
 from ppap.methods.restore import restore
 from ppap.methods.table import METHODS
 from ppap.nets.feature_cache import training_set
+from ppap.nets.hub import offline
 from ppap.nets.model import Network
 from ppap.reports.markdown import write_report
 from ppap.reports.provenance import device_name
@@ -36,6 +37,7 @@ from ppap.reports.terminal import drift_hint, sets_hint, sets_words
 from ppap.runs.checkpoint import Checkpoint, check_newest, check_unsaved, load_checkpoint
 from ppap.runs.randomness import own_randomness
 from ppap.runs.rundir import RunDir
+from ppap.runs.trackers import check_trackers
 from ppap.settings.config import Config, config_hash
 from ppap.stopping import Interrupted, StopRequest
 from ppap.training.guard import backend_of, changed_data, data_facts, memory_error
@@ -78,6 +80,7 @@ class Trainer:
         device = pick_device(config.train.device)
         self.backend = backend_of(device)
         require_crf(config.eval.crf, device)
+        check_trackers(config.train.log)
         for name in {config.method, *config.compare.rows} - {"colour", "conditioned"}:
             METHODS[name].check(replace(config, method=name))
         known = config.data if checkpoint is None else as_trained(config.data, checkpoint.info)
@@ -154,6 +157,7 @@ class Trainer:
             self._begin()
             return self._run()
         finally:
+            self.run_dir.trackers.close()
             self.lock.release()
 
     def _run(self) -> RunDir:
@@ -257,6 +261,7 @@ class Trainer:
             self.run_dir.reopen(self.config, self.step)
         else:
             self.run_dir.create(self.config, self.lock)
+        self.run_dir.follow(self.config, self.step, offline())
         engine, patch = self.engine, self.engine.net.backbone.patch_size
         print(f"data: {self.data.description}")
         print(f"backbone: {engine.net.backbone.origin}")
@@ -389,6 +394,7 @@ class Trainer:
             record = evaluation_record(self.config, engine, checkpoint, evaluation)
             self.run_dir.write_sealed(FINAL_SCORES, record)
         write_report(self.run_dir, self.config, engine, dataset, evaluation, facts, rows)
+        self.run_dir.trackers.pictures(self.step, self.run_dir.pictures)
         self.run_dir.write_config(self.config, finished=True)
         print(f"report: {self.run_dir.path / 'report.md'}")
         if self.engine.net.backbone.is_random:
