@@ -143,7 +143,8 @@ class DataConfig:
             not self.label_ids or self.classes in (None, len(self.label_ids)),
             "data.classes",
             self.classes,
-            f"the classes are the {len(self.label_ids)} ids of --data.label-ids; leave it out",
+            f"the ids of the labels, by --data.label-ids or by the training, are {len(self.label_ids)}; "
+            "leave it out",
         )
         check_field(
             not self.class_names or not self.label_ids or len(self.label_ids) == len(self.class_names),
