@@ -11,7 +11,18 @@ ROOT = Path(__file__).parent.parent
 GROUND = ["kernels", "errors", "escaping", "stopping", "parallel", "cli"]
 ROOMS = ["settings", "pictures", "data", "runs", "nets", "methods", "evaluation", "reports", "training"]
 ROOMS += ["preparation", "pretraining", "analysis"]
-COMMANDS = ["train", "eval", "predict", "atlas", "analyze", "prepare", "convert", "pretrain", "doctor"]
+COMMANDS = [
+    "train",
+    "eval",
+    "predict",
+    "atlas",
+    "analyze",
+    "prepare",
+    "push",
+    "convert",
+    "pretrain",
+    "doctor",
+]
 ORDER = GROUND + ROOMS + COMMANDS
 
 

@@ -31,7 +31,6 @@ from ppap.nets.feature_cache import training_set
 from ppap.nets.hub import offline
 from ppap.nets.model import Network
 from ppap.reports.markdown import write_report
-from ppap.reports.provenance import device_name
 from ppap.reports.records import FINAL_SCORES, RANDOM_WARNING, comparison_record, evaluation_record
 from ppap.reports.terminal import drift_hint, sets_hint, sets_words
 from ppap.runs.checkpoint import Checkpoint, check_newest, check_unsaved, load_checkpoint
@@ -40,7 +39,7 @@ from ppap.runs.rundir import RunDir
 from ppap.runs.trackers import check_trackers
 from ppap.settings.config import Config, config_hash
 from ppap.stopping import Interrupted, StopRequest
-from ppap.training.guard import backend_of, changed_data, data_facts, memory_error
+from ppap.training.guard import backend_of, changed_data, data_facts, memory_error, step_text
 from ppap.training.ranks import anywhere, by_first, check_ranks, goes_on, other_ranks, records_of
 from ppap.training.rows import comparison_rows
 from ppap.training.saving import contents, go_back, save
@@ -262,22 +261,15 @@ class Trainer:
         else:
             self.run_dir.create(self.config, self.lock)
         self.run_dir.follow(self.config, self.step, offline())
-        engine, patch = self.engine, self.engine.net.backbone.patch_size
         print(f"data: {self.data.description}")
-        print(f"backbone: {engine.net.backbone.origin}")
-        side = -(-self.config.data.resolution // patch)
-        patches = side * side * self.config.train.batch_size
-        print(
-            f"step: {self.config.train.batch_size} images, {patches} patches, "
-            f"method {self.config.method}, {engine.method.describe(patches)}; "
-            f"{device_name(engine.device)}, {self.backend} backend, autocast {engine.amp or 'off'}"
-        )
+        print(f"backbone: {self.engine.net.backbone.origin}")
+        print(step_text(self.engine, self.backend))
         start = f"continued at step {self.step}" if self.resumed else "new run"
         if self.step >= self.total:
             start += ": all steps are done; what is left is to measure and to report"
-        settings = f"settings {config_hash(self.config)}"
-        if chosen := engine.choices.summary():
+        if chosen := self.engine.choices.summary():
             print(f"chosen without labels: {chosen}")
+        settings = f"settings {config_hash(self.config)}"
         print(f"run: {self.run_dir.path} ({start}, {self.total} steps, {settings})", flush=True)
 
     def _log(self, values: dict[str, Tensor], epoch: int, speed: float) -> str:
