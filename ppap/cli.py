@@ -142,8 +142,8 @@ def _refuse_copies(command: Callable[[Sequence[str]], Any]) -> None:
     count = launched()
     if count > 1 and not getattr(command, "by_ranks", False):
         raise UsageError(
-            f"torchrun started {count} processes, and each would do the whole work: ppap train alone shares "
-            "its work; start this command without torchrun, or with --nproc-per-node 1"
+            f"torchrun started {count} processes, and each would do the whole work: ppap train, eval and "
+            "predict alone share it; start this command without torchrun, or with --nproc-per-node 1"
         )
 
 

@@ -21,6 +21,7 @@ from ppap.errors import PpapError, UsageError
 from ppap.evaluation.crf import native_crf_missing
 from ppap.methods.engine import pick_device
 from ppap.nets.shared_runs import is_shared, local_run
+from ppap.parallel import by_ranks, from_first
 from ppap.reports.measure import (
     MeasureOptions,
     check_protocol,
@@ -48,8 +49,9 @@ class EvalArguments(MeasureOptions):
     eval: EvalConfig = field(default_factory=lambda: _with_crf(EvalConfig(), "auto"))
 
 
+@by_ranks
 def main(argv: Sequence[str]) -> None:
-    """Command ``eval``."""
+    """Command ``eval``; each rank of torchrun measures some of the images, and the first one writes."""
     arguments, runs = _parse(argv)
     check_protocol(arguments, len(runs))
     if arguments.out is not None and Path(arguments.out).exists():
@@ -64,7 +66,9 @@ def main(argv: Sequence[str]) -> None:
         record, found = of_set(records)
         lines += found
     try:
-        out = _write(arguments, record)  # before the tables: a reader who closes the pipe loses no result
+        out = from_first(
+            lambda: _write(arguments, record)
+        )  # before the tables: a reader who closes the pipe loses no result
     except PpapError:
         print("\n".join(lines))  # the disk filled up meanwhile: what was measured is not lost
         raise

@@ -253,6 +253,15 @@ def from_first(make: Callable[[], Value]) -> Value:
     return message[0]  # type: ignore[no-any-return]
 
 
+def of_all(value: Value) -> list[Value]:
+    """What every rank has, in their order; anything that can be pickled."""
+    if not _world.several:
+        return [value]
+    found: list[Any] = [None] * _world.size
+    _dist().all_gather_object(found, value, group=_world.group)
+    return found
+
+
 def together(work: Callable[[], Value]) -> Value:
     """Do this rank's part of something; where one rank fails or is stopped, all are.
 

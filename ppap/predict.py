@@ -1,5 +1,6 @@
 """Write segmentation masks of images; in Python: ppap.load(path).predict(image)."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from ppap.data.limits import set_max_pixels
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.predictor import load
 from ppap.nets.shared_runs import local_run
+from ppap.parallel import by_ranks, from_first, of_all, share, together
 from ppap.reports.masks import check_free, find_images, is_unfinished, unfinished, write_legend
 from ppap.reports.prediction import MaskOptions, check_images, hints, write_masks
 from ppap.reports.records import RANDOM_WARNING
@@ -58,19 +60,17 @@ class PredictArguments(MaskOptions):
             raise UsageError(f"--names are of clusters, --probe is {self.probe!r}; leave one of them out")
 
 
+@by_ranks
 def main(argv: Sequence[str]) -> None:
-    """Command ``predict``; images that cannot be read are listed at the end, with the exit code of data."""
+    """Command ``predict``; images that cannot be read are listed at the end, with the exit code of data.
+
+    Of the ranks of torchrun each takes some of the images; the first one has the folder.
+    """
     arguments = parse(PredictArguments, argv, command="predict", description=__doc__)
     arguments = dataclasses.replace(arguments, checkpoint=str(local_run(arguments.checkpoint)))
-    files = find_images(arguments.images)
-    out = Path(arguments.out)
-    record = _record_of(arguments)
-    going_on = arguments.skip_existing or (not arguments.overwrite and is_unfinished(out, record))
-    done = {stem for stem in files if going_on and (out / f"{stem}.png").exists()}
-    if going_on:
-        print(f"{len(done)} masks are there already, {len(files) - len(done)} to go")
+    files, out = find_images(arguments.images), Path(arguments.out)
+    record, going_on, done = from_first(lambda: _plan(arguments, files))
     todo = {stem: path for stem, path in files.items() if stem not in done}
-    check_free(out, todo, arguments.overwrite, going_on, arguments.ends())
     predictor = load(
         arguments.checkpoint, arguments.device, max_pixels=arguments.max_pixels, names=arguments.names
     )
@@ -82,19 +82,26 @@ def main(argv: Sequence[str]) -> None:
         raise DataError(_listed(bad))
     for hint in hints(sizes, arguments):
         print(hint)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make {out} ({error.strerror or error}); give another --out") from None
     good = {stem: path for stem, path in files.items() if path in sizes}
-    with alone(out, f"--out {out}"):
+
+    def begin(folder: contextlib.ExitStack) -> None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot make {out} ({error.strerror or error}); give another --out") from None
+        folder.enter_context(alone(out, f"--out {out}"))
         # another process may have come first
-        check_free(
-            out, {s: p for s, p in good.items() if s in todo}, arguments.overwrite, going_on, arguments.ends()
-        )
+        free = {stem: path for stem, path in good.items() if stem in todo}
+        check_free(out, free, arguments.overwrite, going_on, arguments.ends())
         write_legend(out, predictor, arguments.probe, arguments.overwrite)
-        with unfinished(out, record):
-            bad |= write_masks(out, good, sizes, predictor, arguments, done)
+        folder.enter_context(unfinished(out, record))
+
+    with contextlib.ExitStack() as folder:
+        from_first(lambda: begin(folder))
+        theirs = {*todo} - {*list(todo)[share(len(todo))]}
+        found = together(lambda: write_masks(out, good, sizes, predictor, arguments, done | theirs))
+        for more in of_all(found):
+            bad |= more
     count = len([path for path in todo.values() if path not in bad])
     masks = "1 mask" if count == 1 else f"{count} masks"
     print(f"{masks} in {out}: NAME.png holds ids, legend.json and legend.png their names")
@@ -102,6 +109,23 @@ def main(argv: Sequence[str]) -> None:
         print(RANDOM_WARNING)
     if bad:
         raise DataError(_listed(bad))
+
+
+def _plan(arguments: PredictArguments, files: dict[str, Path]) -> tuple[dict[str, Any], bool, set[str]]:
+    """What masks follow from, whether a folder of such masks is gone on with, and the stems done there.
+
+    Raises:
+        UsageError: the folder has other files in the way.
+        DataError: no such checkpoint or names.
+    """
+    out, record = Path(arguments.out), _record_of(arguments)
+    going_on = arguments.skip_existing or (not arguments.overwrite and is_unfinished(out, record))
+    done = {stem for stem in files if going_on and (out / f"{stem}.png").exists()}
+    if going_on:
+        print(f"{len(done)} masks are there already, {len(files) - len(done)} to go")
+    todo = {stem: path for stem, path in files.items() if stem not in done}
+    check_free(out, todo, arguments.overwrite, going_on, arguments.ends())
+    return record, going_on, done
 
 
 def _record_of(arguments: PredictArguments) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ppap.evaluation.neighbours import NeighbourEvaluation, build_bank, evaluate
 from ppap.evaluation.refit import refit_clusters, refit_table
 from ppap.methods.engine import Engine, for_inference, load_engine, pick_device
 from ppap.nets.feature_cache import CachedFeatures, training_set
+from ppap.parallel import world
 from ppap.reports.provenance import provenance
 from ppap.reports.records import (
     RANDOM_WARNING,
@@ -125,6 +126,11 @@ def measure(checkpoint: Checkpoint, arguments: MeasureOptions) -> Measured:
         require_crf(config.eval.crf, device)
     renewed = _clusters_are_renewed(checkpoint, arguments)
     fitted = neighbours or arguments.frozen or bool(arguments.refit_clusters) or renewed
+    if fitted and world().several:
+        raise UsageError(
+            "--frozen, --refit-clusters, --eval.cluster-init and neighbours fit something to the training "
+            "images, in one process: start this without torchrun"
+        )
     datasets = _datasets(config, neighbours, fitted)
     _check_classes(checkpoint, datasets.val.classes)
     engine = load_engine(checkpoint, device, for_inference(config, device))
