@@ -70,9 +70,7 @@ def write_torchscript(
     values = {key: json.loads(value) for key, value in metadata.items()}
     with _exporting(network, size, dynamic, "torchscript") as image:
         traced = torch.jit.trace(network, (image,), check_trace=False)
-        torch.jit.save(
-            traced, str(path), _extra_files={"ppap.json": json.dumps(values, ensure_ascii=False)}
-        )
+        torch.jit.save(traced, str(path), _extra_files={"ppap.json": json.dumps(values, ensure_ascii=False)})
 
 
 def open_onnx(path: Path) -> Running:
@@ -104,23 +102,15 @@ def open_torchscript(path: Path) -> Running:
 
 def _name_axes(program: "torch.onnx.ONNXProgram") -> None:
     """Free axes are called what they are, not s0, s1."""
-    names = {INPUT: ("batch", 2, 3), "logits": ("batch", 2, 3), "labels": ("batch", 1, 2)}
-    found = {value.name: value for value in (*program.model.graph.inputs, *program.model.graph.outputs)}
-    symbols: dict[str, str] = {}
-    for axis, name in ((0, "batch"), (names[INPUT][1], "height"), (names[INPUT][2], "width")):
-        dim = found[INPUT].shape[axis]
-        if not isinstance(dim, int):
-            symbols[str(dim)] = name
-    for value in found.values():
-        for axis, dim in enumerate(value.shape):
-            if not isinstance(dim, int) and str(dim) in symbols:
-                value.shape[axis] = symbols[str(dim)]
+    for value in (*program.model.graph.inputs, *program.model.graph.outputs):
+        names = {0: "batch", len(value.shape) - 2: "height", len(value.shape) - 1: "width"}
+        for axis, name in names.items():
+            if not isinstance(value.shape[axis], int):
+                value.shape[axis] = name
 
 
 @contextmanager
-def _exporting(
-    network: ExportedNetwork, size: tuple[int, int], dynamic: bool, kind: str
-) -> Iterator[Tensor]:
+def _exporting(network: ExportedNetwork, size: tuple[int, int], dynamic: bool, kind: str) -> Iterator[Tensor]:
     """An image to export with, and torch's many errors as one."""
     # Two images: an axis of one would be taken for fixed.
     image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))

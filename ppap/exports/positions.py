@@ -71,13 +71,10 @@ def _weights(wanted: int, have: int, rule: str, like: Tensor) -> Tensor:
     length = like.new_ones(1) * wanted
     if rule == "dino":
         middle = target * (have / (length + 0.1)) - 0.5
-        first = middle.floor()
-        total = like.new_zeros(1)
-        for tap in range(1 - _REACH, 1 + _REACH):  # beyond the border its own value counts on
-            place = first + tap
-            weight = _cubic(middle - place, _SHARPNESS[rule])
-            total = total + weight * (place.clamp(0, have - 1) == source)
-        return total
+        taps = torch.arange(1 - _REACH, 1 + _REACH, device=like.device, dtype=like.dtype)
+        place = middle.floor() + taps  # (wanted, 4); beyond the border its own value counts on
+        hit = place.clamp(0, have - 1)[:, :, None] == source
+        return (_cubic(middle - place, _SHARPNESS[rule])[:, :, None] * hit).sum(dim=1)
     scale = have / length
     weight = _cubic((source + 0.5 - target * scale) / scale.clamp(min=1), _SHARPNESS[rule])
     return weight / weight.sum(dim=1, keepdim=True)
