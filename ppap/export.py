@@ -1,8 +1,8 @@
 """Write a run's network as ONNX or TorchScript, or a folder of its masks as COCO, for CVAT or Datumaro.
 
 `ppap export RUN --format onnx` writes one file: pixels in, logits and labels out, as ppap predict finds them
-without CRF. `ppap export MASKS --format coco-panoptic` takes a folder of ppap predict, whose names and colours
-its legend has. Nothing is written over.
+without CRF. `ppap export MASKS --format coco-panoptic` takes a folder of ppap predict, names and colours
+from its legend. Nothing is written over.
 """
 
 import sys

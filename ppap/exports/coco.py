@@ -1,7 +1,7 @@
-"""Masks as COCO's JSON: segments of whole classes (panoptic), or one object per connected region (instances).
+"""Masks as COCO's JSON: segments of whole classes (panoptic), or an object per connected region (instances).
 
-Files lie as in COCO: ``annotations/panoptic_default.json`` with its PNGs in ``annotations/panoptic_default``, or
-``annotations/instances_default.json``; images, if they are wanted, in ``images/default``.
+Files lie as in COCO: ``annotations/panoptic_default.json`` with its PNGs in ``annotations/panoptic_default``,
+or ``annotations/instances_default.json``; images, if they are wanted, in ``images/default``.
 """
 
 import json
@@ -19,7 +19,7 @@ SUBSET = "default"
 
 
 def category_ids(masks: Masks) -> dict[int, int]:
-    """Id in masks -> category: the same, or one more for all where a class has 0, which COCO keeps for none."""
+    """Id in masks -> category: the same, or all one more where a class has 0, which is none in COCO."""
     more = int(any(one.id == 0 for one in masks.classes))
     return {one.id: one.id + more for one in masks.classes}
 

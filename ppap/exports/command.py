@@ -1,4 +1,4 @@
-"""What ``ppap export`` does: everything is checked first, and a file or folder gets its name when it is whole."""
+"""What ``ppap export`` does: all is checked first, and a file or folder gets its name when it is whole."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ from ppap.exports.labelling import check_names, write_cvat, write_datumaro
 from ppap.exports.masks import open_masks
 from ppap.exports.network import ExportedNetwork, check_size, described
 from ppap.exports.places import beside, require
-from ppap.reports.records import RANDOM_WARNING
 
 NETWORK_FORMATS = {"onnx": write_onnx, "torchscript": write_torchscript}
 MASK_FORMATS = {
@@ -42,7 +41,7 @@ class NetworkOptions:
     names: str | None = None
     """Of networks: names.json of `ppap atlas`: labels have its ids and merges. Masks have theirs already."""
     size: tuple[int, int] | None = None
-    """Of networks: height and width of images [pixels]; None = a square of --data.eval-resolution of the run."""
+    """Of networks: height and width of images [pixels]; None = --data.eval-resolution of the run, a square."""
     dynamic_size: bool = False
     """Of networks: images of any size, which may differ from call to call; not with rotary positions."""
 
@@ -93,8 +92,6 @@ def export_network(source: str, kind: str, out: Path, options: NetworkOptions) -
             network, path, size, dynamic, described(predictor, options.probe, size, dynamic)
         )
         print(_compared(predictor, options, kind, path, size))
-    if predictor.engine.net.backbone.is_random:
-        print(RANDOM_WARNING)
     shape = "any height x any width" if dynamic else f"{size[0]} x {size[1]}"
     return f"{out}: images (batch, 3, {shape}), RGB from 0 to 1 -> logits, labels"
 

@@ -64,13 +64,13 @@ def write_cvat(masks: Masks, out: Path, with_images: bool) -> str:
 
 
 def write_datumaro(masks: Masks, out: Path, with_images: bool) -> str:
-    """Write a folder of Datumaro's format, with the id of each mask as an attribute; as :func:`write_cvat`."""
+    """Write a folder of Datumaro's format, ids in masks as attributes; as :func:`write_cvat`."""
     _dataset(masks, [one.rgb for one in masks.classes]).export(str(out), "datumaro", save_media=with_images)
     return f"{len(masks.files)} images, {len(masks.classes)} labels"
 
 
 def distinct_colours(classes: tuple[MaskClass, ...]) -> list[tuple[int, int, int]]:
-    """Colours of classes, those that two share, or that mean background, replaced: CVAT tells classes by them."""
+    """Colours of classes, all different and none black: CVAT tells classes, and background, by them."""
     taken = {(0, 0, 0)}
     spare = (tuple(int(v) for v in colour) for colour in palette(MAX_COLOURS))
     own = {one.rgb for one in classes}
@@ -114,7 +114,7 @@ def _dataset(masks: Masks, colours: list[tuple[int, int, int]]) -> Any:
             ]
             yield dm.DatasetItem(id=name, subset=SUBSET, media=media, annotations=annotations)
 
-    return dm.Dataset.from_iterable(items(), categories=categories, media_type=dm.Image)
+    return dm.Dataset.from_iterable(list(items()), categories=categories, media_type=dm.Image)
 
 
 def _where(read: Any, name: str, one: int) -> np.ndarray:

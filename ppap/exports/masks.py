@@ -58,8 +58,8 @@ class Masks:
         strange = {*np.unique(values).tolist()} - known - {-1}
         if strange:
             raise DataError(
-                f"{path} has the id {min(strange)}, which {self.folder / 'legend.json'} lacks: it is of another "
-                "run or other names; predict it again with the others"
+                f"{path} has the id {min(strange)}, which {self.folder / 'legend.json'} lacks: it is of "
+                "another run or other names; predict it again with the others"
             )
         return values
 
@@ -109,7 +109,7 @@ def _images_of(files: dict[str, Path], given: Sequence[str]) -> dict[str, Path]:
         stored = stored_size(images[name])
         if sorted(stored) != sorted(size):  # EXIF may have turned it
             raise DataError(
-                f"{images[name]} has {stored[0]} x {stored[1]} pixels, its mask {path} {size[0]} x {size[1]}; "
-                "give the images that the masks are of"
+                f"{images[name]} has {stored[0]} x {stored[1]} pixels, its mask {path} {size[0]} x "
+                f"{size[1]}; give the images that the masks are of"
             )
     return {name: images[name] for name in files}

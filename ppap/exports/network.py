@@ -99,8 +99,8 @@ def check_size(predictor: Predictor, size: tuple[int, int], dynamic: bool) -> No
     tokens = -(-size[0] // backbone.patch_size) * -(-size[1] // backbone.patch_size)
     if tokens > MAX_TOKENS:
         raise UsageError(
-            f"--size {size[0]} {size[1]} gives {tokens} patches of {backbone.patch_size} pixels, the limit is "
-            f"{MAX_TOKENS}; give a smaller one"
+            f"--size {size[0]} {size[1]} gives {tokens} patches of {backbone.patch_size} pixels, the limit "
+            f"is {MAX_TOKENS}; give a smaller one"
         )
     if dynamic and getattr(backbone.vit, "rope", None) is not None:
         raise UsageError(

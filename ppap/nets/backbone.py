@@ -32,8 +32,8 @@ class Backbone(nn.Module):
     that was trained with others changes them itself.
 
     Attributes:
-        resize: fits the position embedding to a grid, :func:`resize_position`; ``ppap.exports`` puts a form in
-            its place that a graph can hold.
+        resize: fits the position embedding to a grid, :func:`resize_position`; ``ppap.exports`` puts a
+            form in its place that a graph can hold.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Backbone(nn.Module):
         return vit.norm_pre(x), grid
 
     def position(self, grid: tuple[int, int]) -> Tensor | float:
-        """The embedding that is added on a grid (h, w): (1, P + N, D), or (1, N, D); 0 where there is none."""
+        """What is added on a grid (h, w): (1, P + N, D), or (1, N, D); 0 where there is nothing."""
         if self.vit.pos_embed is None:
             return 0.0
         num_prefix = 0 if self.vit.no_embed_class else self.num_prefix
