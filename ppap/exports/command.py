@@ -41,7 +41,7 @@ class NetworkOptions:
     names: str | None = None
     """Of networks: names.json of `ppap atlas`: labels have its ids and merges. Masks have theirs already."""
     size: tuple[int, int] | None = None
-    """Of networks: height and width of images [pixels]; None = --data.eval-resolution of the run, a square."""
+    """Of networks: height and width [pixels]; None = a square of the run's --data.eval-resolution."""
     dynamic_size: bool = False
     """Of networks: images of any size, which may differ from call to call; not with rotary positions."""
 
