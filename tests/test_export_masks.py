@@ -25,7 +25,7 @@ def write_legend(folder, classes=CLASSES, ignored=255):
     (folder / "legend.json").write_text(json.dumps(record))
 
 
-def write_masks(folder, classes=CLASSES):
+def write_masks(folder, classes=CLASSES, ignored=255):
     """A folder as `ppap predict` leaves it, beside the images; name -> ids, -1 = none."""
     rng, found = np.random.default_rng(0), {}
     ids = [i for i, _, _ in classes]
@@ -36,11 +36,11 @@ def write_masks(folder, classes=CLASSES):
         found[name][0, 0] = ids[0]
         for root in (folder, folder.parent / "images"):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
-        save_index_png(found[name], folder / f"{name}.png", colours)
+        save_index_png(found[name], folder / f"{name}.png", colours, ignored)
         picture = Image.fromarray(rng.integers(0, 255, (*found[name].shape, 3)).astype(np.uint8))
         picture.save(folder / f"{name}_overlay.jpg")
         picture.save(folder.parent / "images" / f"{name}.jpg")
-    write_legend(folder, classes)
+    write_legend(folder, classes, ignored)
     return found
 
 
@@ -105,12 +105,12 @@ def test_coco_instances(masks, export, tmp_path):
 
 
 def test_a_class_0_moves_all_categories(export, tmp_path):
-    masks = write_masks(tmp_path / "masks", ((0, "a", (1, 2, 3)), (255, "b", (4, 5, 6))))
+    masks = write_masks(tmp_path / "masks", ((0, "a", (1, 2, 3)), (255, "b", (4, 5, 6))), 254)
     out = export("coco-panoptic")
     record = json.loads((out / "annotations/panoptic_default.json").read_text())
     assert [(one["id"], one["mask_id"]) for one in record["categories"]] == [(1, 0), (256, 255)]
     rgb = np.asarray(Image.open(out / "annotations/panoptic_default/c.png")).astype(int)
-    assert np.array_equal(rgb @ [1, 256, 65536] - 1, np.where(masks["c"] < 0, 255, masks["c"]))
+    assert np.array_equal(rgb @ [1, 256, 65536] - 1, masks["c"])
 
 
 @pytest.mark.parametrize("kind", ["cvat", "datumaro", "coco-panoptic", "coco-instances"])
@@ -123,7 +123,11 @@ def test_datumaro_reads_it(masks, export, kind, tmp_path):
             archive.extractall(tmp_path / "unpacked")
         assert {"labelmap.txt", "ImageSets/Segmentation/default.txt", "JPEGImages/c.jpg"} <= {*names}
         out = tmp_path / "unpacked"
-    reader = {"cvat": "voc", "coco-panoptic": "coco_panoptic", "coco-instances": "coco_instances"}
+    reader = {
+        "cvat": "voc_segmentation",
+        "coco-panoptic": "coco_panoptic",
+        "coco-instances": "coco_instances",
+    }
     dataset = dm.Dataset.import_from(str(out), reader.get(kind, kind))
     labels = dataset.categories()[dm.AnnotationType.label]
     ids = {name: i for i, name, _ in CLASSES}
