@@ -42,13 +42,13 @@ $(VENV)/triton-%/.done: $(VENV)/.done
 	touch $@
 
 # What a version of torch or Triton can change: the kernels, compiled and interpreted, the ops, what they need of torch.
-OF_VERSIONS = tests/test_triton.py tests/test_dispatch.py tests/test_availability.py tests/test_ppap_loss.py \
+OF_VERSIONS = tests/test_triton.py tests/test_dispatch.py tests/test_ppap_loss.py \
 	tests/test_contrastive_loss.py tests/test_relation_masks.py \
 	tests/test_proxy_average.py tests/test_masked_log_softmax.py tests/test_versions.py
 
 # Of the interpreter's files and of the architectures compiled for, which take minutes, `make test` runs all with the
 # environment's own Triton.
-test-oldest: UNINTERPRETED = contract or training or launches
+test-oldest: UNINTERPRETED = contract or training or loss or launches
 test-newest: UNINTERPRETED = contract or training or loss or launches or rows
 
 test-oldest test-newest: test-%: $(VENV)/%/.done

@@ -39,8 +39,10 @@ def measure(benchmark, request):
         if shape is not None:
             group = f"{shape.name}: N={shape.patches} A={shape.anchors} D={shape.width}"
         benchmark.group = group
+        quick = request.config.getoption("--quick")
+        if not quick:
+            benchmark.extra_info.update(peak_memory_mib=round(peak_memory(run) / _MIB, 1))
         benchmark.extra_info.update(
-            peak_memory_mib=round(peak_memory(run) / _MIB, 1),
             device=device_name(),
             threads=torch.get_num_threads(),
             torch=torch.__version__,
@@ -51,8 +53,7 @@ def measure(benchmark, request):
             run()
             synchronise()
 
-        rounds = 1 if request.config.getoption("--quick") else 5
-        benchmark.pedantic(timed, rounds=rounds, iterations=1, warmup_rounds=1)
+        benchmark.pedantic(timed, rounds=1 if quick else 5, iterations=1, warmup_rounds=0 if quick else 1)
         if shape is not None and products:
             add_rate(benchmark, shape, products)
 

@@ -36,7 +36,8 @@ def pairs(request):
     blocks = (torch.arange(SIDE) // 24)[:, None] * 5 + torch.arange(SIDE) // 40
     logits = logits_of(blocks % CLASSES, CLASSES, 0)
     folder = request.config.getoption("--photos")
-    return [(image, (logits,)) for image in pictures(Path(folder) if folder else None)]
+    count = 1 if request.config.getoption("--quick") else COUNT
+    return [(image, (logits,)) for image in list(pictures(Path(folder) if folder else None))[:count]]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ BACKENDS = [name for name, reason in available_backends().items() if reason is N
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("source", ["images", "cached"])
-def test_training_step(source, backend, tmp_path, measure):
+def test_training_step(source, backend, tmp_path, measure, request):
     config = demo()
     config = replace(
         config,
@@ -36,9 +36,11 @@ def test_training_step(source, backend, tmp_path, measure):
     batches = stream(engine.start(data))
     step = iter(range(10**9))
 
+    steps = 1 if request.config.getoption("--quick") else STEPS
+
     def run() -> None:
         with use_backend(backend):
-            for _ in range(STEPS):
+            for _ in range(steps):
                 engine.train_step(next(batches)[2], next(step))
 
-    measure(run, f"demo: {STEPS} training steps of {batch_size} images")
+    measure(run, f"demo: {steps} training steps of {batch_size} images")

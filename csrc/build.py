@@ -43,7 +43,12 @@ CUDA_UNITS = (
     *("library.cu", "masks.cu", "relation_masks.cu", "proxy_average.cu", "masked_log_softmax.cu"),
     "dense_crf.cu",
 )
-X86_ONLY = [name for name in UNITS if "avx" in name]
+# What each instruction set of x86 is made of; the others have what is left.
+ISA_UNITS = {
+    "avx2": ("isa_avx2.cpp", "dense_crf_avx2.cpp"),
+    "avx512": ("isa_avx512.cpp", "dense_crf_avx512.cpp"),
+    "avx512bf16": ("isa_avx512bf16.cpp", "dense_crf_avx512.cpp"),
+}
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 
@@ -66,15 +71,23 @@ def compiler() -> list[str]:
     raise BuildError("no C++ compiler (g++, clang++ or c++) is on the PATH")
 
 
-def build_cpu(out: Path, extra: Sequence[str] = ()) -> None:
-    """Compile and link the CPU library into the file `out`; `extra` flags go to every unit and to the link.
+def build_cpu(out: Path, extra: Sequence[str] = (), isas: Sequence[str] = tuple(ISA_UNITS)) -> None:
+    """Compile and link the CPU library into the file `out`.
+
+    Args:
+        out: file to write.
+        extra: flags for every unit and for the link.
+        isas: instruction sets of x86 beside the portable one; a processor of another kind has none of them.
 
     Raises:
         BuildError: no compiler, or it fails; the message has its output.
     """
     command = compiler()
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    units = [name for name in UNITS if x86 or name not in X86_ONLY]
+    chosen = isas if platform.machine().lower() in ("x86_64", "amd64") else ()
+    left_out = {unit for names in ISA_UNITS.values() for unit in names}
+    left_out -= {unit for isa in chosen for unit in ISA_UNITS[isa]}
+    units = [name for name in UNITS if name not in left_out]
+    extra = [*extra, *(f"-DPPAP_WITHOUT_{isa.upper()}" for isa in ISA_UNITS if isa not in chosen)]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         objects = [str(Path(scratch) / f"{name}.o") for name in units]
@@ -186,10 +199,13 @@ def main() -> int:
     """Build into kernels/, or where --out says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE.parent / "kernels" / "_cpu.so", help="file to write")
+    parser.add_argument(
+        "--isas", nargs="*", choices=[*ISA_UNITS], default=[*ISA_UNITS], help="instruction sets of x86"
+    )
     parser.add_argument("flags", nargs="*", help="more compiler flags, after --")
     options = parser.parse_args()
     try:
-        build_cpu(options.out, options.flags)
+        build_cpu(options.out, options.flags, options.isas)
     except BuildError as error:
         print(f"csrc/build.py: {error}", file=sys.stderr)
         return 1

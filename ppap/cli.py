@@ -41,6 +41,7 @@ COMMANDS = {
     "atlas": "make a page on which to name the clusters of a run",
     "analyze": "thresholds, quality of sets, ablation, sweep, benchmark: the paper's figures and tables",
     "prepare": "check a public data set; make its training crops, cut its tiles",
+    "push": "share a run on the Hugging Face Hub",
     "convert": "make a run of a checkpoint of the published code of PPAP, HP or STEGO",
     "pretrain": "train a backbone without labels, on images of your own or on generated scenes",
     "doctor": "show versions, devices and which kernel backend is used",

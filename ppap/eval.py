@@ -20,6 +20,7 @@ from ppap.cli import first_positional, parse, run
 from ppap.errors import PpapError, UsageError
 from ppap.evaluation.crf import native_crf_missing
 from ppap.methods.engine import pick_device
+from ppap.nets.shared_runs import is_shared, local_run
 from ppap.reports.measure import (
     MeasureOptions,
     check_protocol,
@@ -39,7 +40,7 @@ class EvalArguments(MeasureOptions):
     """Options of ``ppap eval``; data and eval settings default to those of the run."""
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """Run directory, checkpoint folder, or folder of a set of seeds."""
+    """Run directory, checkpoint folder, folder of a set of seeds, or hf-hub:OWNER/NAME."""
     which: Literal["auto", "best", "last"] = "auto"
     """Checkpoint of a run directory: best, last, or auto = what the run's --train.selection says."""
     out: str | None = None
@@ -72,14 +73,19 @@ def main(argv: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str]) -> tuple[EvalArguments, list[Path]]:
     """Read the arguments twice: for the checkpoint, and then with the checkpoint's settings as defaults."""
-    path, name, device = first_positional(argv), None, "auto"
+    path, name, device, out = first_positional(argv), None, "auto", ""
     if path is None or not set(argv) & {"-h", "--help"}:
         first = parse(EvalArguments, argv, command="eval", description=__doc__)
-        path, name, device = first.checkpoint, _name(first), first.device
+        path, name, device, out = first.checkpoint, _name(first), first.device, first.out
+    if is_shared(path):
+        if out is None:
+            raise UsageError(f"{path} is no folder to write results to; give --out FILE.json")
+        path = str(local_run(path))
     runs = seeds.runs_of(Path(path)) if seeds.is_set(Path(path)) else [Path(path)]
     config = settings_of(load_checkpoint(runs[0], name))
     defaults = EvalArguments(checkpoint=path, data=config.data, eval=_with_crf(config.eval, device))
-    return parse(EvalArguments, argv, command="eval", description=__doc__, default=defaults), runs
+    arguments = parse(EvalArguments, argv, command="eval", description=__doc__, default=defaults)
+    return dataclasses.replace(arguments, checkpoint=path), runs
 
 
 def _with_crf(config: EvalConfig, device: str) -> EvalConfig:

@@ -70,6 +70,13 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
+def own_cores() -> int:
+    """Cores for this process: those it may run on, shared among the ranks that torchrun started here."""
+    may = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
+    return max(may // ranks, 1)
+
+
 def by_ranks(command: Callable[[Sequence[str]], Any]) -> Callable[[Sequence[str]], Any]:
     """Mark a command as one that torchrun may start: its processes join for the time of the call."""
 

@@ -1,5 +1,6 @@
 """Write segmentation masks of images; in Python: ppap.load(path).predict(image)."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from ppap.cli import parse, required, run
 from ppap.data.limits import set_max_pixels
 from ppap.errors import DataError, UsageError
 from ppap.evaluation.predictor import load
+from ppap.nets.shared_runs import local_run
 from ppap.reports.masks import check_free, find_images, is_unfinished, unfinished, write_legend
 from ppap.reports.prediction import MaskOptions, check_images, hints, write_masks
 from ppap.reports.records import RANDOM_WARNING
@@ -27,7 +29,7 @@ class PredictArguments(MaskOptions):
     """Options of ``ppap predict``."""
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """Run directory or checkpoint folder."""
+    """Run directory, checkpoint folder, or hf-hub:OWNER/NAME."""
     images: Annotated[
         tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]"), required()
     ]
@@ -59,6 +61,7 @@ class PredictArguments(MaskOptions):
 def main(argv: Sequence[str]) -> None:
     """Command ``predict``; images that cannot be read are listed at the end, with the exit code of data."""
     arguments = parse(PredictArguments, argv, command="predict", description=__doc__)
+    arguments = dataclasses.replace(arguments, checkpoint=str(local_run(arguments.checkpoint)))
     files = find_images(arguments.images)
     out = Path(arguments.out)
     record = _record_of(arguments)

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.shapes import clustered
-from ppap.kernels import PropagationConfig
+from ppap.kernels import PropagationConfig, native
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -139,3 +139,9 @@ def peak_bytes(run: Callable[[], object]) -> int:
     with _Allocations() as allocations:
         run()
     return allocations.peak
+
+
+def isas_to_build() -> list[str]:
+    """For ``csrc/build.py --isas``: what runs here beside the portable form; others take long to compile."""
+    best = next(iter(native.available_isas()))
+    return [best] if best != "portable" else []

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ppap.data import EpochSampler, SegmentationDataset, build_dataset, train_loader, val_loader
-from ppap.data.loading import stream
+from ppap.data.loading import processes, stream
 from ppap.data.transforms import Geometry
 from ppap.errors import DataError
 from ppap.settings.config import DataConfig
@@ -132,3 +132,12 @@ def test_errors_of_a_worker_keep_their_type():
 
     with pytest.raises(DataError, match=r"a\.jpg: truncated"):
         indices(val_loader(Broken(2), 2, workers=1))
+
+
+@pytest.mark.parametrize(("cores", "ranks", "expected"), [(2, 1, 2), (64, 1, 8), (64, 16, 4), (2, 4, 1)])
+def test_processes_follow_the_cores(monkeypatch, cores, ranks, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    for name, value in (("TORCHELASTIC_RUN_ID", "1"), ("WORLD_SIZE", ranks), ("LOCAL_WORLD_SIZE", ranks)):
+        monkeypatch.setenv(name, str(value))
+    assert processes(None) == expected
+    assert [processes(count) for count in (0, 1, 12)] == [0, 1, 12]

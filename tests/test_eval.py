@@ -14,7 +14,7 @@ from ppap.cli import run
 from ppap.data import build_datasets
 from ppap.errors import DataError, UsageError
 from ppap.eval import main
-from ppap.evaluation.evaluate import PROBES, evaluate, pixel_scores
+from ppap.evaluation.evaluate import PROBES, evaluate, evaluate_each, pixel_products, pixel_scores
 from ppap.kernels import native
 from ppap.nets.probes import ClusterProbe, LinearProbe
 from ppap.reports import measure as reports_measure
@@ -36,8 +36,8 @@ def finished(tmp_path_factory):
     return tiny_run(tmp_path_factory.mktemp("finished") / "run", "--train.steps=3")
 
 
-def probes(width=12, classes=8):
-    torch.manual_seed(0)
+def probes(width=12, classes=8, seed=0):
+    torch.manual_seed(seed)
     return ClusterProbe(width, classes), LinearProbe(width, classes)
 
 
@@ -64,7 +64,7 @@ def test_pixel_scores_are_those_of_the_resized_code():
     cosine = torch.einsum("kd,dhw->khw", centres, F.normalize(resized[0], dim=0))
     torch.testing.assert_close(got[0], cosine, atol=1e-5, rtol=0)
     torch.testing.assert_close(got[1], linear.logits(resized)[0], atol=1e-5, rtol=0)
-    undivided = pixel_scores(code, (cluster, linear), 8, (30, 37), with_length=False)[0]
+    undivided = pixel_products(code, (cluster, linear), 8, (30, 37))[0][0]
     assert torch.equal(undivided.argmax(0), got[0].argmax(0))
 
 
@@ -316,3 +316,19 @@ def test_a_checkpoint_of_another_architecture(finished, tmp_path):
     edit_info(folder, deeper)
     with pytest.raises(DataError, match="blocks.2.*another architecture"):
         main([str(folder)])
+
+
+def test_several_pairs_share_one_pass():
+    passes = []
+
+    def counted(image):
+        passes.append(len(image))
+        return code_of(image)
+
+    pairs = [probes(), (probes(seed=3)[0], None)]
+    several = {"patch_size": 8, "device": torch.device("cpu")}
+    found = evaluate_each(counted, pairs, scenes(), EvalConfig(batch_size=3), **several)
+    assert passes == [3, 3, 1]
+    alone = [evaluate(code_of, pair, scenes(), EvalConfig(batch_size=3), **several) for pair in pairs]
+    assert [one.to_dict() for one in found] == [one.to_dict() for one in alone]
+    assert "linear" in found[0].plain and "linear" not in found[1].plain

@@ -11,6 +11,7 @@ import torch
 
 from bench.shapes import clustered
 from ppap.kernels import native, relation_masks
+from tests.helpers import isas_to_build
 
 ROOT = Path(__file__).parents[1]
 FLAGS = [
@@ -18,7 +19,7 @@ FLAGS = [
     "-fno-sanitize-recover=undefined",
     "-fno-omit-frame-pointer",
     "-O1",
-    "-g",
+    "-g1",
     "-DPPAP_EMULATE_PAIRS",
 ]
 TESTS = (
@@ -93,7 +94,7 @@ def sanitizer() -> str | None:
 @pytest.mark.skipif(sanitizer() is None, reason="g++ with libasan is not installed")
 def test_clean_under_sanitizers(tmp_path):
     library = tmp_path / "sanitized.so"
-    build = [sys.executable, "csrc/build.py", "--out", str(library), "--", *FLAGS]
+    build = [sys.executable, "csrc/build.py", "--out", str(library), "--isas", *isas_to_build(), "--", *FLAGS]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "CXX": "g++"})
     options = "detect_leaks=0:verify_asan_link_order=0:log_path=" + str(tmp_path / "report")
     environment = {**os.environ, "LD_PRELOAD": sanitizer(), "ASAN_OPTIONS": options, "PYTHONPATH": str(ROOT)}

@@ -19,6 +19,7 @@ COMMANDS = [
     "atlas",
     "analyze",
     "prepare",
+    "push",
     "convert",
     "pretrain",
     "doctor",

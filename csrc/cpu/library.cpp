@@ -14,15 +14,31 @@ struct Isa {
     const char* name;
     const ppap::KernelTable* table;
     ppap::crf::MeanField* mean_field;
+    bool (*runs_here)();
 };
+
+#if defined(__x86_64__)
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+}
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
 
 const Isa isas[] = {
 #if defined(__x86_64__)
-    {"avx512bf16", &ppap::avx512bf16::table, ppap::avx512::mean_field},
-    {"avx512", &ppap::avx512::table, ppap::avx512::mean_field},
-    {"avx2", &ppap::avx2::table, ppap::avx2::mean_field},
+#ifndef PPAP_WITHOUT_AVX512BF16
+    {"avx512bf16", &ppap::avx512bf16::table, ppap::avx512::mean_field, has_avx512bf16},
 #endif
-    {"portable", &ppap::portable::table, ppap::portable::mean_field},
+#ifndef PPAP_WITHOUT_AVX512
+    {"avx512", &ppap::avx512::table, ppap::avx512::mean_field, has_avx512},
+#endif
+#ifndef PPAP_WITHOUT_AVX2
+    {"avx2", &ppap::avx2::table, ppap::avx2::mean_field, has_avx2},
+#endif
+#endif
+    {"portable", &ppap::portable::table, ppap::portable::mean_field, [] { return true; }},
 };
 constexpr int count = sizeof(isas) / sizeof(isas[0]);
 
@@ -56,16 +72,7 @@ int ppap_abi_version() { return 8; }
 
 const char* ppap_isa_name(int isa) { return isa >= 0 && isa < count ? isas[isa].name : nullptr; }
 
-int ppap_isa_available(int isa) {
-#if defined(__x86_64__)
-    if (isa <= 1 && !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")))
-        return 0;
-    if (isa == 0) return __builtin_cpu_supports("avx512bf16");
-    if (isa == 2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-    return isa >= 0 && isa < count;
-}
+int ppap_isa_available(int isa) { return isa >= 0 && isa < count && isas[isa].runs_here(); }
 
 int64_t ppap_tile_rows(int isa, int64_t width) { return isas[isa].table->tile_rows(width); }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ppap.analysis import set_quality
 from ppap.analysis.backbone import LabelFree, Maps, draw, unit_rows
 from ppap.analysis.set_quality import SetsOf, count_sets, quality
-from ppap.evaluation.evaluate import pixel_scores
+from ppap.evaluation.evaluate import pixel_products
 from ppap.evaluation.metrics import ConfusionMatrix
 from ppap.evaluation.patches import linear_classifier
 from ppap.kernels import PropagationConfig
@@ -158,9 +158,9 @@ def frozen_scores(
     by_seed, by_line = [ConfusionMatrix(classes) for _ in seeds], ConfusionMatrix(classes)
     for features, label in zip(val.features.split(1), val.labels, strict=True):
         size = (label.shape[0], label.shape[1])
-        scores, logits = pixel_scores(condition(features), (cluster, linear), patch, size, with_length=False)
-        for matrix, own in zip(by_seed, scores.split(classes), strict=True):
+        scores, logits = pixel_products(condition(features), (cluster, linear), patch, size)
+        for matrix, own in zip(by_seed, scores[0].split(classes), strict=True):
             matrix.update(own.argmax(dim=0), label.long())
-        by_line.update(logits.argmax(dim=0), label.long())
+        by_line.update(logits[0].argmax(dim=0), label.long())
     found, line = [matrix.scores(matrix.match()) for matrix in by_seed], by_line.scores()
     return Frozen([s.accuracy for s in found], [s.miou for s in found], line.accuracy, line.miou)

@@ -29,6 +29,7 @@ from ppap.methods.choices import Choices, autos
 from ppap.methods.engine import pick_device
 from ppap.nets.feature_cache import cached, is_cached
 from ppap.nets.model import build_net
+from ppap.parallel import own_cores
 from ppap.reports.measure import MeasureOptions, check_protocol, measure, settings_of, write_record
 from ppap.runs.checkpoint import load_checkpoint
 from ppap.runs.lock import alone
@@ -299,7 +300,7 @@ def _run_parallel(folder: Path, cells: Sequence[Cell], jobs: int) -> None:
 def _start(folder: Path, cell: Cell, jobs: int) -> subprocess.Popen:
     """A process that runs one cell; it reads what is asked from its standard input."""
     root = str(Path(ppap.__file__).parent.parent)
-    threads = max(len(os.sched_getaffinity(0)) // jobs, 1) if hasattr(os, "sched_getaffinity") else 1
+    threads = max(own_cores() // jobs, 1)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     request = {**vars(cell), "config": to_dict(cell.config)}

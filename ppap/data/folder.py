@@ -5,8 +5,11 @@ Where there are no validation images, a fixed sample of the training images stan
 validation then draws pictures and has no metrics.
 """
 
+import functools
 import hashlib
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -58,7 +61,8 @@ class FolderDataset(SegmentationDataset):
         missing = [i for i, path in enumerate(self._labels or ()) if path is None]
         digest.update(repr(missing).encode() if missing else b"")
         for path in (*self._images, *(path for path in self._labels or () if path is not None)):
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            found = os.stat(path)
+            digest.update(_content(path, found.st_size, found.st_mtime_ns))
         return digest.hexdigest()
 
     def original(self, i: int) -> Image.Image:
@@ -83,6 +87,12 @@ class FolderDataset(SegmentationDataset):
                 f"{self._labels[i]}: id {stray} is neither one of {self.classes} classes nor ignored"
             )
         return picture, ids
+
+
+@functools.cache
+def _content(path: Path, size: int, changed: int) -> bytes:
+    """Hash of a file; read once in a process while its size and its time of change stay."""
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def build(config: DataConfig, splits: tuple[str, ...] = SPLITS) -> Datasets:

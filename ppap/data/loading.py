@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, defa
 from ppap.data.base import SegmentationDataset
 from ppap.data.limits import max_pixels, set_max_pixels
 from ppap.errors import DataError
+from ppap.parallel import own_cores
 from ppap.stopping import ignore
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def train_loader(
     dataset: SegmentationDataset,
     batch_size: int,
     seed: int,
-    workers: int = 0,
+    workers: int | None = 0,
     epoch: int = 0,
     start_step: int = 0,
     *,
@@ -98,7 +99,8 @@ def train_loader(
         dataset: the training images.
         batch_size: images per batch; an incomplete last batch is dropped.
         seed: of the order.
-        workers: loader processes, kept alive between epochs; 0 = load in this process.
+        workers: loader processes, kept alive between epochs; 0 = load in this process, None = as
+            :func:`processes` says.
         epoch, start_step: where to begin, as for :meth:`EpochSampler.move_to`.
         pin_memory: page-locked batches; only for training on a CUDA device.
         sampler: takes the arguments of :class:`EpochSampler`; another one may give the dataset other keys.
@@ -110,23 +112,24 @@ def train_loader(
         DataError: fewer images than one batch.
     """
     batches = sampler(len(dataset), batch_size, seed, epoch, start_step)
+    workers = processes(workers)
     keep = workers > 0
     return _loader(dataset, workers, pin_memory, seed=seed, batch_sampler=batches, persistent_workers=keep)
 
 
 def val_loader(
-    dataset: SegmentationDataset, batch_size: int, workers: int = 0, *, pin_memory: bool = False
+    dataset: SegmentationDataset, batch_size: int, workers: int | None = 0, *, pin_memory: bool = False
 ) -> DataLoader:
     """Loader of all validation images in order; the last batch may be smaller. The rest as ``train_loader``.
 
     Its processes end with each pass: between validations they would only hold memory.
     """
-    workers = min(workers, -(-len(dataset) // batch_size))
+    workers = min(processes(workers), -(-len(dataset) // batch_size))
     return _loader(dataset, workers, pin_memory, seed=0, batch_size=batch_size, shuffle=False)
 
 
 def steps_loader(
-    dataset: Dataset, batch_size: int, steps: range, workers: int = 0, *, pin_memory: bool = False
+    dataset: Dataset, batch_size: int, steps: range, workers: int | None = 0, *, pin_memory: bool = False
 ) -> DataLoader:
     """Loader of a data set without epochs: batch k holds items k * batch_size to (k + 1) * batch_size - 1.
 
@@ -137,12 +140,14 @@ def steps_loader(
         workers, pin_memory: as for :func:`train_loader`.
     """
     batches = [range(k * batch_size, (k + 1) * batch_size) for k in steps]
-    return _loader(dataset, min(workers, len(batches)), pin_memory, seed=0, batch_sampler=batches)
+    return _loader(dataset, min(processes(workers), len(batches)), pin_memory, seed=0, batch_sampler=batches)
 
 
-def whole_loader(dataset: Dataset, workers: int = 0) -> DataLoader:
+def whole_loader(dataset: Dataset, workers: int | None = 0) -> DataLoader:
     """Loader of single items in order, of any size, without a batch dimension."""
-    return _loader(dataset, min(workers, len(dataset)), False, seed=0, batch_size=None, shuffle=False)
+    return _loader(
+        dataset, min(processes(workers), len(dataset)), False, seed=0, batch_size=None, shuffle=False
+    )
 
 
 def stream(loader: DataLoader) -> Iterator[tuple[int, int, dict[str, torch.Tensor]]]:
@@ -187,6 +192,11 @@ def shared_memory() -> int:
     except (OSError, AttributeError):  # not here, or no such place: another mechanism
         return sys.maxsize
     return found.f_blocks * found.f_frsize
+
+
+def processes(workers: int | None) -> int:
+    """Loader processes: as many as are asked for; None = one for each core of this process, at most 8."""
+    return min(own_cores(), 8) if workers is None else workers
 
 
 def _loader(dataset: Dataset, workers: int, pin_memory: bool, seed: int, **options: Any) -> DataLoader:

@@ -5,7 +5,7 @@ published: the code is resized to the image, then probed; metrics are computed a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ from ppap.stopping import check, each
 CLUSTER_SHARPNESS = 2.0
 # Channels of the code resized at a time while its length per pixel is computed.
 _CHANNELS = 64
+# Scores per pixel that are held at a time where they are only counted: 256 MiB in fp32.
+_SCORES = 2**26
 PROBES = ("cluster", "linear")
 _EXTRA = {"many-to-one": "each counts as its most frequent class", "left-out": "their pixels left out"}
 _PREFIXES = ("", "crf/")
@@ -78,7 +80,7 @@ def evaluate(
     *,
     patch_size: int,
     device: torch.device,
-    workers: int = 0,
+    workers: int | None = 0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Measure the probes on all images of a labelled dataset; ranks share them, and have the same result.
@@ -91,7 +93,7 @@ def evaluate(
         config: batch size, CRF, and what clusters without a class count as.
         patch_size: side p of a patch [pixels].
         device: where images go.
-        workers: loader processes.
+        workers: loader processes; None = one for each core, at most 8.
         should_stop: asked after each batch; True ends the evaluation with InterruptedError.
 
     Raises:
@@ -100,43 +102,81 @@ def evaluate(
         NumberError: the code is not finite.
     """
     require_crf(config.crf, device)
+    if config.crf == "none":
+        passing = {"patch_size": patch_size, "device": device, "workers": workers, "should_stop": should_stop}
+        return evaluate_each(code_of, [probes], dataset, config, **passing)[0]
+    counts = _counts(probes, dataset)
+    batches = _batches(code_of, dataset, config.batch_size, device, workers, should_stop)
+    picture, where = _picture_source(dataset, config.crf_image), crf_device(config.crf, device)
+    tasks = _crf_tasks(batches, probes, patch_size, counts, picture, where)
+
+    def count() -> None:
+        for result in run_crf(tasks, config.crf):
+            for probe, labels in zip(_names(probes), result.labels, strict=True):
+                counts[f"crf/{probe}"].update(labels, result.payload)
+
+    together(count)
+    return _evaluation(counts, dataset, config)
+
+
+def evaluate_each(
+    code_of: CodeOf,
+    probes: Sequence[tuple[ClusterProbe, LinearProbe | None]],
+    dataset: SegmentationDataset,
+    config: EvalConfig,
+    *,
+    patch_size: int,
+    device: torch.device,
+    workers: int | None = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Evaluation]:
+    """:func:`evaluate` without CRF of several pairs of probes, in one pass of the network over the images."""
+    counts = [_counts(pair, dataset) for pair in probes]
+
+    def count() -> None:
+        for batch, code in _batches(code_of, dataset, config.batch_size, device, workers, should_stop):
+            labels = batch["label"].to(device, non_blocking=True)
+            for pair, own in zip(probes, counts, strict=True):
+                _count_plain(code, labels, pair, patch_size, own)
+
+    together(count)
+    return [_evaluation(own, dataset, replace(config, crf="none")) for own in counts]
+
+
+def _names(probes: tuple[ClusterProbe, LinearProbe | None]) -> tuple[str, ...]:
+    return PROBES if probes[1] is not None else PROBES[:1]
+
+
+def _counts(probes, dataset: SegmentationDataset) -> dict[str, ConfusionMatrix]:
+    """Empty counts of all scores of a pair of probes.
+
+    Raises:
+        DataError: the images have no labels.
+    """
     if not dataset.labelled:
         raise DataError("these images have no labels: nothing to measure; give labels/val beside images/val")
-    names = PROBES if probes[1] is not None else PROBES[:1]
     clusters = {"cluster": len(probes[0].clusters), "linear": dataset.classes}
-    counts = {
-        f"{prefix}{p}": ConfusionMatrix(dataset.classes, clusters[p]) for prefix in _PREFIXES for p in names
+    return {
+        f"{prefix}{p}": ConfusionMatrix(dataset.classes, clusters[p])
+        for prefix in _PREFIXES
+        for p in _names(probes)
     }
-    with_crf = config.crf != "none"
-    batches = _batches(code_of, dataset, config.batch_size, device, workers, should_stop)
-    picture = _picture_source(dataset, config.crf_image) if with_crf else None
-    where = crf_device(config.crf, device)
-    tasks = _plain_then_crf_tasks(batches, probes, patch_size, counts, picture, where)
-    together(lambda: _count(tasks, counts, names, config.crf))
+
+
+def _evaluation(counts: dict[str, ConfusionMatrix], dataset, config: EvalConfig) -> Evaluation:
+    """Scores of what all ranks counted, and what a reader must know of them."""
     if world().several:
         add_(*(matrix.counts for matrix in counts.values()))
-    result = _scores(counts, dataset, config.unmatched, with_crf)
-    extra, how = clusters["cluster"] - dataset.classes, _EXTRA.get(config.unmatched)
+    result = _scores(counts, dataset, config.unmatched, config.crf != "none")
+    clusters, how = counts["cluster"].clusters, _EXTRA.get(config.unmatched)
+    extra = clusters - dataset.classes
     if extra and how:
         result.notes.append(
-            f"{clusters['cluster']} clusters for {dataset.classes} classes: {extra} beyond one to one, {how}"
+            f"{clusters} clusters for {dataset.classes} classes: {extra} beyond one to one, {how}"
         )
-    if "linear" not in names:
+    if "linear" not in counts:
         result.notes.append("no linear probe: it was trained without labels")
     return result
-
-
-def _count(
-    tasks: Iterator[CRFTask], counts: dict[str, ConfusionMatrix], names: Sequence[str], crf: str
-) -> None:
-    """Go through this rank's images: their labels are counted."""
-    if crf == "none":
-        for _ in tasks:
-            pass
-        return
-    for result in run_crf(tasks, crf):
-        for probe, labels in zip(names, result.labels, strict=True):
-            counts[f"crf/{probe}"].update(labels, result.payload)
 
 
 def _scores(counts, dataset, unmatched, with_crf) -> Evaluation:
@@ -175,26 +215,39 @@ def _batches(code_of, dataset, batch_size, device, workers, should_stop) -> Iter
             raise InterruptedError
 
 
-def _plain_then_crf_tasks(batches, probes, patch_size, counts, picture, where) -> Iterator[CRFTask]:
-    """Counts labels without CRF on the way; yields the CRF's work on `where` if `picture` gives its image."""
+def _crf_tasks(batches, probes, patch_size, counts, picture, where) -> Iterator[CRFTask]:
+    """The CRF's work on `where`, on the images that `picture` gives; counts labels without CRF on the way."""
     for batch, code in batches:
         size = tuple(batch["label"].shape[1:])
         for i, index in enumerate(batch["index"].tolist()):
             check()
-            truth, one = batch["label"][i], code[i : i + 1]
-            scores = pixel_scores(one, probes, patch_size, size, with_length=picture is not None)
-            # Of a probe for more classes than there are labels of, those that there are.
-            scores = {"cluster": scores[0], "linear": scores[1][: counts["cluster"].classes]}
-            scores = {probe: score for probe, score in scores.items() if probe in counts}
+            truth, found = batch["label"][i], pixel_scores(code[i : i + 1], probes, patch_size, size)
+            scores = _counted(found, counts, dim=0)
             for probe, score in scores.items():
                 counts[probe].update(score.argmax(dim=0).cpu(), truth)
-            if picture is not None:
-                sharp = {"cluster": CLUSTER_SHARPNESS, "linear": 1.0}
-                log_probabilities = tuple(
-                    (sharp[probe] * score).log_softmax(dim=0).to(where) for probe, score in scores.items()
-                )
-                image = picture(index, batch["image"][i])
-                yield CRFTask(image, log_probabilities, payload=truth)
+            sharp = {"cluster": CLUSTER_SHARPNESS, "linear": 1.0}
+            log_probabilities = tuple(
+                (sharp[probe] * score).log_softmax(dim=0).to(where) for probe, score in scores.items()
+            )
+            yield CRFTask(picture(index, batch["image"][i]), log_probabilities, payload=truth)
+
+
+def _count_plain(code, labels, probes, patch_size, counts) -> None:
+    """Counts a batch where the code is, as many images at once as their scores leave room for."""
+    size = tuple(labels.shape[1:])
+    images = max(_SCORES // (counts["cluster"].clusters * size[0] * size[1]), 1)
+    for part, truth in zip(code.split(images), labels.split(images), strict=True):
+        check()
+        for probe, score in _counted(pixel_products(part, probes, patch_size, size), counts, dim=1).items():
+            counts[probe].update(score.argmax(dim=1), truth)
+
+
+def _counted(scores, counts, dim: int) -> dict[str, Tensor]:
+    """Scores of the probes that are counted; of a probe for more classes than there are, those that are."""
+    cluster, linear = scores
+    if "linear" not in counts:
+        return {"cluster": cluster}
+    return {"cluster": cluster, "linear": linear.narrow(dim, 0, counts["cluster"].classes)}
 
 
 def _picture_source(dataset: SegmentationDataset, choice: str) -> Callable[[int, Tensor], Any]:
@@ -205,34 +258,43 @@ def _picture_source(dataset: SegmentationDataset, choice: str) -> Callable[[int,
 
 
 @torch.no_grad()
-def pixel_scores(
-    code: Tensor,
-    probes: tuple[ClusterProbe, LinearProbe | None],
-    patch_size: int,
-    size: tuple[int, int],
-    *,
-    with_length: bool = True,
+def pixel_products(
+    code: Tensor, probes: tuple[ClusterProbe, LinearProbe | None], patch_size: int, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Cluster cosines (K, H, W) and linear logits (C, H, W) of the code resized to the pixels of one image.
+    """Products of the code, resized to the pixels, with unit cluster centres and with the linear probe.
 
     Products with a probe and bilinear resizing are both linear and commute, so the products are resized, not
-    the code; only the length of the resized code, by which the cosine divides, is taken from the code itself.
+    the code. The cosine divides those with centres by the length of the code, which no arg max needs.
 
     Args:
-        code: (1, D, h, w).
+        code: (B, D, h, w).
         probes: cluster and linear probe; without the latter its logits are empty.
         patch_size: side of a patch [pixels].
         size: (H, W) [pixels].
-        with_length: False leaves the cosines undivided by the code's length per pixel, which no argmax needs.
+
+    Returns:
+        (B, K, H, W) and (B, C, H, W), fp32.
     """
     cluster, linear = probes
     centres = F.normalize(cluster.clusters.float(), dim=1)
-    products = upsample(F.conv2d(code.float(), centres[:, :, None, None]), patch_size, size)[0]
-    if with_length:
-        square = torch.zeros(size, device=code.device)
-        for part in code.float().split(_CHANNELS, dim=1):
-            square += upsample(part, patch_size, size)[0].square_().sum(dim=0)
-        products = products / square.sqrt().clamp(min=1e-12)
+    products = upsample(F.conv2d(code.float(), centres[:, :, None, None]), patch_size, size)
     if linear is None:
-        return products, products[:0]
-    return products, upsample(linear.logits(code), patch_size, size)[0]
+        return products, products[:, :0]
+    return products, upsample(linear.logits(code), patch_size, size)
+
+
+@torch.no_grad()
+def pixel_scores(
+    code: Tensor, probes: tuple[ClusterProbe, LinearProbe | None], patch_size: int, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Cluster cosines (K, H, W) and linear logits (C, H, W) of the code resized to the pixels of one image.
+
+    Args:
+        code: (1, D, h, w).
+        probes, patch_size, size: as for :func:`pixel_products`.
+    """
+    products, logits = pixel_products(code, probes, patch_size, size)
+    square = torch.zeros(size, device=code.device)
+    for part in code.float().split(_CHANNELS, dim=1):
+        square += upsample(part, patch_size, size)[0].square_().sum(dim=0)
+    return products[0] / square.sqrt().clamp(min=1e-12), logits[0]

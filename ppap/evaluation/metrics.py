@@ -68,15 +68,18 @@ class ConfusionMatrix:
             raise ValueError(
                 f"pred has shape {tuple(pred.shape)}, truth {tuple(truth.shape)}; give equal shapes"
             )
-        kept = (truth >= 0) & (truth < self.classes)
-        pred, truth = pred.to(truth.device)[kept], truth[kept]
         if pred.numel() == 0:
             return
-        low, high = int(pred.min()), int(pred.max())
+        kept = (truth >= 0) & (truth < self.classes)
+        pred = torch.where(kept, pred.to(truth.device), 0)
+        low, high = torch.stack(pred.aminmax()).tolist()
         if low < 0 or high >= self.clusters:
             raise ValueError(f"predictions run from {low} to {high}; give ids 0..{self.clusters - 1}")
-        pairs = torch.bincount(pred * self.classes + truth, minlength=self.clusters * self.classes)
-        self.counts += pairs.reshape(self.clusters, self.classes).cpu()
+        # What is ignored is counted too, in a place of its own: picking out the rest would wait for a GPU.
+        cells = self.clusters * self.classes
+        pairs = torch.where(kept, pred * self.classes + truth, cells).flatten()
+        found = torch.bincount(pairs, minlength=cells + 1)[:cells]
+        self.counts += found.reshape(self.clusters, self.classes).cpu()
 
     def __add__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
         if not isinstance(other, ConfusionMatrix):

@@ -183,7 +183,7 @@ def build_bank(
     *,
     patch_size: int,
     device: torch.device,
-    workers: int = 0,
+    workers: int | None = 0,
 ) -> Bank:
     """Embeddings of all images of a labelled split.
 
@@ -193,7 +193,7 @@ def build_bank(
         settings: resolution, fit and up-sampling.
         patch_size: side of a patch [pixels].
         device: where the network is.
-        workers: loader processes.
+        workers: loader processes; None = one for each core, at most 8.
 
     Raises:
         DataError: a mask is missing, or none holds a labelled pixel.
@@ -261,7 +261,7 @@ def evaluate_neighbours(
     *,
     patch_size: int,
     device: torch.device,
-    workers: int = 0,
+    workers: int | None = 0,
     masks: Path | None = None,
 ) -> NeighbourEvaluation:
     """Label every validation image by nearest neighbours and score it at its original size.
@@ -273,7 +273,7 @@ def evaluate_neighbours(
         settings: of the whole procedure.
         patch_size: side of a patch [pixels].
         device: where network and bank are.
-        workers: loader processes.
+        workers: loader processes; None = one for each core, at most 8.
         masks: new folder for the predictions as RGB PNG, ``NAME.png``, id = R + 256 G; None = not written.
 
     Raises:

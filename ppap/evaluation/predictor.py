@@ -23,6 +23,7 @@ from ppap.evaluation.names import Names, read_names
 from ppap.evaluation.tiles import OVERLAP, Tiling, label_tiles, labels_of
 from ppap.evaluation.views import Looking, Lookout
 from ppap.methods.engine import Engine, for_inference, load_engine, pick_device
+from ppap.nets.shared_runs import local_run
 from ppap.runs.checkpoint import load_checkpoint
 from ppap.settings.config import from_dict
 
@@ -232,7 +233,7 @@ def load(
     """A trained network, ready to predict.
 
     Args:
-        path: run directory or checkpoint folder.
+        path: run directory, checkpoint folder, or ``hf-hub:OWNER/NAME``, what ``ppap push`` shared.
         device: ``auto`` or a torch device name.
         max_pixels: images of more are refused before they are decoded; None = ``--data.max-pixels`` of the
             run, by default 200 million.
@@ -246,7 +247,7 @@ def load(
         >>> labels = ppap.load("runs/mine").predict("photo.jpg")
         >>> named = ppap.load("runs/mine", names="names.json").predict("photo.jpg")
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(local_run(path))
     chosen = pick_device(device)
     config = for_inference(from_dict(checkpoint.info["config"]), chosen)
     engine = load_engine(checkpoint, chosen, config)

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ppap.data import Datasets
+from ppap.data import SegmentationDataset
 from ppap.evaluation.comparison import BatchCode, codes_of, fit_probes
-from ppap.evaluation.evaluate import CodeOf, evaluate
+from ppap.evaluation.evaluate import CodeOf, evaluate_each
 from ppap.methods.engine import Engine
 from ppap.runs.randomness import own_randomness
 from ppap.settings.config import Config
@@ -21,7 +22,8 @@ def refit_clusters(
     code_of: CodeOf,
     batch_code: BatchCode,
     engine: Engine,
-    datasets: Datasets,
+    source: Dataset[dict[str, Any]],
+    val: SegmentationDataset,
     config: Config,
     seeds: Sequence[int],
 ) -> list[dict[str, float]]:
@@ -34,7 +36,8 @@ def refit_clusters(
         code_of: images -> code.
         batch_code: the same of a batch of the training images.
         engine: whose code it is; its own probes are not touched.
-        datasets: training images to fit to, labelled validation images.
+        source: training images to fit to, or their cached features.
+        val: labelled validation images.
         config: of the run.
         seeds: of initial weights and batches, one per probe.
 
@@ -45,30 +48,30 @@ def refit_clusters(
         NumberError: the code is not finite.
     """
     settings, patch = replace(config.compare, starts=1), engine.net.backbone.patch_size
-    found = []
+    probes = []
     with own_randomness():
-        codes, labels = codes_of(batch_code, datasets.train, settings.images, config)
+        codes, labels = codes_of(batch_code, source, settings.images, config)
         for seed in each(tqdm(seeds, desc="refit", unit="probe", disable=None)):
-            probes = fit_probes(
+            fitted = fit_probes(
                 codes,
                 labels,
-                datasets.train.classes,
+                val.classes,
                 replace(config, compare=settings),
                 seed=seed,
                 patch_size=patch,
                 device=engine.device,
             )
-            scores = evaluate(
-                code_of,
-                probes,
-                datasets.val,
-                replace(config.eval, crf="none"),
-                patch_size=patch,
-                device=engine.device,
-                workers=config.data.workers,
-            )
-            found.append({key: value for key, value in scores.summary().items() if "cluster" in key})
-    return found
+            probes.append(fitted)
+        found = evaluate_each(
+            code_of,
+            probes,
+            val,
+            config.eval,
+            patch_size=patch,
+            device=engine.device,
+            workers=config.data.workers,
+        )
+    return [{key: value for key, value in scores.summary().items() if "cluster" in key} for scores in found]
 
 
 def refit_table(

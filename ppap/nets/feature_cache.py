@@ -103,6 +103,17 @@ def cached(
     )
 
 
+def training_set(
+    config: Config, dataset: SegmentationDataset, net: Network, device: torch.device
+) -> SegmentationDataset | CachedFeatures:
+    """The training images, or their frozen tokens where ``--data.cache-features`` and its limit say so.
+
+    Raises:
+        DataError, NumberError: see :func:`cache_features`.
+    """
+    return cached(net, dataset, config, device) if is_cached(net, dataset, config.data) else dataset
+
+
 @torch.no_grad()
 def cache_features(
     net: Network,
@@ -112,7 +123,7 @@ def cache_features(
     dtype: CacheType = "fp16",
     batch_size: int = 32,
     device: torch.device,
-    workers: int = 0,
+    workers: int | None = 0,
 ) -> CachedFeatures:
     """The dataset's frozen tokens, from disk where they are, computed where they are not.
 
@@ -127,7 +138,7 @@ def cache_features(
         dtype: of the stored tokens.
         batch_size: images per forward pass.
         device: where the forward passes run.
-        workers: loader processes.
+        workers: loader processes; None = one for each core, at most 8.
 
     Raises:
         DataError: the disk is too small, the folder cannot be written, or what it holds is damaged.

@@ -102,14 +102,16 @@ def no_connection(to: str) -> str | None:
 class Repository:
     """A repository of the hub, one file at a time: from the network, or without one from the hub's cache."""
 
-    def __init__(self, name: str, revision: str | None = None) -> None:
+    def __init__(self, name: str, revision: str | None = None, what: str = "weights") -> None:
         """Find out once whether the hub can be asked; nothing is downloaded yet.
 
         Args:
             name: OWNER/NAME.
             revision: branch, tag or commit; None = main.
+            what: is wanted of it, in words: ``weights`` of a backbone, or a ``run``.
         """
-        self.name, self.revision = name, revision
+        self.name, self.revision, self._what = name, revision, what
+        self._asked = f"--model.weights {name}" if what == "weights" else f"hf-hub:{name}"
         why = "--offline, or HF_HUB_OFFLINE, forbids downloads"
         self.reason = why if offline() else no_connection(constants.ENDPOINT)
         self._said = False
@@ -134,12 +136,12 @@ class Repository:
         except GatedRepoError:
             page = f"{constants.ENDPOINT}/{self.name}"
             raise DataError(
-                f"--model.weights {self.name}: its owner wants to be asked first: accept the terms on "
+                f"{self._asked}: its owner wants to be asked first: accept the terms on "
                 f"{page}, then log in here with: hf auth login"
             ) from None
         except RepositoryNotFoundError:
             raise DataError(
-                f"--model.weights {self.name} is no file or directory here, and no public repository of "
+                f"{self._asked} is no file or directory here, and no public repository of "
                 f"{constants.ENDPOINT}; check the name (a private one needs: hf auth login)"
             ) from None
         except Exception as error:  # network, hub and cache errors share no base class
@@ -147,14 +149,14 @@ class Repository:
                 return None
             text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise DataError(
-                f"--model.weights {self.name}: cannot get {file} from the hub ({text}); try again, or copy "
+                f"{self._asked}: cannot get {file} from the hub ({text}); try again, or copy "
                 "the repository's files here and give their directory"
             ) from error
 
     def _say(self, text: str) -> None:
         """Print once where the files come from."""
         if not self._said:
-            print(f"weights: {text}", flush=True)
+            print(f"{self._what}: {text}", flush=True)
         self._said = True
 
     def lacks(self, what: str) -> DataError:

@@ -10,6 +10,7 @@ from ppap.data import build_dataset, build_datasets
 from ppap.data.base import SPLITS
 from ppap.data.cocostuff import TRAIN_LISTS
 from ppap.data.crops import folder_name
+from ppap.data.loading import processes
 from ppap.data.pairs import WORDS, data_root
 from ppap.errors import UsageError
 from ppap.preparation.crops import CropSettings, make_crops
@@ -48,8 +49,8 @@ class PrepareArguments:
     225 * tile + 15 * row + column."""
     seed: int = 0
     """Seed of the split of raw Potsdam tiles."""
-    workers: int = 2
-    """Processes that make crops; 0 = this one."""
+    workers: int | None = None
+    """Processes that make crops; 0 = this one, None = one for each core, at most 8."""
     partial: bool = False
     """Accept a data set of which images are missing."""
 
@@ -97,7 +98,7 @@ def _cut(arguments: PrepareArguments, root: Path) -> str:
 
 def _crop(config: DataConfig, arguments: PrepareArguments) -> None:
     quality = None if arguments.lossless else arguments.quality
-    settings = CropSettings(arguments.ratio, quality, arguments.workers)
+    settings = CropSettings(arguments.ratio, quality, processes(arguments.workers))
     source = "sorted by name"
     if config.kind in TRAIN_LISTS:
         which = TRAIN_LISTS[config.kind] if config.coco_list == "auto" else config.coco_list

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import uuid
@@ -10,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ppap.data import Datasets, build_datasets
+from ppap.data import Datasets, SegmentationDataset, build_datasets
 from ppap.data.base import SPLITS
 from ppap.data.ids import as_trained, trained_without_labels
 from ppap.errors import DataError, UsageError
@@ -22,6 +23,7 @@ from ppap.evaluation.names import Names, read_names
 from ppap.evaluation.neighbours import NeighbourEvaluation, build_bank, evaluate_neighbours, map_source
 from ppap.evaluation.refit import refit_clusters, refit_table
 from ppap.methods.engine import Engine, for_inference, load_engine, pick_device
+from ppap.nets.feature_cache import CachedFeatures, training_set
 from ppap.reports.provenance import provenance
 from ppap.reports.records import (
     RANDOM_WARNING,
@@ -178,6 +180,11 @@ def _measure_probes(
     dataset, code_of, batch_code = datasets.val, engine.code, engine.code_of
     trained = checkpoint.info["labelled"]
     named = None
+
+    @functools.cache
+    def material() -> SegmentationDataset | CachedFeatures:
+        return training_set(config, datasets.train, engine.net, engine.device)
+
     if arguments.names is not None:
         if _clusters_are_renewed(checkpoint, arguments):
             raise UsageError("--names are of the run's own clusters; leave out --eval.cluster-init")
@@ -185,11 +192,11 @@ def _measure_probes(
         named.classes(dataset.class_names)  # refuses names of which none is a class
     if arguments.frozen:
         trained = datasets.train.labelled
-        train_frozen_probes(engine, datasets.train, arguments.frozen_steps or checkpoint.info["step"])
+        train_frozen_probes(engine, material(), arguments.frozen_steps or checkpoint.info["step"])
         code_of, batch_code = engine.frozen_code, engine.frozen_code_of
     elif _clusters_are_renewed(checkpoint, arguments):
         print("clusters: fitted anew by k-means, to the codes of the training images", flush=True)
-        settle_clusters(engine, batch_code, datasets.train)
+        settle_clusters(engine, batch_code, material())
     settings = config.eval
     if trained_without_labels(checkpoint.info):
         settings = dataclasses.replace(settings, unmatched=settings.extra_clusters)
@@ -214,7 +221,7 @@ def _measure_probes(
         lines += ["", *found]
     if arguments.refit_clusters:
         numbers = range(config.train.seed + 1, config.train.seed + 1 + arguments.refit_clusters)
-        summaries = refit_clusters(code_of, batch_code, engine, datasets, config, numbers)
+        summaries = refit_clusters(code_of, batch_code, engine, material(), datasets.val, config, numbers)
         spread = spread_of(summaries)
         lines += ["", *refit_table(spread, result.summary(), config)]
         record["refit_clusters"] = {"seeds": list(numbers), **spread}

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +29,7 @@ from ppap.errors import DataError, PpapError, UsageError
 from ppap.evaluation.predictor import MAX_TOKENS, Predictor
 from ppap.evaluation.tiles import OVERLAP, Tiling, label_tiles, labels_of
 from ppap.evaluation.views import Seen
+from ppap.parallel import own_cores
 from ppap.pictures.drawing import overlay, replacing, save_index_png, save_values_png, save_whole
 from ppap.reports.masks import colours_by_id, ignored_id
 from ppap.stopping import check, each
@@ -310,7 +310,7 @@ def _tiling(predictor: Predictor, options: MaskOptions) -> Tiling:
 
 
 def _threads(options: MaskOptions) -> int:
-    return (os.cpu_count() or 1) if options.workers is None else options.workers
+    return own_cores() if options.workers is None else options.workers
 
 
 def _folder(stem: str) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from ppap.data import SegmentationDataset, class_colours
 from ppap.evaluation.comparison import Row
-from ppap.evaluation.evaluate import Evaluation, pixel_scores
+from ppap.evaluation.evaluate import Evaluation, pixel_products
 from ppap.evaluation.metrics import apply_assignment
 from ppap.methods.engine import Engine
 from ppap.methods.table import TITLES
@@ -30,7 +30,7 @@ def draw_comparison(
         cells.append(sample["label"])
         for row in comparison.values():
             code = row.code_of(sample["image"][None].to(engine.device))
-            clusters = pixel_scores(code, row.probes, patch, size, with_length=False)[0].argmax(dim=0).cpu()
+            clusters = pixel_products(code, row.probes, patch, size)[0][0].argmax(dim=0).cpu()
             cells.append(apply_assignment(clusters, row.scores.plain["cluster"].assignment))
         rows.append(cells)
     titles = ["image", "truth", *(TITLES[name] for name in comparison)]
@@ -80,8 +80,8 @@ def predict_crop(engine: Engine, image: torch.Tensor) -> tuple[torch.Tensor, tor
     """Cluster and class ids (H, W) int64 on the CPU of one normalised image (3, H, W)."""
     code = engine.code(image[None].to(engine.device))
     size = (image.shape[1], image.shape[2])
-    scores = pixel_scores(code, engine.probes, engine.net.backbone.patch_size, size, with_length=False)
-    return scores[0].argmax(dim=0).cpu(), scores[1].argmax(dim=0).cpu()
+    scores = pixel_products(code, engine.probes, engine.net.backbone.patch_size, size)
+    return scores[0][0].argmax(dim=0).cpu(), scores[1][0].argmax(dim=0).cpu()
 
 
 def spread(length: int, count: int) -> list[int]:

@@ -60,6 +60,11 @@ class Checkpoint:
             DataError: the file is missing, damaged, or of another save than the weights.
         """
         path = self.path / "state.pt"
+        if "state.pt" not in self.manifest:
+            raise DataError(
+                f"{self.path} was shared without its optimisers, so that it serves predict and eval alone; "
+                "train anew, or get the run's own folder"
+            )
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -111,6 +116,28 @@ def save_checkpoint(
         raise DataError(
             f"cannot write {folder}: {_first_line(error)}; free space or change --train.out"
         ) from None
+
+
+def write_shared(checkpoint: Checkpoint, info: dict[str, Any], folder: Path) -> None:
+    """A checkpoint for other people: weights and settings, without optimisers, which are pickled.
+
+    Args:
+        checkpoint: whose weights are copied.
+        info: what stands in its ``config.json``.
+        folder: empty folder to write to.
+
+    Raises:
+        DataError: the disk refuses.
+    """
+    try:
+        shutil.copyfile(checkpoint.path / "model.safetensors", folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"format": FORMAT, **info}, indent=2) + "\n")
+        manifest = {name: sha256_of(folder / name) for name in ("model.safetensors", "config.json")}
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    except OSError as error:
+        raise DataError(f"cannot write {folder}: {error.strerror or error}; free space") from None
+    if manifest["model.safetensors"] != checkpoint.sha256:
+        raise DataError(f"{checkpoint.path} changed while it was copied; give the command again")
 
 
 def replace_folder(aside: Path, folder: Path) -> None:
@@ -256,6 +283,8 @@ def _read(folder: Path, selection: str) -> Checkpoint:
     """Read and verify the files of a checkpoint; see :func:`load_checkpoint`."""
     manifest = _read_json(folder / "manifest.json")
     for file in FILES:
+        if file == "state.pt" and file not in manifest:  # shared, see write_shared
+            continue
         if not (folder / file).exists():
             raise DataError(f"{folder / file} is missing; copy the whole checkpoint folder")
         if manifest.get(file) != sha256_of(folder / file):

@@ -15,6 +15,7 @@ from ppap.runs.disk import write_whole
 from ppap.runs.lock import NAME as LOCK
 from ppap.runs.lock import FolderLock, alone
 from ppap.runs.stored import read_settings, sealed
+from ppap.runs.trackers import Trackers, open_trackers
 from ppap.settings.config import Config, config_hash, from_dict, to_dict
 from ppap.settings.plain import parse_json
 
@@ -47,6 +48,7 @@ class RunDir:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
+        self.trackers = Trackers()
 
     def create(self, config: Any, lock: FolderLock) -> None:
         """Make the folders, take their lock and write the settings.
@@ -135,11 +137,16 @@ class RunDir:
         self.write_config(config)
         self._forget_after(step)
 
+    def follow(self, config: Config, step: int, offline: bool) -> None:
+        """Let the trackers of ``--train.log`` follow from a step on; `offline`: nothing may be sent."""
+        self.trackers = open_trackers(config.train.log, self.path, config, step, offline)
+
     def append(self, row: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``, with its checksum; numbers that are not finite become null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(_with_checksum(clean) + "\n")
+        self.trackers.row(clean)
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole lines of ``metrics.jsonl``, without their checksums.

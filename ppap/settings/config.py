@@ -204,6 +204,9 @@ class TrainConfig:
     """How the ranks of torchrun see each other's patches: gather = all on every rank; ring = a block at a
     time passes by, and no rank's memory grows with their number; auto = gather while what is gathered fits
     into --loss.memory-budget-mib. Without torchrun it means nothing."""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics and pictures go beside the run's own files: tensorboard = RUN/tensorboard; wandb =
+    Weights & Biases. Both need pip install "ppap[track]"."""
     out: str | None = None
     """Run directory; None = runs/PRESET-DATE-TIME. An existing run is continued with --resume RUN, never
     overwritten."""
@@ -303,7 +306,7 @@ def _is_tuple(hint: Any) -> bool:
 _LATER = {
     "data": ("images", "labels", "label_ids", "label_colours", "bands", "value_range", "exif", "max_pixels"),
     "eval": ("extra_clusters",),
-    "train": ("exchange", "keep"),
+    "train": ("exchange", "keep", "log"),
 }
 """Settings that came after runs were hashed; unless they are given, a run has the hash that it had."""
 

@@ -75,8 +75,8 @@ class DataConfig:
     """Resizing of images (labels: always nearest). The published code uses nearest for both."""
     max_pixels: int = 200_000_000
     """Images and labels of more pixels are refused by their headers, before they are decoded [pixels]."""
-    workers: int = 2
-    """Loader processes; 0 = load in the main process."""
+    workers: int | None = None
+    """Loader processes; 0 = load in the main process, None = one for each core, at most 8."""
     cache_features: bool = False
     """Compute the frozen tokens of the training images once and train from disk; equal within rounding."""
     cache_limit_gib: float | None = None
@@ -112,7 +112,7 @@ class DataConfig:
             value = getattr(self, name)
             check_field(value >= 1, f"data.{name.replace('_', '-')}", value, "give at least 1")
         check_field(self.max_pixels >= 1, "data.max-pixels", self.max_pixels, "give at least 1 pixel")
-        check_field(self.workers >= 0, "data.workers", self.workers, "give 0 or more")
+        check_field((self.workers or 0) >= 0, "data.workers", self.workers, "give 0 or more, or None")
         limit = self.cache_limit_gib
         check_field(limit is None or limit > 0, "data.cache-limit-gib", limit, "give more than 0")
 
@@ -143,7 +143,8 @@ class DataConfig:
             not self.label_ids or self.classes in (None, len(self.label_ids)),
             "data.classes",
             self.classes,
-            f"the classes are the {len(self.label_ids)} ids of --data.label-ids; leave it out",
+            f"the ids of the labels, by --data.label-ids or by the training, are {len(self.label_ids)}; "
+            "leave it out",
         )
         check_field(
             not self.class_names or not self.label_ids or len(self.label_ids) == len(self.class_names),

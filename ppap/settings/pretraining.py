@@ -40,14 +40,14 @@ class SourceConfig:
     (48 KiB for 128 pixels). 0 = a new scene for every draw, which takes longer than a training step."""
     max_pixels: int = 200_000_000
     """Images of more pixels are refused by their headers, before they are decoded [pixels]."""
-    workers: int = 2
-    """Loader processes; 0 = load in the main process."""
+    workers: int | None = None
+    """Loader processes; 0 = load in the main process, None = one for each core, at most 8."""
 
     def __post_init__(self) -> None:
         check_field(self.max_pixels >= 1, "data.max-pixels", self.max_pixels, "give at least 1 pixel")
         check_field(self.resolution >= 16, "data.resolution", self.resolution, "give at least 16 pixels")
         check_field(self.scenes >= 0, "data.scenes", self.scenes, "give 0 or more")
-        check_field(self.workers >= 0, "data.workers", self.workers, "give 0 or more")
+        check_field((self.workers or 0) >= 0, "data.workers", self.workers, "give 0 or more, or None")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ import torch
 from ppap.data import Datasets
 from ppap.errors import UsageError, out_of_memory
 from ppap.kernels import dispatch
+from ppap.methods.engine import Engine
+from ppap.reports.provenance import device_name
 
 
 def backend_of(device: torch.device) -> str:
@@ -16,6 +18,18 @@ def backend_of(device: torch.device) -> str:
         return dispatch.choose(None, torch.empty(0, device=device))
     except (ValueError, RuntimeError) as error:
         raise UsageError(str(error)) from None
+
+
+def step_text(engine: Engine, backend: str) -> str:
+    """What a step of a run consists of, and what it is computed by, for people."""
+    config, device = engine.config, engine.device
+    side = -(-config.data.resolution // engine.net.backbone.patch_size)
+    images, patches = config.train.batch_size, side * side * config.train.batch_size
+    return (
+        f"step: {images} images, {patches} patches, method {config.method}, "
+        f"{engine.method.describe(patches)}; "
+        f"{device_name(device)}, {backend} backend, autocast {engine.amp or 'off'}"
+    )
 
 
 def data_facts(data: Datasets) -> dict[str, Any]:

@@ -28,6 +28,9 @@ class SilentRunDir(RunDir):
     def write_text(self, name: str, text: str) -> None:
         """The first rank does it."""
 
+    def follow(self, config: Any, step: int, offline: bool) -> None:
+        """The first rank's alone."""
+
     def append(self, row: dict[str, Any]) -> None:
         """The first rank does it."""
 

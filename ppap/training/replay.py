@@ -19,9 +19,9 @@ from ppap.data.loading import stream
 from ppap.errors import DataError
 from ppap.escaping import visible
 from ppap.methods.engine import Engine, load_engine, pick_device
+from ppap.nets.feature_cache import training_set
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint
 from ppap.settings.config import from_dict
-from ppap.training.material import training_set
 
 
 @dataclass(frozen=True, kw_only=True)

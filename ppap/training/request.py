@@ -18,7 +18,7 @@ from ppap.settings.published import with_method
 from ppap.training import seeds
 
 # Settings that a resumed run may change without becoming another run.
-_LOOP = ("steps", "epochs", "val_every", "log_every", "save_every", "keep", "device", "exchange")
+_LOOP = ("steps", "epochs", "val_every", "log_every", "save_every", "keep", "device", "exchange", "log")
 RESUMABLE = (
     "eval.*",
     *(f"train.{name}" for name in _LOOP),

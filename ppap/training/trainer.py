@@ -27,19 +27,21 @@ from ppap.methods.drift import Watch
 from ppap.methods.engine import Engine, build_engine, load_engine, new_backbone, pick_device
 from ppap.methods.restore import restore
 from ppap.methods.table import METHODS
+from ppap.nets.feature_cache import training_set
+from ppap.nets.hub import offline
 from ppap.nets.model import Network
 from ppap.reports.markdown import write_report
-from ppap.reports.provenance import device_name
 from ppap.reports.records import FINAL_SCORES, RANDOM_WARNING, comparison_record, evaluation_record
 from ppap.reports.terminal import drift_hint, sets_hint, sets_words
 from ppap.runs.checkpoint import Checkpoint, check_newest, check_unsaved, load_checkpoint
 from ppap.runs.randomness import own_randomness
 from ppap.runs.rundir import RunDir
+from ppap.runs.trackers import check_trackers
 from ppap.settings.config import Config, config_hash
 from ppap.stopping import Interrupted, StopRequest
-from ppap.training.guard import backend_of, changed_data, data_facts, memory_error
-from ppap.training.material import comparison_rows, training_set
+from ppap.training.guard import backend_of, changed_data, data_facts, memory_error, step_text
 from ppap.training.ranks import anywhere, by_first, check_ranks, goes_on, other_ranks, records_of
+from ppap.training.rows import comparison_rows
 from ppap.training.saving import contents, go_back, save
 from ppap.training.skipped import SkipLog
 
@@ -77,6 +79,7 @@ class Trainer:
         device = pick_device(config.train.device)
         self.backend = backend_of(device)
         require_crf(config.eval.crf, device)
+        check_trackers(config.train.log)
         for name in {config.method, *config.compare.rows} - {"colour", "conditioned"}:
             METHODS[name].check(replace(config, method=name))
         known = config.data if checkpoint is None else as_trained(config.data, checkpoint.info)
@@ -153,6 +156,7 @@ class Trainer:
             self._begin()
             return self._run()
         finally:
+            self.run_dir.trackers.close()
             self.lock.release()
 
     def _run(self) -> RunDir:
@@ -256,22 +260,16 @@ class Trainer:
             self.run_dir.reopen(self.config, self.step)
         else:
             self.run_dir.create(self.config, self.lock)
-        engine, patch = self.engine, self.engine.net.backbone.patch_size
+        self.run_dir.follow(self.config, self.step, offline())
         print(f"data: {self.data.description}")
-        print(f"backbone: {engine.net.backbone.origin}")
-        side = -(-self.config.data.resolution // patch)
-        patches = side * side * self.config.train.batch_size
-        print(
-            f"step: {self.config.train.batch_size} images, {patches} patches, "
-            f"method {self.config.method}, {engine.method.describe(patches)}; "
-            f"{device_name(engine.device)}, {self.backend} backend, autocast {engine.amp or 'off'}"
-        )
+        print(f"backbone: {self.engine.net.backbone.origin}")
+        print(step_text(self.engine, self.backend))
         start = f"continued at step {self.step}" if self.resumed else "new run"
         if self.step >= self.total:
             start += ": all steps are done; what is left is to measure and to report"
-        settings = f"settings {config_hash(self.config)}"
-        if chosen := engine.choices.summary():
+        if chosen := self.engine.choices.summary():
             print(f"chosen without labels: {chosen}")
+        settings = f"settings {config_hash(self.config)}"
         print(f"run: {self.run_dir.path} ({start}, {self.total} steps, {settings})", flush=True)
 
     def _log(self, values: dict[str, Tensor], epoch: int, speed: float) -> str:
@@ -388,6 +386,7 @@ class Trainer:
             record = evaluation_record(self.config, engine, checkpoint, evaluation)
             self.run_dir.write_sealed(FINAL_SCORES, record)
         write_report(self.run_dir, self.config, engine, dataset, evaluation, facts, rows)
+        self.run_dir.trackers.pictures(self.step, self.run_dir.pictures)
         self.run_dir.write_config(self.config, finished=True)
         print(f"report: {self.run_dir.path / 'report.md'}")
         if self.engine.net.backbone.is_random:

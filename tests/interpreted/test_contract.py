@@ -95,14 +95,14 @@ def test_backward_outside_the_backend_context():
 def test_repeats_are_bitwise_equal():
     case = made_case(203, 32, 130, PropagationConfig(), 0.3).to(torch.float32)
     first = on_triton(fused, case, precision="fp16")
-    for _ in range(3):
+    for _ in range(2):
         again = on_triton(fused, case, precision="fp16")
         assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
 
 
 @pytest.mark.parametrize(("precision", "group_size"), [("fp32", None), ("fp16", 300)])
 def test_temporaries_stay_within_the_budget(precision, group_size):
-    rows, patches, width = 4 * BLOCK, 700, 64
+    rows, patches, width = 2 * BLOCK, 420, 64
     case = made_case(patches, width - 1, 3 * rows, PropagationConfig(), 0.3).to(torch.float32)
     unit, group = normalise(case.features, torch.float32), group_size or 3 * rows
     budget = budget_of_chunks(case, rows, precision)
@@ -114,7 +114,7 @@ def test_temporaries_stay_within_the_budget(precision, group_size):
     # Beyond the budget stands what grows with N alone: the gradient, its part inside a group, two products
     # that are added to it, one being copied (on CPUs only), and operands of features and embeddings.
     per_patch = 5 * 4 * width + 2 * 2 * (2 if precision == "fp32" else 1) * width
-    assert peak_bytes(run) <= budget + per_patch * 768
+    assert peak_bytes(run) <= budget + per_patch * 512
 
 
 def test_group_mean_of_the_unreduced_loss():

@@ -36,7 +36,8 @@ OTHERS_TOO = ("ragged", "no positives", "fixed threshold")
 
 
 @pytest.mark.parametrize(
-    ("form", "name"), [*((fused, name) for name in GOLDEN_NAMES), *((form, "t2") for form in OTHER_FORMS)]
+    ("form", "name"),
+    [*((fused, name) for name in GOLDEN_NAMES), *((form, "t3_sparse") for form in OTHER_FORMS)],
 )
 def test_published_results(name, form):
     case = golden_case(name).to(torch.float32)
@@ -59,7 +60,7 @@ def test_other_forms_equal_the_reference(make, form):
     check(make(), form)
 
 
-@pytest.mark.parametrize("group_size", [None, 4, 100])
+@pytest.mark.parametrize("group_size", [None, 4])
 def test_several_chunks(group_size):
     case = made_case(300, 48, 3 * BLOCK + 7, PropagationConfig(), 0.3)
     case.group_size = group_size
@@ -98,7 +99,7 @@ def smallest_margin(case) -> float:
 @pytest.mark.parametrize(("precision", "flips"), [("fp16", 5e-4), ("bf16", 5e-3)])
 def test_sixteen_bit_products(precision, flips):
     """Sets as good as rounding allows; loss and gradient as near to float64 as the torch backend's are."""
-    case = made_case(260, 64, 70, PropagationConfig(), 0.3)
+    case = made_case(200, 48, 40, PropagationConfig(), 0.3)
     check_sixteen_bits("triton", case, precision, flips)
 
 

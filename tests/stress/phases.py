@@ -83,7 +83,7 @@ PHASES = {
     "check of files": Phase(folder_check, "verify_image", _train()),
     "caching": Phase(Part, "mark", _train("--data.cache-features")),
     "training": Phase(Trainer, "_step", _train(), _resume),
-    "validation": Phase(evaluation, "pixel_scores", _train(*_VALIDATED), _resume),
+    "validation": Phase(evaluation, "pixel_products", _train(*_VALIDATED), _resume),
     "comparison": Phase(comparison, "fit_probes", _train(*_COMPARED), _resume),
     "report": Phase(strips, "predict_crop", _train(*_PICTURED), _resume),
     "CRF": Phase(crf, "CRFResult", _evaluate),

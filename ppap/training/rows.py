@@ -1,11 +1,7 @@
-"""What a run trains and is compared on: images or their cached features, and the rows of its table."""
+"""The rows of a run's table."""
 
-import torch
-
-from ppap.data import Datasets, SegmentationDataset
+from ppap.data import Datasets
 from ppap.errors import UsageError
-from ppap.nets.feature_cache import CachedFeatures, cached, is_cached
-from ppap.nets.model import Network
 from ppap.settings.config import Config
 from ppap.settings.presets import preset
 from ppap.settings.published import with_method
@@ -31,14 +27,3 @@ def comparison_rows(config: Config, data: Datasets) -> tuple[str, ...]:
         raise UsageError(missing)
     print("comparison: none, for want of labels")
     return ()
-
-
-def training_set(
-    config: Config, dataset: SegmentationDataset, net: Network, device: torch.device
-) -> SegmentationDataset | CachedFeatures:
-    """The training images, or their frozen tokens where ``--data.cache-features`` and its limit say so.
-
-    Raises:
-        DataError, NumberError: see :func:`ppap.nets.feature_cache.cache_features`.
-    """
-    return cached(net, dataset, config, device) if is_cached(net, dataset, config.data) else dataset
