@@ -37,6 +37,7 @@ COMMANDS = {
     "train": "train on generated scenes, or on a folder of images",
     "eval": "measure a checkpoint: cluster and linear probe, without and with CRF",
     "predict": "write segmentation masks of images",
+    "export": "write a network as ONNX or TorchScript, or masks as COCO, for CVAT or Datumaro",
     "atlas": "make a page on which to name the clusters of a run",
     "analyze": "thresholds, quality of sets, ablation, sweep, benchmark: the paper's figures and tables",
     "prepare": "check a public data set; make its training crops, cut its tiles",

@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 GROUND = ["kernels", "errors", "escaping", "stopping", "parallel", "cli"]
-ROOMS = ["settings", "pictures", "data", "runs", "nets", "methods", "evaluation", "reports", "training"]
-ROOMS += ["preparation", "pretraining", "analysis"]
+ROOMS = ["settings", "pictures", "data", "runs", "nets", "methods", "evaluation", "reports", "exports"]
+ROOMS += ["training", "preparation", "pretraining", "analysis"]
 COMMANDS = [
     "train",
     "eval",
     "predict",
+    "export",
     "atlas",
     "analyze",
     "prepare",

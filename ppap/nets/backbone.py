@@ -30,6 +30,10 @@ class Backbone(nn.Module):
     training images, and the last row and column of patches are never lost. Drop the added pixels when going
     back to pixels (``ppap.nets.probes.upsample``). Images come with ImageNet's mean and deviation; a network
     that was trained with others changes them itself.
+
+    Attributes:
+        resize: fits the position embedding to a grid, :func:`resize_position`; ``ppap.exports`` puts a
+            form in its place that a graph can hold.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Backbone(nn.Module):
         self.pos_interp = pos_interp
         self.origin = origin
         self.details = dict(details or {})
+        self.resize = resize_position
         self._rotary: tuple[Any, Tensor] | None = None  # of the last grid and device
         if "mean" in self.details:
             # (x STD + MEAN - mean) / std of images that are normalised with MEAN and STD.
@@ -192,19 +197,20 @@ class Backbone(nn.Module):
         x = vit.patch_embed.norm(x.flatten(2).transpose(1, 2))
         prefix = [getattr(vit, name, None) for name in ("cls_token", "dist_token", "reg_token")]
         prefix = [token.expand(x.shape[0], -1, -1) for token in prefix if token is not None]
-        position = self._position(grid)
+        position = self.position(grid)
         if vit.no_embed_class:
             x = torch.cat([*prefix, x + position], dim=1)
         else:
             x = torch.cat([*prefix, x], dim=1) + position
         return vit.norm_pre(x), grid
 
-    def _position(self, grid: tuple[int, int]) -> Tensor | float:
+    def position(self, grid: tuple[int, int]) -> Tensor | float:
+        """What is added on a grid (h, w): (1, P + N, D), or (1, N, D); 0 where there is nothing."""
         if self.vit.pos_embed is None:
             return 0.0
         num_prefix = 0 if self.vit.no_embed_class else self.num_prefix
         stored = tuple(self.vit.patch_embed.grid_size)
-        return resize_position(self.vit.pos_embed, stored, grid, num_prefix=num_prefix, rule=self.pos_interp)
+        return self.resize(self.vit.pos_embed, stored, grid, num_prefix=num_prefix, rule=self.pos_interp)
 
 
 def resize_position(

@@ -14,7 +14,7 @@ from ppap.evaluation.predictor import Predictor
 from ppap.pictures.drawing import IGNORED_INDEX, IGNORED_INDEX_16, legend, save_whole
 from ppap.reports.records import RANDOM_WARNING
 from ppap.runs.disk import write_whole
-from ppap.settings.plain import parse_json
+from ppap.settings.plain import misfit, parse_json
 
 _UNFINISHED = ".unfinished.json"
 
@@ -118,6 +118,11 @@ def unfinished(out: Path, record: dict[str, Any]) -> Iterator[None]:
     note.unlink(missing_ok=True)
 
 
+def is_begun(out: Path) -> bool:
+    """Whether masks were being written when a command was ended by force."""
+    return (out / _UNFINISHED).exists()
+
+
 def ignored_id(ids: Sequence[int]) -> int:
     """Pixel value of masks for pixels without a class: 255, or the largest below that is no class."""
     if max(ids) > 255:
@@ -174,3 +179,30 @@ def write_legend(out: Path, predictor: Predictor, probe: str, overwrite: bool) -
         save_whole(legend(names, colours), out / "legend.png")
     except OSError as error:
         raise DataError(f"cannot write to {out} ({error.strerror or error}); give another --out") from None
+
+
+def read_legend(folder: Path) -> dict[str, Any]:
+    """What :func:`write_legend` wrote: ``ignored_id``, and ``classes``, each with id, name and rgb.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    path = folder / "legend.json"
+    try:
+        legend = parse_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror or error}); give a folder that `ppap predict` wrote"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON ({error}); predict the images again") from None
+    entry = {"id": int, "name": str, "rgb": tuple[int, int, int]}
+    if not _has(legend, {"ignored_id": int, "classes": list[Any]}) or not legend["classes"]:
+        raise DataError(f"{path} is no legend of ppap predict; predict the images again")
+    if not all(_has(one, entry) for one in legend["classes"]):
+        raise DataError(f"{path}: a class lacks its id, name or rgb; predict the images again")
+    return legend
+
+
+def _has(values: Any, hints: dict[str, Any]) -> bool:
+    return isinstance(values, dict) and {*hints} <= {*values} and misfit(values, hints) is None
