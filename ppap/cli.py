@@ -94,8 +94,9 @@ def run(command: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = No
             command([argument for argument in given if argument != _OFFLINE])
         return 0
     except PpapError as error:
-        text = explain(error) + visible(str(error))
-        print(f"error: {text}" if error.exit_code != 75 else text, file=sys.stderr)
+        if (rank := explain(error)) is not None:
+            text = rank + visible(str(error))
+            print(f"error: {text}" if error.exit_code != 75 else text, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

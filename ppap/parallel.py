@@ -141,12 +141,14 @@ def rank_of(group: Any, rank: int, size: int) -> Iterator[None]:
         _world = World()
 
 
-def explain(error: PpapError) -> str:
-    """In front of an error of this rank; the first one says at once what all would say."""
+def explain(error: PpapError) -> str | None:
+    """In front of an error of this rank; the first one says at once what all would say, a stop for all."""
     rank = int(os.environ.get("RANK", "0")) if launched() > 1 else 0
     if not rank:
         return ""
-    time.sleep(0.0 if isinstance(error, Stopped) else _FIRST_SAYS_IT)
+    if isinstance(error, Stopped):
+        return None
+    time.sleep(_FIRST_SAYS_IT)
     return f"rank {rank}: "
 
 

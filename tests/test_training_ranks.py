@@ -115,3 +115,27 @@ def test_a_killed_rank_ends_the_job_and_resume_is_the_same_run(pool, tmp_path):
     assert not [str(f) for f in found if f is not None]
     for name, value in result(whole)[1].items():
         assert torch.equal(result(cut)[1][name], value), name
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 4)])
+def test_another_number_of_ranks_goes_on_with_the_same_images(first, then, pool, tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    steps = ["--train.steps=4"]
+    train(None, 0, [[*RUN, *steps, f"--train.out={whole}"]], 1)
+    for size, arguments in ((first, [*RUN, f"--train.out={part}"]), (then, ["--resume", str(part), *steps])):
+        found = pool.run(train, size, [([arguments], size)] * size)
+        assert not [str(f) for f in found if f is not None]
+    assert_same_run(whole, part)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the ranks by /proc")
+def test_a_sigterm_reaches_all_ranks_and_saves_once(tmp_path):
+    run = tmp_path / "run"
+    asked = torchrun(*RUN, "--train.steps=100000", f"--train.out={run}")
+    while not (run / "metrics.jsonl").exists() and asked.poll() is None:
+        time.sleep(0.02)
+    asked.send_signal(signal.SIGTERM)
+    said = asked.communicate(timeout=60)[0]
+    state = json.loads((run / "checkpoints/last/config.json").read_text())
+    assert f"stopped at step {state['step']} of 100000" in said
+    assert said.count("stopped at step") == 1
