@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup test stress test-gpu test-oldest test-newest aot lint format bench build native valgrind distributed clean
+.PHONY: setup docs test stress test-gpu test-oldest test-newest aot lint format bench build native valgrind distributed clean
 
 setup: $(VENV)/.done
 
@@ -62,6 +62,10 @@ aot: setup
 		$(MAKE) $(VENV)/triton-$$version/.done; \
 		PYTHONPATH=$(CURDIR)/$(VENV)/triton-$$version $(BIN)/python -m bench.aot --out bench/results/aot.md; \
 	done
+
+# The site of docs/, into build/site; what is broken in it ends the build, and nothing is fetched.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # The native CPU library, after a change of csrc/cpu.
 native:
