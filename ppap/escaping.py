@@ -70,3 +70,11 @@ class Visible:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+_PATH = re.compile(r"(?<![\w:/.~-])(?:[A-Za-z]:|~|\.{1,2})?[\\/](?:[^\s\\/\"']+[\\/])*([^\s\\/\"']+)")
+
+
+def without_folders(text: str) -> str:
+    """A text for other people: of paths in it the last parts alone, addresses of the web as they are."""
+    return _PATH.sub(r"\1", text)

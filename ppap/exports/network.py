@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ppap import __version__
 from ppap.data.transforms import MEAN, STD
 from ppap.errors import UsageError
+from ppap.escaping import without_folders
 from ppap.evaluation.predictor import MAX_TOKENS, Predictor
 from ppap.exports.positions import FixedPosition, position_by_products
 from ppap.nets.backbone import Backbone
@@ -124,7 +125,7 @@ def described(predictor: Predictor, probe: str, size: tuple[int, int], dynamic: 
         "patch": predictor.engine.net.backbone.patch_size,
         "probe": probe,
         "method": predictor.engine.config.method,
-        "backbone": predictor.origin,
+        "backbone": without_folders(predictor.origin),
         "names": names,
         "ids": ids,
         "colours": colours.tolist(),

@@ -1,7 +1,6 @@
 """A run as a repository of the Hugging Face Hub: weights, settings, and a page about it."""
 
 import dataclasses
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import huggingface_hub
 from huggingface_hub import constants
 
 from ppap.errors import DataError, UsageError
-from ppap.escaping import markdown
+from ppap.escaping import markdown, without_folders
 from ppap.nets.hub import no_connection, offline, repository_name
 from ppap.reports.records import FINAL_SCORES
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint, write_shared
@@ -18,8 +17,6 @@ from ppap.runs.stored import read_sealed
 from ppap.settings.config import from_dict, to_dict
 
 CARD = "README.md"
-# A path from the root, of which the last part may be told to others.
-_PATH = re.compile(r"(?<![\w:/.~-])(?:[A-Za-z]:|~|\.{1,2})?[\\/](?:[^\s\\/\"']+[\\/])*([^\s\\/\"']+)")
 _SCORES = {
     "cluster_accuracy": "cluster accuracy",
     "cluster_miou": "cluster mIoU",
@@ -120,7 +117,7 @@ def _last_parts(value: Any) -> Any:
         return {key: _last_parts(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_last_parts(one) for one in value]
-    return _PATH.sub(r"\1", value) if isinstance(value, str) else value
+    return without_folders(value) if isinstance(value, str) else value
 
 
 def card(checkpoint: Checkpoint, run: Path, name: str) -> str:
