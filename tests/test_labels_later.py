@@ -70,7 +70,9 @@ def test_another_number_of_classes_blames_what_was_given(tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate([str(run), "--data.classes=2"])
     errors = " ".join(capsys.readouterr().err.split())
-    assert "--data.classes is 2" in errors and "by the training, are 3" in errors and "class-names" not in errors
+    assert (
+        "--data.classes is 2" in errors and "by the training, are 3" in errors and "class-names" not in errors
+    )
 
 
 def test_more_classes_than_clusters_are_refused(tmp_path):

@@ -91,14 +91,14 @@ class Relations:
 
     def positives(self, rows: torch.Tensor) -> torch.Tensor:
         """Dense boolean (len(rows), N) positive sets, without the anchors; for analysis and pictures."""
-        return self._dense(rows)[0]
+        return self.sets(rows)[0]
 
     def negatives(self, rows: torch.Tensor) -> torch.Tensor:
         """Dense boolean (len(rows), N) negative sets (kept minus positives); for analysis and pictures."""
-        positive, kept = self._dense(rows)
-        return kept & ~positive
+        return self.sets(rows)[1]
 
-    def _dense(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def sets(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both of :meth:`positives` and :meth:`negatives`, for the price of one."""
         rows = torch.as_tensor(rows, device=self.features.device, dtype=torch.int64).reshape(-1)
         count, device = self.features.shape[0], self.features.device
         positive, kept = torch.empty((2, len(rows), num_words(count)), dtype=torch.int32, device=device)
@@ -107,7 +107,8 @@ class Relations:
             keys, words = impl.prepare(self.features, self.precision), (positive, kept)
             queries, own = self.queries(rows), self.anchors[rows]
             count_sets(impl, keys, self.precision, queries, own, DEFAULT_BUDGET, words)
-        return unpack_masks(positive, count), unpack_masks(kept, count)
+        dense = unpack_masks(positive, count)
+        return dense, unpack_masks(kept, count) & ~dense
 
 
 def propagate(

@@ -85,7 +85,7 @@ def propagated(features: Tensor, anchors: Tensor, cfg: PropagationConfig) -> Set
         cfg: thresholds, steps, sigmas and the switches of Table 5.
     """
     relations = propagate(features, anchors, cfg, precision="fp32")
-    return lambda places: (relations.positives(places), relations.negatives(places))
+    return relations.sets
 
 
 @torch.no_grad()

@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from ppap.settings.plain import parse_json
 
 # Part of what names a folder: one that was kept without checksums is never read.
 _FORMAT = 2
+_SETTLE = 2.0  # seconds of work that a kill may cost
 _BLOCK = 1 << 22  # bytes written at once
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _VERIFIED: set[tuple[Any, ...]] = set()
@@ -44,12 +46,17 @@ class Kind(NamedTuple):
 
 
 class Part:
-    """Arrays on the way: what is marked is on the disk, and is not computed again after a stop."""
+    """Arrays on the way: what is marked is on the disk seconds later, and not computed again after a stop.
+
+    Not at once: waiting for the disk batch after batch takes longer than a GPU's forward pass.
+    """
 
     def __init__(self, store: "Store", path: Path) -> None:
         self._store, self.path = store, path
         self.arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r+") for name in store.kinds}
         self._done = np.load(path / "done.npy", mmap_mode="r+")
+        self._marked: list[np.ndarray] = []
+        self._settled = time.monotonic()
 
     @property
     def left(self) -> np.ndarray:
@@ -57,7 +64,17 @@ class Part:
         return np.flatnonzero(self._done == 0)
 
     def mark(self, rows: np.ndarray) -> None:
-        """Put rows that were written into :attr:`arrays` on the disk, and note them as done.
+        """Note that rows were written into :attr:`arrays`.
+
+        Raises:
+            DataError: the disk refuses.
+        """
+        self._marked.append(rows)
+        if time.monotonic() - self._settled > _SETTLE:
+            self.settle()
+
+    def settle(self) -> None:
+        """Put what was marked since on the disk.
 
         Raises:
             DataError: the disk refuses.
@@ -65,9 +82,11 @@ class Part:
         try:
             for array in self.arrays.values():
                 array.flush()
-            # Only now: what is marked can be trusted after a power cut.
-            self._done[rows] = 1
+            # Only now: what is noted as done can be trusted after a power cut.
+            for rows in self._marked:
+                self._done[rows] = 1
             self._done.flush()
+            self._marked, self._settled = [], time.monotonic()
         except OSError as error:
             raise self._store.refused(error) from None
 
@@ -122,7 +141,13 @@ class Store:
                 yield None
                 return
             part = self._part(locked=lock.file is not None)
-            yield part
+            try:
+                yield part
+            except BaseException:
+                with suppress(DataError):  # the first error is the one to tell
+                    part.settle()
+                raise
+            part.settle()
             self._finish(part)
         finally:
             lock.release()
