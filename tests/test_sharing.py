@@ -10,6 +10,7 @@ import torch
 import ppap
 from ppap import cli
 from ppap.errors import DataError, UsageError
+from ppap.escaping import without_folders
 from ppap.nets import hub
 from ppap.push import main
 from ppap.reports import sharing
@@ -74,13 +75,11 @@ def test_no_folder_of_this_machine_and_nothing_pickled_is_sent(cached, trained):
 
 
 def test_origins_are_told_by_their_last_part():
-    assert sharing._last_parts("file /home/me/x/dino.pth") == "file dino.pth"
-    assert sharing._last_parts({"a": ["../shared/w.safetensors", "hub facebook/dinov2-small"]}) == {
+    assert without_folders("file /home/me/x/dino.pth") == "file dino.pth"
+    assert without_folders({"a": ["../shared/w.safetensors", "hub facebook/dinov2-small"]}) == {
         "a": ["w.safetensors", "hub facebook/dinov2-small"]
     }
-    assert (
-        sharing._last_parts("see https://arxiv.org/abs/2407.12463") == "see https://arxiv.org/abs/2407.12463"
-    )
+    assert without_folders("see https://arxiv.org/abs/2407.12463") == "see https://arxiv.org/abs/2407.12463"
 
 
 def test_it_cannot_be_trained_on(cached):

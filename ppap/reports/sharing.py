@@ -108,16 +108,8 @@ def _without_folders(info: dict[str, Any]) -> dict[str, Any]:
         eval=dataclasses.replace(config.eval, neighbours=near),
         train=dataclasses.replace(config.train, out=None),
     )
-    told: dict[str, Any] = _last_parts({**info, "config": to_dict(config)})
+    told: dict[str, Any] = without_folders({**info, "config": to_dict(config)})
     return told
-
-
-def _last_parts(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _last_parts(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_last_parts(one) for one in value]
-    return without_folders(value) if isinstance(value, str) else value
 
 
 def card(checkpoint: Checkpoint, run: Path, name: str) -> str:
@@ -129,7 +121,7 @@ def card(checkpoint: Checkpoint, run: Path, name: str) -> str:
         name: OWNER/NAME.
     """
     info, config = checkpoint.info, checkpoint.info["config"]
-    origin = _last_parts(info["origin"])
+    origin = without_folders(info["origin"])
     classes = ", ".join(markdown(one) for one in info["class_names"])
     lines = [
         *("---", "library_name: ppap", "pipeline_tag: image-segmentation"),
