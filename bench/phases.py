@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from bench.machine import device_name, matrix_rate
+from bench.machine import device_name
 from bench.shapes import VITS16_CHUNK, Shape, loss_inputs
 from ppap.kernels import (
     PropagationConfig,
@@ -59,6 +59,14 @@ def runs(shape: Shape, precision: str) -> dict[str, Callable[[], object]]:
     }
 
 
+def product(shape: Shape, dtype: torch.dtype) -> Callable[[], object]:
+    """``torch.mm`` of anchors and patches, the machine's own rate."""
+    left = torch.ones(shape.anchors, shape.width, dtype=dtype)
+    right = torch.ones(shape.width, shape.patches, dtype=dtype)
+    out = left @ right
+    return lambda: torch.mm(left, right, out=out)
+
+
 def best(timed: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Seconds of the fastest of `rounds` rounds, and of one that warms up."""
     found = dict.fromkeys(timed, math.inf)
@@ -82,7 +90,7 @@ def phases(seconds: dict[str, float]) -> dict[str, float]:
 def table(shape: Shape, isa: str, precision: str, found: dict[str, float], rates: dict[str, float]) -> str:
     """Markdown; phases of a step of the walk stand once."""
     flops = 2 * shape.patches * shape.anchors * shape.width
-    head = " | ".join(f"of mm {name}" for name in rates)
+    head = " | ".join(f"of mm {name} ({rate / 1e9:.0f})" for name, rate in rates.items())
     lines = [f"| {isa} {precision} | ms | GF/s | {head} |", "|---|---:|---:|" + "---:|" * len(rates)]
     for name, seconds in found.items():
         rate = PRODUCTS[name] * flops / seconds if PRODUCTS[name] and seconds > 0 else None
@@ -111,11 +119,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for isa in options.isas:
         os.environ["PPAP_CPU_ISA"] = isa
         for precision in options.precision:
-            seconds = best(runs(shape, precision), options.rounds)
-            sizes = (shape.anchors, shape.patches, shape.width)
-            rates = {"fp32": matrix_rate(*sizes)}
-            if isa == "avx512bf16":
-                rates["bf16"] = matrix_rate(*sizes, torch.bfloat16)
+            dtypes = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if isa == "avx512bf16" else {})
+            products = {name: product(shape, dtype) for name, dtype in dtypes.items()}
+            seconds = best({**runs(shape, precision), **products}, options.rounds)
+            flops = 2 * shape.patches * shape.anchors * shape.width
+            rates = {name: flops / seconds.pop(name) for name in dtypes}
             print(f"\n{table(shape, isa, precision, phases(seconds), rates)}", flush=True)
 
 
