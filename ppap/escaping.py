@@ -70,18 +70,3 @@ class Visible:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
-
-
-_PATH = re.compile(r"(?<![\w:/.~-])(?:[A-Za-z]:|~|\.{1,2})?[\\/](?:[^\s\\/\"']+[\\/])*([^\s\\/\"']+)")
-
-
-def without_folders(value: Any) -> Any:
-    """A text for other people, or a container of texts for JSON: of paths in it the last parts alone.
-
-    Addresses of the web stay as they are.
-    """
-    if isinstance(value, dict):
-        return {key: without_folders(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_folders(one) for one in value]
-    return _PATH.sub(r"\1", value) if isinstance(value, str) else value

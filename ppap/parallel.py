@@ -71,10 +71,14 @@ def launched() -> int:
 
 
 def own_cores() -> int:
-    """Cores for this process: those it may run on, shared among the ranks that torchrun started here."""
+    """Cores for this process: those it may run on, shared among the ranks that torchrun started here.
+
+    ``OMP_NUM_THREADS`` says less, as it does to the cells of a study that run side by side.
+    """
     may = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
-    return max(may // ranks, 1)
+    told = os.environ.get("OMP_NUM_THREADS", "") if ranks == 1 else ""
+    return max(min(may // ranks, int(told)) if told.isdigit() and int(told) else may // ranks, 1)
 
 
 def by_ranks(command: Callable[[Sequence[str]], Any]) -> Callable[[Sequence[str]], Any]:
@@ -269,6 +273,7 @@ def together(work: Callable[[], Value]) -> Value:
 
     Raises:
         InterruptedError: `work` raised it on any rank.
+        Stopped: any rank was stopped.
         PpapError: of this rank, or that another one had one.
     """
     if not _world.several:
@@ -278,12 +283,13 @@ def together(work: Callable[[], Value]) -> Value:
         found = work()
     except (PpapError, InterruptedError) as raised:
         error = raised
-    kinds = [isinstance(error, InterruptedError), isinstance(error, PpapError)]
-    stopped, failed = add_numbers([float(kind) for kind in kinds])
-    if error is not None and not (stopped and isinstance(error, PpapError)):
-        raise error
+    failure = isinstance(error, PpapError) and not isinstance(error, Stopped)
+    kinds = [failure, isinstance(error, Stopped), isinstance(error, InterruptedError)]
+    failed, ended, stopped = add_numbers([float(kind) for kind in kinds])
     if failed:
-        raise error or PpapError("another rank failed: its own message says why")
+        raise error if failure else PpapError("another rank failed: its own message says why")
+    if ended:
+        raise error if isinstance(error, Stopped) else Stopped("stopped; give the same command again")
     if stopped:
         raise InterruptedError
     return found  # type: ignore[return-value]

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ppap import eval as evaluation
 from ppap import parallel, predict
-from ppap.errors import DataError, UsageError
+from ppap.errors import DataError, Stopped, UsageError
+from ppap.stopping import Interrupted
 
 COMMANDS = {"eval": evaluation.main, "predict": predict.main}
 
@@ -28,6 +29,26 @@ def command(group, rank, name, argv, size):
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def stopped(group, rank, size):
+    """A rank that is stopped while the first one has done its part."""
+
+    def work():
+        if rank:
+            raise Interrupted("stopped here")
+        return "done"
+
+    with parallel.rank_of(group, rank, size):
+        try:
+            return parallel.together(work)
+        except Stopped as error:
+            return str(error)
+
+
+def test_a_stop_of_one_rank_is_one_of_all(pool):
+    found = pool.run(stopped, 2, [(2,)] * 2)
+    assert found == ["stopped; give the same command again", "stopped here"]
 
 
 @pytest.fixture

@@ -139,5 +139,8 @@ def test_processes_follow_the_cores(monkeypatch, cores, ranks, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
     for name, value in (("TORCHELASTIC_RUN_ID", "1"), ("WORLD_SIZE", ranks), ("LOCAL_WORLD_SIZE", ranks)):
         monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert processes(None) == expected
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # torchrun sets 1 of its own accord
+    assert processes(None) == (min(expected, 3) if ranks == 1 else expected)
     assert [processes(count) for count in (0, 1, 12)] == [0, 1, 12]

@@ -1,6 +1,8 @@
 """Networks as ONNX and TorchScript: they say what the predictor says."""
 
 import json
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from ppap.exports.files import open_onnx, open_torchscript
 from ppap.exports.positions import position_by_products
 from ppap.nets.backbone import resize_position
 from tests.test_names import write as write_names
+
+ROOT = Path(__file__).parents[1]
 
 
 def picture(size):
@@ -57,6 +61,24 @@ def test_onnx_holds_what_a_user_needs(onnx_file, predictor):
     axes = [one.dim_param or one.dim_value for one in model.graph.input[0].type.tensor_type.shape.dim]
     assert axes == ["batch", 3, "height", "width"]
     assert [one.name for one in model.graph.output] == ["logits", "labels"]
+
+
+def archive(path):
+    """All of a file, the parts of a zip unpacked."""
+    if not zipfile.is_zipfile(path):
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as file:
+        return b"".join(file.read(name) for name in file.namelist())
+
+
+def test_no_path_of_this_machine_is_in_the_file(onnx_file, finished, predictor, tmp_path):
+    names = write_names(tmp_path / "names.json", predictor.engine.cluster.clusters, c0={"name": "a"})
+    script = tmp_path / "network.pt"
+    main([str(finished), "--format=torchscript", f"--out={script}", f"--names={names}"])
+    for path in (onnx_file, script):
+        content = archive(path)
+        for place in (ROOT, tmp_path, Path(torch.__file__).parent):
+            assert str(place).encode() not in content, (path.name, place)
 
 
 def test_torchscript_of_one_size_with_names(finished, predictor, tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -10,11 +12,11 @@ import torch
 import ppap
 from ppap import cli
 from ppap.errors import DataError, UsageError
-from ppap.escaping import without_folders
 from ppap.nets import hub
 from ppap.push import main
 from ppap.reports import sharing
 from ppap.runs.checkpoint import load_checkpoint
+from ppap.settings.presets import preset
 from ppap.train import main as train
 from tests.runs import make_folder, tiny_run
 
@@ -74,12 +76,29 @@ def test_no_folder_of_this_machine_and_nothing_pickled_is_sent(cached, trained):
     assert "| cluster accuracy | cluster mIoU |" in page
 
 
-def test_origins_are_told_by_their_last_part():
-    assert without_folders("file /home/me/x/dino.pth") == "file dino.pth"
-    assert without_folders({"a": ["../shared/w.safetensors", "hub facebook/dinov2-small"]}) == {
-        "a": ["w.safetensors", "hub facebook/dinov2-small"]
-    }
-    assert without_folders("see https://arxiv.org/abs/2407.12463") == "see https://arxiv.org/abs/2407.12463"
+@pytest.mark.parametrize(
+    "path",
+    ["/home/Jo Doe/acme work/dino.pth", "clients/acme/dino.pth", "C:\\acme\\dino.pth", "~me/acme/dino.pth"],
+)
+def test_paths_are_told_by_their_last_part(path):
+    assert sharing.public_origin(f"file {path}") == "file dino.pth"
+    config = preset("folder")
+    config = replace(
+        config,
+        model=replace(config.model, weights=path),
+        data=replace(config.data, root="/srv/acme", images="acme/*.jpg", crop_root="/srv/acme"),
+    )
+    assert "acme" not in str(sharing.public_config(config))
+    assert sharing.public_config(config).model.weights == "dino.pth"
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_224.dino", "facebook/dinov2-small", "embedded"])
+def test_public_names_stay(name):
+    config = preset("folder")
+    config = replace(config, model=replace(config.model, weights=name))
+    assert sharing.public_config(config).model.weights == name
+    assert sharing.public_origin(f"hub {name}") == f"hub {name}"
+    assert sharing.public_origin("directory /home/acme/vit") == "a directory of weights"
 
 
 def test_it_cannot_be_trained_on(cached):
@@ -108,7 +127,7 @@ class Hub:
     """What stands for the hub's client."""
 
     def __init__(self, monkeypatch):
-        self.made, self.sent = [], {}
+        self.made, self.sent, self.private, self.files = [], {}, True, [".gitattributes"]
         monkeypatch.delenv("HF_HUB_OFFLINE")
         monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(sharing, "no_connection", lambda url: None)
@@ -116,6 +135,12 @@ class Hub:
 
     def create_repo(self, name, private, exist_ok):
         self.made.append((name, private, exist_ok))
+
+    def repo_info(self, name):
+        return SimpleNamespace(private=self.private)
+
+    def list_repo_files(self, name):
+        return self.files
 
     def upload_folder(self, repo_id, folder_path, commit_message):
         from pathlib import Path
@@ -130,6 +155,14 @@ def test_pushing(trained, monkeypatch, capsys):
     assert there.made == [(NAME, True, True)] and there.message == "Trained to step 2"
     assert set(there.sent) == {"README.md", "config.json", "manifest.json", "model.safetensors"}
     assert f'ppap.load("hf-hub:{NAME}")' in capsys.readouterr().out
+
+    main([str(trained), NAME])  # once more, now that it is there
+    there.private = False
+    with pytest.raises(UsageError, match="is there already, and public"):
+        main([str(trained), NAME, "--private"])
+    there.files = ["config.json", "README.md"]
+    with pytest.raises(UsageError, match="no run of ppap"):
+        main([str(trained), NAME])
 
     def refused(*arguments, **options):
         raise OSError("401 Unauthorized")

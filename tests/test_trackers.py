@@ -53,7 +53,7 @@ def room(monkeypatch):
     found = Room()
     monkeypatch.setitem(sys.modules, "wandb", found)
     monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name: SimpleNamespace() if name == "wandb" else None
+        "importlib.util.find_spec", lambda name: SimpleNamespace(origin="x") if name == "wandb" else None
     )
     return found
 
@@ -68,6 +68,8 @@ def test_wandb_gets_settings_lines_and_pictures(room, tmp_path):
     first = room.asked["id"]
     main(["--resume", str(run), "--train.steps=3"])
     assert room.asked["id"] == first
+    tiny_run(tmp_path / "other", "--train.steps=1", "--train.log=wandb")
+    assert room.asked["id"] != first
 
 
 def test_one_that_may_not_be_used_is_an_error_with_the_remedy(room, tmp_path, monkeypatch):

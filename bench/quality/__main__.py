@@ -15,7 +15,7 @@ from ppap.analysis.commands import sets as set_command
 from ppap.analysis.study import check, open_study, run_cells
 from ppap.cli import run
 from ppap.errors import UsageError
-from ppap.escaping import without_folders
+from ppap.reports.sharing import public_config
 from ppap.runs.lock import alone
 from ppap.settings.config import Config, from_dict, of_seed, to_dict
 
@@ -180,7 +180,7 @@ def facts(out: Path) -> dict[str, Any]:
             "hp without its recoloured view, as in its settings for Potsdam, so that all train on the same "
             "tokens",
         ],
-        "configs": {name: without_folders(to_dict(config)) for name, config in configs.items()},
+        "configs": {name: to_dict(public_config(config)) for name, config in configs.items()},
     }
 
 

@@ -50,6 +50,7 @@ FREE = (
     "train.device",
     "train.log_every",
     "train.save_every",
+    "train.log",
     "data.root",
     "data.workers",
     "data.cache_dir",

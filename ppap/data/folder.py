@@ -62,7 +62,7 @@ class FolderDataset(SegmentationDataset):
         digest.update(repr(missing).encode() if missing else b"")
         for path in (*self._images, *(path for path in self._labels or () if path is not None)):
             found = os.stat(path)
-            digest.update(_content(path, found.st_size, found.st_mtime_ns))
+            digest.update(_content(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
         return digest.hexdigest()
 
     def original(self, i: int) -> Image.Image:
@@ -90,8 +90,8 @@ class FolderDataset(SegmentationDataset):
 
 
 @functools.cache
-def _content(path: Path, size: int, changed: int) -> bytes:
-    """Hash of a file; read once in a process while its size and its time of change stay."""
+def _content(path: Path, *state: int) -> bytes:
+    """Hash of a file; read once in a process while its number, its size and its times of change stay."""
     return hashlib.sha256(path.read_bytes()).digest()
 
 

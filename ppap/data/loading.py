@@ -200,7 +200,7 @@ def processes(workers: int | None) -> int:
 
 
 def _loader(dataset: Dataset, workers: int, pin_memory: bool, seed: int, **options: Any) -> DataLoader:
-    if workers and shared_memory() < _ROOMY:
+    if workers and shared_memory() < _ROOMY * max(workers, 2) // 2:
         logger.info("/dev/shm is small (%d MiB): batches go through pipes", shared_memory() >> 20)
         loader = _make(_PipedLoader, dataset, workers, False, seed, collate_fn=_as_bytes, **options)
         loader.pins = pin_memory

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ppap.exports.masks import Masks
 from ppap.pictures.drawing import save_whole
+from ppap.stopping import check
 
 SUBSET = "default"
 
@@ -77,9 +78,13 @@ def write_instances(masks: Masks, out: Path, with_images: bool) -> str:
     for number, (name, ids) in enumerate(masks.each(), 1):
         record["images"].append(_image(masks, number, name, ids))
         for one in np.unique(ids[ids >= 0]).tolist():
-            regions, count = ndimage.label(ids == one)
-            for region in range(1, count + 1):
-                code = rle.encode(np.asfortranarray(regions == region, np.uint8))
+            regions, _ = ndimage.label(ids == one)
+            mask = np.zeros(ids.shape, np.uint8, order="F")
+            for region, place in enumerate(ndimage.find_objects(regions), 1):
+                check()
+                mask[place] = regions[place] == region
+                code = rle.encode(mask)
+                mask[place] = 0
                 annotations.append(
                     {
                         "id": len(annotations) + 1,

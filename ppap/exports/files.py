@@ -3,6 +3,7 @@
 import json
 import logging
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,7 @@ def write_onnx(
             verbose=False,
         )
         _name_axes(program)
+        _forget_sources(program)
         program.model.metadata_props.update(metadata)
         program.save(str(path), external_data=False)
         onnx.checker.check_model(str(path))
@@ -71,6 +73,7 @@ def write_torchscript(
     with _exporting(network, size, dynamic, "torchscript") as image:
         traced = torch.jit.trace(network, (image,), check_trace=False)
         torch.jit.save(traced, str(path), _extra_files={"ppap.json": json.dumps(values, ensure_ascii=False)})
+        _forget_lines(path)
 
 
 def open_onnx(path: Path) -> Running:
@@ -107,6 +110,25 @@ def _name_axes(program: "torch.onnx.ONNXProgram") -> None:
         for axis, name in names.items():
             if not isinstance(value.shape[axis], int):
                 value.shape[axis] = name
+
+
+def _forget_sources(program: "torch.onnx.ONNXProgram") -> None:
+    """Nodes do not say which lines, of which file of this machine, they were made of."""
+    for graph in (program.model.graph, *program.model.functions.values()):
+        for node in graph:
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
+
+
+def _forget_lines(path: Path) -> None:
+    """The same of TorchScript, whose archive has a file of lines for every file of code."""
+    kept = path.with_name(f"{path.name}.kept")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(kept, "w", zipfile.ZIP_STORED) as new:
+        for part in old.infolist():
+            if not part.filename.endswith(".debug_pkl"):
+                new.writestr(zipfile.ZipInfo(part.filename), old.read(part))
+    kept.replace(path)
 
 
 @contextmanager

@@ -104,8 +104,7 @@ def _images_of(files: dict[str, Path], given: Sequence[str]) -> dict[str, Path]:
     for name, path in files.items():
         if name not in images:
             raise DataError(f"{path} has no image among --images; give all images that were predicted")
-        with Image.open(path) as mask:
-            size = mask.size
+        size = stored_size(path)
         stored = stored_size(images[name])
         if sorted(stored) != sorted(size):  # EXIF may have turned it
             raise DataError(

@@ -7,6 +7,7 @@ written with the predictor.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 from ppap import __version__
 from ppap.data.transforms import MEAN, STD
 from ppap.errors import UsageError
-from ppap.escaping import without_folders
 from ppap.evaluation.predictor import MAX_TOKENS, Predictor
 from ppap.exports.positions import FixedPosition, position_by_products
 from ppap.nets.backbone import Backbone
 from ppap.nets.probes import upsample
+from ppap.reports.sharing import public_origin
 
 
 class ExportedNetwork(nn.Module):
@@ -125,11 +126,11 @@ def described(predictor: Predictor, probe: str, size: tuple[int, int], dynamic: 
         "patch": predictor.engine.net.backbone.patch_size,
         "probe": probe,
         "method": predictor.engine.config.method,
-        "backbone": without_folders(predictor.origin),
+        "backbone": public_origin(predictor.origin),
         "names": names,
         "ids": ids,
         "colours": colours.tolist(),
         "channel_ids": predictor.table(predictor.lookout(probe)).tolist(),
-        "named_by": named.record() if named else None,
+        "named_by": {**named.record(), "file": Path(named.path).name} if named else None,
     }
     return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}

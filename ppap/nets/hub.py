@@ -174,11 +174,11 @@ class Repository:
         )
 
 
-def repository_name(weights: str) -> tuple[str, str | None] | None:
+def repository_name(weights: str, asked: str | None = None) -> tuple[str, str | None] | None:
     """Repository and revision that a value of ``--model.weights`` names; None if it names none.
 
     ``hf-hub:OWNER/NAME`` and an address of the hub always do, ``OWNER/NAME`` does unless it looks like a
-    path: a folder OWNER is here, or NAME ends like a file of weights.
+    path: a folder OWNER is here, or NAME ends like a file of weights. `asked` is what an error calls it.
 
     Raises:
         UsageError: a prefix of the hub before something that is no repository.
@@ -187,7 +187,8 @@ def repository_name(weights: str) -> tuple[str, str | None] | None:
     match = _ID.fullmatch(weights.removeprefix(scheme or "").rstrip("/" if scheme else ""))
     if match is None:
         if scheme is not None:
-            raise UsageError(f"--model.weights {weights!r} names no repository; give {scheme}OWNER/NAME")
+            asked = asked or f"--model.weights {weights!r}"
+            raise UsageError(f"{asked} names no repository; give {scheme}OWNER/NAME")
         return None
     owner, _, name = match["id"].partition("/")
     if scheme is None and (Path(owner).exists() or Path(name).suffix in SUFFIXES or name in _LOCAL):

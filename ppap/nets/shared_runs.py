@@ -23,15 +23,17 @@ def local_run(path: str | Path) -> str | Path:
     """
     if not is_shared(path):
         return path
-    name = repository_name(str(path))
+    name = repository_name(str(path), str(path))
     assert name is not None  # with a scheme it is a name, or refused
-    repository = Repository(*name, what="run")
-    found = [repository.get(file) for file in _FILES]
-    for file, place in zip(_FILES, found, strict=True):
+    repository, places = Repository(*name, what="run"), set()
+    for file in _FILES:  # the weights last, after what shows that it is a run
+        place = repository.get(file)
         if place is None:
             why = f" ({repository.reason}, and it is not in the hub's cache)" if repository.reason else ""
             raise DataError(f"{path} has no {file}{why}; give a repository that ppap push made")
-    places = {place.parent for place in found if place is not None}
+        if file == _FILES[0] and "state.pt" in place.read_text(encoding="utf-8", errors="replace"):
+            raise DataError(f"{path} holds a checkpoint that ppap push did not make; let its owner push it")
+        places.add(place.parent)
     if len(places) > 1:
         raise DataError(f"{path} was changed while it was fetched; give the command again")
     return places.pop()

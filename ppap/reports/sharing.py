@@ -1,20 +1,21 @@
 """A run as a repository of the Hugging Face Hub: weights, settings, and a page about it."""
 
 import dataclasses
+import shutil
 import tempfile
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import huggingface_hub
 from huggingface_hub import constants
 
 from ppap.errors import DataError, UsageError
-from ppap.escaping import markdown, without_folders
+from ppap.escaping import markdown
 from ppap.nets.hub import no_connection, offline, repository_name
 from ppap.reports.records import FINAL_SCORES
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint, write_shared
 from ppap.runs.stored import read_sealed
-from ppap.settings.config import from_dict, to_dict
+from ppap.settings.config import Config, from_dict, to_dict
 
 CARD = "README.md"
 _SCORES = {
@@ -48,7 +49,11 @@ def write_repository(run: str, name: str, folder: str) -> list[Path]:
         Path(folder).mkdir(parents=True)
     except OSError as error:
         raise DataError(f"cannot make {folder} ({error.strerror or error}); give another --folder") from None
-    return _write(checkpoint, Path(run), name, Path(folder))
+    try:
+        return _write(checkpoint, Path(run), name, Path(folder))
+    except DataError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def push(run: str, name: str, *, private: bool = False, message: str | None = None) -> str:
@@ -75,22 +80,38 @@ def push(run: str, name: str, *, private: bool = False, message: str | None = No
         hub = huggingface_hub.HfApi()
         try:
             hub.create_repo(name, private=private, exist_ok=True)
+            _check_repository(hub, name, private)
             text = message or f"Trained to step {checkpoint.info['step']}"
             hub.upload_folder(repo_id=name, folder_path=folder, commit_message=text)
+        except UsageError:
+            raise
         except Exception as error:  # network and hub errors share no base class
             text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise DataError(f"{name} cannot be sent ({text}); log in with: hf auth login") from error
     return f"{constants.ENDPOINT}/{name}"
 
 
+def _check_repository(hub: huggingface_hub.HfApi, name: str, private: bool) -> None:
+    """Refuse a repository that others see where nobody should, and one of something else.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if private and hub.repo_info(name).private is False:
+        raise UsageError(f"{name} is there already, and public; give another name, or leave out --private")
+    files = set(hub.list_repo_files(name))
+    if "manifest.json" not in files and files & {"config.json", "model.safetensors", CARD}:
+        raise UsageError(f"{name} holds something that is no run of ppap; give another name")
+
+
 def _check_name(name: str) -> None:
-    found = repository_name(f"hf-hub:{name}")
+    found = repository_name(f"hf-hub:{name}", repr(name))
     if found is None or found[1] is not None or name.startswith(("hf-hub:", "https:")):
         raise UsageError(f"{name!r} is no name of a repository; give OWNER/NAME")
 
 
 def _write(checkpoint: Checkpoint, run: Path, name: str, folder: Path) -> list[Path]:
-    write_shared(checkpoint, _without_folders(checkpoint.info), folder)
+    write_shared(checkpoint, _public_info(checkpoint.info), folder)
     try:
         (folder / CARD).write_text(card(checkpoint, run, name), encoding="utf-8")
     except OSError as error:
@@ -98,18 +119,34 @@ def _write(checkpoint: Checkpoint, run: Path, name: str, folder: Path) -> list[P
     return sorted(folder.iterdir())
 
 
-def _without_folders(info: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of itself, without the names of this machine's folders."""
-    config = from_dict(info["config"])
+def public_config(config: Config) -> Config:
+    """Settings without the names of folders: where data, caches and results lie, and patterns of files."""
+    weights = config.model.weights
+    if weights is not None and repository_name(weights) is None:
+        weights = PureWindowsPath(weights).name  # which knows both kinds of separators
     near = dataclasses.replace(config.eval.neighbours, masks=None)
-    config = dataclasses.replace(
+    nowhere = dict.fromkeys(("root", "images", "labels", "crop_root", "cache_dir"))
+    return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, root=None, cache_dir=None),
+        data=dataclasses.replace(config.data, **nowhere),
+        model=dataclasses.replace(config.model, weights=weights),
         eval=dataclasses.replace(config.eval, neighbours=near),
         train=dataclasses.replace(config.train, out=None),
     )
-    told: dict[str, Any] = without_folders({**info, "config": to_dict(config)})
-    return told
+
+
+def public_origin(origin: str) -> str:
+    """Where a backbone came from, for other people: of a file its name, of a directory that it was one."""
+    kind, _, place = origin.partition(" ")
+    if kind == "file":
+        return f"file {PureWindowsPath(place).name}"
+    return "a directory of weights" if kind == "directory" else origin
+
+
+def _public_info(info: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of itself, for other people."""
+    config = public_config(from_dict(info["config"]))
+    return {**info, "config": to_dict(config), "origin": public_origin(info["origin"])}
 
 
 def card(checkpoint: Checkpoint, run: Path, name: str) -> str:
@@ -121,7 +158,7 @@ def card(checkpoint: Checkpoint, run: Path, name: str) -> str:
         name: OWNER/NAME.
     """
     info, config = checkpoint.info, checkpoint.info["config"]
-    origin = without_folders(info["origin"])
+    origin = public_origin(info["origin"])
     classes = ", ".join(markdown(one) for one in info["class_names"])
     lines = [
         *("---", "library_name: ppap", "pipeline_tag: image-segmentation"),

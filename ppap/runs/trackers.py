@@ -4,9 +4,9 @@ Both get the lines of ``metrics.jsonl`` and the pictures of the report. What a r
 there, and without ``--train.log`` neither package is imported.
 """
 
-import hashlib
 import importlib.util
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,23 @@ from typing import Any
 from tqdm import tqdm
 
 from ppap.errors import UsageError
+from ppap.runs.disk import write_whole
 from ppap.settings.config import to_dict
 
 # The package that each needs.
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+
+
+_ID = "wandb-id.txt"
+
+
+def _own_id(path: Path) -> str:
+    """What a run is called there, drawn once: the same after a stop, whatever its folder is called then."""
+    file = path / _ID
+    if file.exists() and (found := file.read_text().strip()):
+        return found
+    write_whole(file, drawn := secrets.token_hex(8))
+    return drawn
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -27,10 +40,11 @@ def check_trackers(names: Sequence[str]) -> None:
         UsageError: naming what to install.
     """
     for name in names:
-        if importlib.util.find_spec(_PACKAGES[name]) is None:
+        found = importlib.util.find_spec(_PACKAGES[name])
+        if found is None or found.origin is None:  # a folder that is called so
             raise UsageError(
                 f"--train.log {name} needs the package {_PACKAGES[name]}; install it, such as by "
-                'pip install "ppap[track]", or leave it out'
+                'pip install "ppap[track]", or give --train.log without it'
             )
 
 
@@ -54,7 +68,7 @@ class TensorBoard(Tracker):
         """Args: the run directory, and the step to go on from; events past it are left out of the curves."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -85,7 +99,7 @@ class WeightsAndBiases(Tracker):
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "ppap"),
                 name=path.name,
-                id=hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16],
+                id=_own_id(path),
                 resume="allow",
                 dir=str(path),
                 config=to_dict(config),

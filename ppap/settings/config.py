@@ -332,6 +332,8 @@ def _hash_of(values: dict[str, Any], later: dict[str, tuple[str, ...]] = _LATER)
     # Of a damaged file a section may be anything.
     parts = {name: part for name, part in values.items() if isinstance(part, dict)}
     parts.get("train", {}).pop("out", None)
+    if parts.get("data", {}).get("workers", 0) is None:
+        parts["data"]["workers"] = 2  # what the default was when runs were first hashed
     for section, names in later.items():
         default = to_dict(getattr(Config(), section))
         part = parts.get(section, {})
