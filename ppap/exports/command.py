@@ -24,12 +24,12 @@ MASK_FORMATS = {
     "datumaro": write_datumaro,
 }
 _PACKAGES = {
-    "onnx": (("onnx", "onnxscript"), "export"),
-    "coco-instances": (("pycocotools",), "export"),
-    "cvat": (("datumaro",), "datumaro"),
-    "datumaro": (("datumaro",), "datumaro"),
+    "onnx": ("onnx", "onnxscript"),
+    "coco-instances": ("pycocotools",),
+    "cvat": ("datumaro",),
+    "datumaro": ("datumaro",),
 }
-"""Format -> what it needs, and the extra that has it."""
+"""Format -> packages that it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,7 @@ def check_format(kind: str) -> None:
         UsageError: names them and the remedy.
     """
     if kind in _PACKAGES:
-        packages, extra = _PACKAGES[kind]
-        require(packages, f"--format {kind}", extra)
+        require(_PACKAGES[kind], f"--format {kind}")
 
 
 def export_network(source: str, kind: str, out: Path, options: NetworkOptions) -> str:
@@ -100,7 +99,7 @@ def _compared(
     predictor: Predictor, options: NetworkOptions, kind: str, path: Path, size: tuple[int, int]
 ) -> str:
     if kind == "onnx" and importlib.util.find_spec("onnxruntime") is None:
-        return 'not compared with torch: onnxruntime is not installed; pip install "ppap[export]"'
+        return "not compared with torch: onnxruntime is not installed: pip install onnxruntime"
     running = open_onnx(path) if kind == "onnx" else open_torchscript(path)
     patch = predictor.engine.net.backbone.patch_size
     # Another shape, whose sides no patch divides.

@@ -27,20 +27,19 @@ def check_new(out: Path) -> None:
     check_writable(out)
 
 
-def require(packages: Sequence[str], wanted: str, extra: str) -> None:
+def require(packages: Sequence[str], wanted: str) -> None:
     """Refuse what needs packages that are not installed.
 
     Args:
         packages: names to import.
         wanted: what needs them, such as ``--format onnx``.
-        extra: of pyproject.toml, which has them.
 
     Raises:
         UsageError: names those that are missing.
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise UsageError(f'{wanted} needs {", ".join(missing)}; pip install "ppap[{extra}]"')
+        raise UsageError(f"{wanted} needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 @contextmanager

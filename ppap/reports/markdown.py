@@ -106,6 +106,8 @@ def _next_steps(run: RunDir, labelled: bool, config: Config) -> list[str]:
     commands = [f"python -m ppap.predict {path} IMAGES --out masks"]
     if labelled:
         commands.append(f"python -m ppap.eval {path}")
+    else:
+        commands.insert(0, f"python -m ppap.atlas {path}")  # where clusters get their names
     lines = ["```", *commands, "```"]
     if config.data.kind == "scenes":
         lines += ["", *_OWN_IMAGES]

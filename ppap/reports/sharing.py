@@ -9,6 +9,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import constants
 
+from ppap import __version__
 from ppap.errors import DataError, UsageError
 from ppap.escaping import markdown
 from ppap.nets.hub import no_connection, offline, repository_name
@@ -179,6 +180,7 @@ def card(checkpoint: Checkpoint, run: Path, name: str) -> str:
         f"python -m ppap.predict hf-hub:{name} IMAGES --out masks",
         "```",
         "",
+        f"- made with ppap {__version__}, an implementation of that paper (not PyPI's package of this name)",
         f"- method `{config['method']}`, preset `{config['preset']}`, {info['step']} steps, "
         f"seed {config['train']['seed']}",
         f"- backbone: {markdown(origin)}; its own terms of use hold for its weights, which are in this "

@@ -43,8 +43,8 @@ def check_trackers(names: Sequence[str]) -> None:
         found = importlib.util.find_spec(_PACKAGES[name])
         if found is None or found.origin is None:  # a folder that is called so
             raise UsageError(
-                f"--train.log {name} needs the package {_PACKAGES[name]}; install it, such as by "
-                'pip install "ppap[track]", or give --train.log without it'
+                f"--train.log {name} needs a package: pip install {_PACKAGES[name]}; or give --train.log "
+                "without it"
             )
 
 

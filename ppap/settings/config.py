@@ -206,7 +206,7 @@ class TrainConfig:
     into --loss.memory-budget-mib. Without torchrun it means nothing."""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where metrics and pictures go beside the run's own files: tensorboard = RUN/tensorboard; wandb =
-    Weights & Biases. Both need pip install "ppap[track]"."""
+    Weights & Biases. Both are packages to install."""
     out: str | None = None
     """Run directory; None = runs/PRESET-DATE-TIME. An existing run is continued with --resume RUN, never
     overwritten."""
