@@ -114,3 +114,12 @@ def test_masks_legend_and_scores_have_the_names(finished, tmp_path, capsys):
     assert record["named"]["cluster"]["assignment"].count(4) == 1
     with pytest.raises(UsageError, match="--frozen does not measure"):
         evaluate([str(finished), f"--names={path}", "--frozen"])
+
+
+def test_a_file_without_a_checksum_is_not_blamed_on_another_run(tmp_path):
+    path = write(tmp_path / "names.json")
+    stored = json.loads(path.read_text())
+    del stored["probe"]
+    path.write_text(json.dumps(stored))
+    with pytest.raises(DataError, match="has no probe, the checksum"):
+        read_names(path, CENTRES)

@@ -128,7 +128,12 @@ def read_names(path: str | Path, clusters: Tensor) -> Names:
         raise DataError(f"--names {path} is no file of names; give one saved from `python -m ppap.atlas RUN`")
     if stored.get("format") != FORMAT:
         raise DataError(f"--names {path} has format {stored.get('format')!r}, this ppap reads {FORMAT}")
-    if stored.get("probe") != probe_checksum(clusters):
+    if "probe" not in stored:
+        raise DataError(
+            f"--names {path} has no probe, the checksum of the clusters that it names; take the file that "
+            "`python -m ppap.atlas RUN` saves, and change that"
+        )
+    if stored["probe"] != probe_checksum(clusters):
         raise DataError(
             f"--names {path} was made for the clusters of another run, or of another checkpoint of this one; "
             "make an atlas of this one, `python -m ppap.atlas RUN`, and name its clusters"
