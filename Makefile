@@ -48,8 +48,7 @@ OF_VERSIONS = tests/test_triton.py tests/test_dispatch.py tests/test_ppap_loss.p
 
 # Of the interpreter's files and of the architectures compiled for, which take minutes, `make test` runs all with the
 # environment's own Triton.
-test-oldest: UNINTERPRETED = contract or training or loss or launches
-test-newest: UNINTERPRETED = contract or training or loss or launches or rows
+UNINTERPRETED = contract or training or loss or launches or rows
 
 test-oldest test-newest: test-%: $(VENV)/%/.done
 	PYTHONPATH=$(CURDIR)/$(VENV)/$* $(BIN)/python -m pytest -n auto $(OF_VERSIONS) \
