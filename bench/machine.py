@@ -1,10 +1,11 @@
 """The device that benchmarks run on: its name, waiting for it, memory."""
 
 import ctypes
+import math
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -42,6 +43,19 @@ def matrix_rate(rows: int, columns: int, width: int, dtype: torch.dtype = torch.
         synchronise()
         times.append(time.perf_counter() - start)
     return 2 * rows * columns * width / min(times)
+
+
+def best_times(timed: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds of the fastest of `rounds` rounds, and of one that warms up; each goes through all in turn."""
+    found = dict.fromkeys(timed, math.inf)
+    for _ in range(rounds + 1):
+        for name, run in timed.items():
+            synchronise()
+            start = time.perf_counter()
+            run()
+            synchronise()
+            found[name] = min(found[name], time.perf_counter() - start)
+    return found
 
 
 def peak_memory(run: Callable[[], object]) -> int:

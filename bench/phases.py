@@ -8,14 +8,12 @@ is subtracted.
 """
 
 import argparse
-import math
 import os
-import time
 from collections.abc import Callable, Sequence
 
 import torch
 
-from bench.machine import device_name
+from bench.machine import best_times, device_name
 from bench.shapes import VITS16_CHUNK, Shape, loss_inputs
 from ppap.kernels import (
     PropagationConfig,
@@ -67,17 +65,6 @@ def product(shape: Shape, dtype: torch.dtype) -> Callable[[], object]:
     return lambda: torch.mm(left, right, out=out)
 
 
-def best(timed: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of the fastest of `rounds` rounds, and of one that warms up."""
-    found = dict.fromkeys(timed, math.inf)
-    for _ in range(rounds + 1):
-        for name, run in timed.items():
-            start = time.perf_counter()
-            run()
-            found[name] = min(found[name], time.perf_counter() - start)
-    return found
-
-
 def phases(seconds: dict[str, float]) -> dict[str, float]:
     """Seconds of each phase of one loss, from those of the ops."""
     cosines, sums = seconds["masks"], max(seconds["average"] - seconds["masks"], 0.0)
@@ -121,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for precision in options.precision:
             dtypes = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if isa == "avx512bf16" else {})
             products = {name: product(shape, dtype) for name, dtype in dtypes.items()}
-            seconds = best({**runs(shape, precision), **products}, options.rounds)
+            seconds = best_times({**runs(shape, precision), **products}, options.rounds)
             flops = 2 * shape.patches * shape.anchors * shape.width
             rates = {name: flops / seconds.pop(name) for name in dtypes}
             print(f"\n{table(shape, isa, precision, phases(seconds), rates)}", flush=True)

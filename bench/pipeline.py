@@ -16,14 +16,13 @@ import io
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from bench.machine import DEVICE, device_name, synchronise
+from bench.machine import DEVICE, best_times, device_name
 from ppap.data import Datasets, build_datasets, val_loader
 from ppap.data.loading import stream
 from ppap.data.scenes import ScenesDataset
@@ -179,20 +178,6 @@ def predict(engine: Engine, data: Datasets, place: Path, batch: int) -> Callable
     return run
 
 
-def best_times(timed: Timed, rounds: int) -> dict[str, float]:
-    """Seconds of the fastest round of each; every round goes through all of them."""
-    found = {name: float("inf") for name in timed}
-    for _ in range(rounds + 1):  # the first warms up
-        for name, (run, _) in timed.items():
-            synchronise()
-            start = time.perf_counter()
-            with _quietly():
-                run()
-            synchronise()
-            found[name] = min(found[name], time.perf_counter() - start)
-    return found
-
-
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -235,7 +220,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 data = build_datasets(config.data)
                 engine = build_engine(config, data.train.classes, DEVICE)
                 timed = stages(engine, data, Path(place), options.images)
-            found[resolution] = table(timed, best_times(timed, options.rounds), options.images)
+            with _quietly():
+                seconds = best_times({name: run for name, (run, _) in timed.items()}, options.rounds)
+            found[resolution] = table(timed, seconds, options.images)
         print(f"\n{markdown(found[resolution], resolution)}", flush=True)
     if options.json:
         asked = {"images": options.images, "batch": options.batch, "weights": options.weights}
