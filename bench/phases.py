@@ -1,10 +1,10 @@
 """Where the time of the CPU kernels goes, per instruction set: ``python -m bench.phases``.
 
 The phases of one loss with its gradient (N = 12,544 patches, A = 784 anchors, D = E = 384 channels, T = 2),
-each by the op that consists of it, or as the difference of two ops; with the rate of its products and the
-share of what ``torch.mm`` reaches on this machine in the same run. Every round times everything in turn, and
-the best of each counts. The backward pass of the op recomputes the logits, which the loss does not: that much
-is subtracted.
+each by the call of the library that the loss makes, or as the difference of two; with the rate of its
+products and the share of what ``torch.mm`` reaches on this machine in the same run. Every round times
+everything in turn, and the best of each counts. What is left of the loss is torch's: checks, norms,
+thresholds, rows.
 """
 
 import argparse
@@ -15,44 +15,59 @@ import torch
 
 from bench.machine import best_times, device_name
 from bench.shapes import VITS16_CHUNK, Shape, loss_inputs
-from ppap.kernels import (
-    PropagationConfig,
-    masked_log_softmax,
-    native,
-    ppap_loss,
-    proxy_average,
-    relation_masks,
-)
+from ppap.kernels import PropagationConfig, native, ppap_loss
+from ppap.kernels.masked_log_softmax import native_impl as contrast
+from ppap.kernels.masked_log_softmax.chunks import Settings, Target
+from ppap.kernels.precision import operand
+from ppap.kernels.proxy_average import native_impl as averages
+from ppap.kernels.relation_masks import native_impl as relations
+from ppap.kernels.relation_masks.sets import Sets
 
 CFG = PropagationConfig()
 TAU = 0.8
-PRODUCTS = {"cosines, bits": 1, "sums": 0, "logits, exponentials": 1, "gradient": 2, "rest": 0, "loss": 6}
-"""Phase -> products of 2 N A D operations that it cannot do without; the loss has three times the first."""
+PRODUCTS = {
+    "cosines, one set": 1,
+    "sums": 0,
+    "cosines, both sets": 1,
+    "logits, exponentials": 1,
+    "gradient": 2,
+    "rest": 0,
+    "loss": CFG.steps + 4,
+}
+"""Phase -> products of 2 N A D operations that it needs; the first two once per step of the walk."""
 
 
 def runs(shape: Shape, precision: str) -> dict[str, Callable[[], object]]:
     """What is timed."""
     features, z, anchors = loss_inputs(shape)
-    queries, z_anchors = features[anchors], z[anchors]
     phi, psi = torch.full((shape.anchors,), CFG.phi0), torch.full((shape.anchors,), CFG.psi0)
-    options = {"precision": precision, "impl": "cpp"}
-    masks = relation_masks(queries, phi, features, psi, anchors, **options)[0]
-    trained, leaf = z.clone().requires_grad_(), z_anchors.clone().requires_grad_()
-
-    def softmax(gradient: bool) -> None:
-        loss = masked_log_softmax(leaf, trained, masks, TAU, **options)
-        if gradient:
-            torch.autograd.grad(loss.sum(), (leaf, trained))
+    keys = averages.prepare_features(features, precision)
+    queries = operand(features[anchors], precision)
+    positive, kept = (native.empty_bits(shape.patches, shape.anchors) for _ in range(2))
+    sets = Sets(positive, kept, relations.similarity(queries, keys, positive, kept, phi, psi)[0])
+    bits = torch.empty_like(positive)
+    patches = contrast.prepare(z, precision)
+    own, settings = patches.take(anchors), Settings(TAU, precision, 2**30)
+    target = Target(
+        torch.full((shape.anchors,), 1 / shape.anchors),
+        torch.zeros_like(patches.values),
+        torch.zeros_like(own.values),
+        slice(None),
+    )
+    trained = z.clone().requires_grad_()
 
     def whole() -> None:
         trained.grad = None
-        ppap_loss(features, trained, anchors, CFG, temperature=TAU, **options).backward()
+        ppap_loss(
+            features, trained, anchors, CFG, temperature=TAU, precision=precision, impl="cpp"
+        ).backward()
 
     return {
-        "masks": lambda: relation_masks(queries, phi, features, psi, anchors, **options),
-        "average": lambda: proxy_average(queries, features, phi, **options),
-        "forward": lambda: softmax(False),
-        "both": lambda: softmax(True),
+        "step": lambda: relations.similarity(queries, keys, bits, phi_C=phi),
+        "average": lambda: averages.sums(keys, precision, queries, phi),
+        "masks": lambda: relations.similarity(queries, keys, positive, kept, phi, psi),
+        "forward": lambda: contrast.chunk(own, patches, sets, settings),
+        "both": lambda: contrast.chunk(own, patches, sets, settings, target=target),
         "loss": whole,
     }
 
@@ -66,16 +81,21 @@ def product(shape: Shape, dtype: torch.dtype) -> Callable[[], object]:
 
 
 def phases(seconds: dict[str, float]) -> dict[str, float]:
-    """Seconds of each phase of one loss, from those of the ops."""
-    cosines, sums = seconds["masks"], max(seconds["average"] - seconds["masks"], 0.0)
-    gradient = seconds["both"] - 2 * seconds["forward"]
-    parts = {"cosines, bits": cosines, "sums": sums, "logits, exponentials": seconds["forward"]}
-    known = (CFG.steps + 1) * cosines + CFG.steps * sums + seconds["forward"] + gradient
-    return {**parts, "gradient": gradient, "rest": seconds["loss"] - known, "loss": seconds["loss"]}
+    """Seconds of each phase of one loss, from those of the calls."""
+    known = CFG.steps * seconds["average"] + seconds["masks"] + seconds["both"]
+    return {
+        "cosines, one set": seconds["step"],
+        "sums": max(seconds["average"] - seconds["step"], 0.0),
+        "cosines, both sets": seconds["masks"],
+        "logits, exponentials": seconds["forward"],
+        "gradient": seconds["both"] - seconds["forward"],
+        "rest": seconds["loss"] - known,
+        "loss": seconds["loss"],
+    }
 
 
 def table(shape: Shape, isa: str, precision: str, found: dict[str, float], rates: dict[str, float]) -> str:
-    """Markdown; phases of a step of the walk stand once."""
+    """Markdown; those of a step of the walk once."""
     flops = 2 * shape.patches * shape.anchors * shape.width
     head = " | ".join(f"of mm {name} ({rate / 1e9:.0f})" for name, rate in rates.items())
     lines = [f"| {isa} {precision} | ms | GF/s | {head} |", "|---|---:|---:|" + "---:|" * len(rates)]

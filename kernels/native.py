@@ -18,7 +18,7 @@ ISAS = ("avx512bf16", "avx512", "avx2", "portable")
 PANEL = 32
 # Anchors whose bits are formed at once, and whose exponentials are kept at once: more do not run faster.
 CHUNK = 784
-GROUP = 256
+GROUP = 416
 # Features with norms between these neither over- nor underflow in squares and products that are scaled later.
 _TINY, _HUGE = 1e-12, 1e12
 FILE = Path(__file__).parent / "_cpu.so"
@@ -189,7 +189,9 @@ class Keys:
         if precision == "fp32":
             values = features_ND.float().contiguous()
             norm_N = torch.linalg.vector_norm(values, dim=1)
-            zero_N = torch.linalg.vector_norm(values, dim=1, ord=torch.inf) == 0
+            zero_N = norm_N == 0
+            if zero_N.any():  # of all zeros, or of values whose squares are 0
+                zero_N[zero_N.clone()] = (values[zero_N] == 0).all(dim=1)
             if (zero_N | ((norm_N > _TINY) & (norm_N < _HUGE))).all():
                 return cls(values, torch.where(zero_N, 0.0, 1 / norm_N), False)
         return cls.of(normalise(features_ND, torch.float32), precision)

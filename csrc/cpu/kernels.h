@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <type_traits>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -19,6 +21,8 @@ namespace ppap::PPAP_ISA {
 
 #include "simd.inc"
 
+#include "lines.inc"
+
 #include "pairs.inc"
 
 #ifdef PPAP_PAIRS
@@ -32,60 +36,85 @@ constexpr int PANEL = 2 * LANES;
 static_assert(PADDING % PANEL == 0, "padded rows are whole panels");
 constexpr int64_t TILE_BYTES = 160 << 10;  // of a tile of patches: it stays in the second cache over all panels
 constexpr int64_t DEPTH = 128;             // patches per step of the products over patches
+constexpr int64_t AHEAD = 8;               // rows of a panel that are asked for before they are needed
 
-// Register tile: sum over k of left[i * row_step + k * depth_step] * right[k * right_step + lane].
-// T is float, or uint32_t for pairs of bf16.
-template <int R, class T, class Finish>
-static inline void register_tile(const T* left, int64_t row_step, int64_t depth_step, const T* right,
-                                 int64_t right_step, int64_t depth, Finish&& finish) {
+// Left operands of a product, of float or of uint32_t for pairs of bf16: rows as they lie, or as pack_columns leaves
+// them.
+template <class T>
+struct RowMajor {
+    const T* at;
+    int64_t width;
+
+    RowMajor from(int64_t row) const { return {at + row * width, width}; }
+    inline T operator[](int i) const { return at[i * width]; }
+    inline void next() { ++at; }
+};
+
+template <class T>
+struct Tiled {
+    const T* at;
+    int64_t depth;
+
+    Tiled from(int64_t row) const { return {at + row * depth, depth}; }  // of whole tiles
+    inline T operator[](int i) const { return at[i]; }
+    inline void next() { at += ROWS; }
+};
+
+// Register tile: the sum over k of left[i] at k times right[k][lane], as rows of a panel. It is a function of its own,
+// so that what is done with the sums takes no register from them. A panel is often larger than the first cache, and
+// what of it comes next is asked for in time.
+template <int R, class Left, class T>
+[[gnu::noinline]] static void register_tile(Left left, const T* right, int64_t depth, float* out) {
     vf sum[R][2];
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) sum[i][0] = sum[i][1] = vf{};
     for (int64_t k = 0; k < depth; ++k) {
         const auto b0 = load(right), b1 = load(right + LANES);
+#pragma GCC unroll 2
+        for (int line = 0; line < PANEL; line += 16) __builtin_prefetch(right + AHEAD * PANEL + line);
 #pragma GCC unroll 16
         for (int i = 0; i < R; ++i) {
-            const auto a = splat(left[i * row_step]);
+            const auto a = splat(left[i]);
             add_product(sum[i][0], a, b0);
             add_product(sum[i][1], a, b1);
         }
-        left += depth_step;
-        right += right_step;
+        left.next();
+        right += PANEL;
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) finish(i, sum[i][0], sum[i][1]);
+    for (int i = 0; i < R; ++i) store(out + i * PANEL, sum[i][0]), store(out + i * PANEL + LANES, sum[i][1]);
 }
 
 // The same for fewer rows than a full tile.
-template <int R, class T, class Finish>
-static void last_rows(int64_t rows, const T* left, int64_t row_step, int64_t depth_step, const T* right,
-                      int64_t right_step, int64_t depth, Finish&& finish) {
+template <int R, class Left, class T>
+static void last_rows(int64_t rows, Left left, const T* right, int64_t depth, float* out) {
     if constexpr (R > 0) {
         if (rows == R)
-            register_tile<R>(left, row_step, depth_step, right, right_step, depth, finish);
+            register_tile<R>(left, right, depth, out);
         else
-            last_rows<R - 1>(rows, left, row_step, depth_step, right, right_step, depth, finish);
+            last_rows<R - 1>(rows, left, right, depth, out);
     }
 }
 
 // finish(row, two vectors) for every row of a column of register tiles.
-template <class T, class Finish>
-static inline void row_tiles(int64_t rows, const T* left, int64_t row_step, int64_t depth_step, const T* right,
-                             int64_t right_step, int64_t depth, Finish&& finish) {
-    int64_t row = 0;
-    for (; row + ROWS <= rows; row += ROWS) {
-        auto at = [&](int i, vf a, vf b) { finish(row + i, a, b); };
-        register_tile<ROWS>(left + row * row_step, row_step, depth_step, right, right_step, depth, at);
+template <class Left, class T, class Finish>
+static inline void row_tiles(int64_t rows, Left left, const T* right, int64_t depth, Finish&& finish) {
+    alignas(64) float sums[ROWS * PANEL];
+    for (int64_t row = 0; row < rows; row += ROWS) {
+        const int64_t here = std::min<int64_t>(ROWS, rows - row);
+        if (here == ROWS)
+            register_tile<ROWS>(left.from(row), right, depth, sums);
+        else
+            last_rows<ROWS - 1>(here, left.from(row), right, depth, sums);
+        for (int64_t i = 0; i < here; ++i) finish(row + i, load(sums + i * PANEL), load(sums + i * PANEL + LANES));
     }
-    auto at = [&](int i, vf a, vf b) { finish(row + i, a, b); };
-    last_rows<ROWS - 1>(rows - row, left + row * row_step, row_step, depth_step, right, right_step, depth, at);
 }
 
 static int64_t panels_of(int64_t count) { return (count + PANEL - 1) / PANEL; }
 
 // Rows (count, depth) times factor as panels [panel][depth][PANEL]; missing rows are 0.
-static std::vector<float> pack_rows(const float* rows, int64_t count, int64_t depth, float factor) {
-    std::vector<float> packed(panels_of(count) * depth * PANEL, 0.0f);
+static Lines<float> pack_rows(const float* rows, int64_t count, int64_t depth, float factor) {
+    Lines<float> packed(panels_of(count) * depth * PANEL, 0.0f);
     for (int64_t i = 0; i < count; ++i) {
         float* to = packed.data() + i / PANEL * depth * PANEL + i % PANEL;
         for (int64_t k = 0; k < depth; ++k) to[k * PANEL] = rows[i * depth + k] * factor;
@@ -94,9 +123,9 @@ static std::vector<float> pack_rows(const float* rows, int64_t count, int64_t de
 }
 
 // The same as pairs: [panel][pairs of depth][PANEL].
-static std::vector<uint32_t> pack_pair_rows(const float* rows, int64_t count, int64_t depth, float factor) {
+static Lines<uint32_t> pack_pair_rows(const float* rows, int64_t count, int64_t depth, float factor) {
     const int64_t length = pairs_of(depth);
-    std::vector<uint32_t> packed(panels_of(count) * length * PANEL, 0u), row(length);
+    Lines<uint32_t> packed(panels_of(count) * length * PANEL, 0u), row(length);
     for (int64_t i = 0; i < count; ++i) {
         pack_pairs(rows + i * depth, depth, factor, row.data());
         uint32_t* to = packed.data() + i / PANEL * length * PANEL + i % PANEL;
@@ -113,8 +142,8 @@ static float norm(const float* values, int64_t count, float factor) {
 }
 
 // Values (count,), padded to whole panels.
-static std::vector<float> padded(const float* values, int64_t count, float filling) {
-    std::vector<float> out(panels_of(count) * PANEL, filling);
+static Lines<float> padded(const float* values, int64_t count, float filling) {
+    Lines<float> out(panels_of(count) * PANEL, filling);
     if (values) std::copy(values, values + count, out.begin());
     return out;
 }

@@ -86,7 +86,8 @@ def split_budget(
         MemoryBudgetError: one anchor and the smallest group do not fit.
     """
     if not gradient:
-        return native.chunk_rows(memory_budget, bytes_per_anchor), native.GROUP
+        rows = native.chunk_rows(memory_budget, bytes_per_anchor)
+        return rows, -(-rows // native.PANEL) * native.PANEL
     smallest, group = 4 * native.PANEL * max(num_patches, 1), _group(memory_budget, num_patches)
     if memory_budget < smallest + bytes_per_anchor:
         raise MemoryBudgetError(
@@ -97,9 +98,12 @@ def split_budget(
 
 
 def _group(memory_budget: int, num_patches: int) -> int:
-    """Anchors whose exponentials are kept at once with a gradient: those of half of the budget."""
+    """Anchors whose exponentials are kept at once with a gradient: those of half of the budget.
+
+    An odd number of panels, so that rows of the workspace do not lie a power of two of bytes apart.
+    """
     panels = max(memory_budget // 2 // (4 * native.PANEL * max(num_patches, 1)), 1)
-    return min(panels * native.PANEL, native.GROUP)
+    return min((panels - 1) // 2 * 2 + 1, native.GROUP // native.PANEL) * native.PANEL
 
 
 def bytes_per_anchor(num_patches: int, width: int) -> int:
@@ -125,7 +129,8 @@ def chunk(
     bound_C = z_CE.norm(dim=1) * (patches.longest * (1.01 * math.log2(math.e) / settings.temperature))
     tight = bool(bound_C.amax() < _TIGHT_BOUND)
     loss_C, lse_C = torch.empty_like(bound_C), torch.empty_like(bound_C)
-    group = native.GROUP if target is None else _group(settings.memory_budget, num_patches)
+    whole = -(-z_CE.shape[0] // native.PANEL) * native.PANEL
+    group = whole if target is None else _group(settings.memory_budget, num_patches)
     own_CE = None if target is None else torch.empty_like(z_CE)
     native.run(
         "masked_log_softmax",
