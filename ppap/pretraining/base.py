@@ -1,6 +1,6 @@
 """The contract of an objective of pretraining: what ``ppap.pretraining.pretrainer`` asks of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,10 @@ class Objective(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Whatever follows the optimiser's step."""
+
+    def moving(self) -> Iterable[Tensor]:
+        """What a step changes beside the student's weights; put back where the step is skipped."""
+        return ()
 
     def exported(self, images: Tensor) -> Backbone:
         """The product as it is handed out.

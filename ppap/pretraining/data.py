@@ -61,6 +61,10 @@ class SceneDraws(Dataset):
         """Which scene draw n shows."""
         return n if self.order is None else self.order.image(n)
 
+    def name(self, n: int) -> str:
+        """What draw n shows, for messages."""
+        return f"scene {self.number(n)}"
+
     def square(self, i: int) -> torch.Tensor:
         """Scene i, which is kept: (3, S, S) uint8 RGB."""
         if i not in self._made:
@@ -128,6 +132,10 @@ class FolderDraws(Dataset):
     def number(self, n: int) -> int:
         """Which image, or which of the fixed squares, draw n shows."""
         return self.order.image(n)
+
+    def name(self, n: int) -> str:
+        """File that draw n shows a part of, for messages."""
+        return self.paths[self.number(n) // max(self.squares, 1)].name
 
     def square(self, i: int) -> torch.Tensor:
         """One of the fixed squares, ``squares`` of each image in turn: (3, S, S) uint8 RGB."""

@@ -21,6 +21,7 @@ Legend: B images, V crops, M = V B, h w patch grid, N = h w, D channels, K proto
 
 import copy
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +115,9 @@ class Distillation(Objective):
 
     def after_step(self, step: int) -> None:
         self.move_teacher(step)
+
+    def moving(self) -> Iterable[Tensor]:
+        return (self.centre, *self.teacher.parameters())
 
     def losses(self, pixels: Tensor, generator: torch.Generator, first: int = 0) -> dict[str, Tensor]:
         """Losses of one batch.

@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from ppap.data.transforms import normalise
 from ppap.errors import DataError, Stopped, UsageError
+from ppap.escaping import visible
 from ppap.methods.engine import amp_type, pick_device
-from ppap.methods.finite import check_finite
+from ppap.methods.finite import Gate, Held, Skipped, Skips
 from ppap.nets.backbone import Backbone, backbone_from_spec, build_backbone
 from ppap.pretraining.base import Objective
-from ppap.pretraining.data import build_draws, draws_loader
+from ppap.pretraining.data import Draws, build_draws, draws_loader
 from ppap.pretraining.distillation import TeacherDistillation
 from ppap.pretraining.export import draw_features, export_backbone
 from ppap.pretraining.objective import Distillation
@@ -88,18 +89,19 @@ class Pretrainer:
         else:
             model = TeacherDistillation(backbone, teacher, self.draws, config)
         self.model = model.to(self.device)
-        self.optimiser = _optimiser(self.model.student, config.optim)
+        self.gate = Gate(self.device)
+        self.optimiser = self.gate.prepare(_optimiser(self.model.student, config.optim))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
+        self.skips = _SkippedDraws(self.gate, self.draws, config.train.batch_size)
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.health = torch.zeros((), device=self.device)
 
     def run(self) -> RunDir:
         """Train to the end, saving and drawing on the way.
 
         Raises:
             Stopped: interrupted; the state is saved.
-            NumberError: loss or gradient is not finite.
+            NumberError: loss or gradient were not finite, in several steps in a row.
         """
         try:
             with StopRequest() as stop:
@@ -133,7 +135,6 @@ class Pretrainer:
                 values = self._train_step(batch)
                 self.step += 1
                 images += len(batch)
-                self.health += values["loss"]
                 bar.update()
                 if self.step % train.log_every == 0 or self.step in (1, train.steps):
                     bar.set_postfix_str(self._log(values, images / (time.perf_counter() - since)))
@@ -189,6 +190,7 @@ class Pretrainer:
         optim, step = self.config.optim, self.step
         for group in self.optimiser.param_groups:
             group["lr"] = optim.lr * rate(step, self.config.train.steps, optim.warmup)
+        held = Held(self.model.moving())
         pixels = batch.to(self.device, non_blocking=True).float() / 255
         generator = torch.Generator(self.device).manual_seed(_mixed(self.config.train.seed, step))
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
@@ -198,17 +200,22 @@ class Pretrainer:
         self.scaler.unscale_(self.optimiser)
         values["grad_norm"] = nn.utils.clip_grad_norm_(self.model.student.parameters(), optim.clip_norm)
         values = {name: value.detach() for name, value in values.items()}
-        if self.device.type == "cpu":
-            check_finite(values, step)
-        self.scaler.step(self.optimiser)
+        norm = values["grad_norm"]
+        scale = self.scaler.scale(torch.ones_like(norm)) if self.scaler.is_enabled() else None
+        judged = [value for name, value in values.items() if name != "grad_norm"]
+        skip = self.gate.judge(judged, [norm], scale)
+        self.gate.step({"student": self.optimiser}, {"student": norm}, skip, self.scaler)
         self.scaler.update()
         self.model.after_step(step)
+        held.restore(skip)
+        self.skips.add(step, skip, values)
         return values
 
     def _log(self, values: dict[str, Tensor], speed: float) -> str:
         """Write a line of metrics, and print one where there is no progress bar."""
-        check_finite({**values, "sum of losses": self.health}, self.step, self.scaler.is_enabled())
+        self.skips.read()
         row = {"step": self.step, **{name: value.item() for name, value in values.items()}}
+        row["skipped_steps"] = self.skips.total
         self.run_dir.append({**row, "lr": self.optimiser.param_groups[0]["lr"], "images_per_s": speed})
         parts = [f"{k.removesuffix('_loss')} {v:.3f}" for k, v in row.items() if k.endswith("_loss")]
         text = f"loss {row['loss']:.3f} {' '.join(parts)} {speed:.1f} images/s"
@@ -227,7 +234,7 @@ class Pretrainer:
 
     def _save(self) -> Backbone:
         """Write the state, and what is handed out, which is returned."""
-        check_finite({"sum of losses": self.health}, self.step)
+        self.skips.read()
         backbone, count = self.model.product, self.step * self.config.train.batch_size
         origin = f"{self.model.verb} by ppap.pretrain on {self.draws.origin}, {count} images read"
         if not backbone.is_random:
@@ -242,6 +249,7 @@ class Pretrainer:
             "step": self.step,
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "skips": self.skips.state(),
         }
         save_checkpoint(self.run_dir.checkpoints / "last", self.model.state_dict(), info, state)
         exported = self.model.exported(self._images(_CENTRED))
@@ -260,11 +268,25 @@ class Pretrainer:
         self.model.load_state_dict(checkpoint.tensors)
         state = checkpoint.state()
         self.step = state["step"]
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.gate.load(self.optimiser, state["optimiser"])
+        self.skips = _SkippedDraws(self.gate, self.draws, self.config.train.batch_size, state.get("skips"))
         self.scaler.load_state_dict(state["scaler"])
 
     def _stopped(self, what: str) -> Stopped:
         return Stopped(f"{what}; continue with: python -m ppap.pretrain --resume {self.run_dir.path}")
+
+
+class _SkippedDraws(Skips):
+    """Names the images of a skipped step, which follow from its number."""
+
+    def __init__(self, gate: Gate, draws: Draws, batch_size: int, state: dict[str, int] | None = None):
+        super().__init__(gate, state)
+        self.draws, self.batch_size = draws, batch_size
+
+    def say(self, skipped: Skipped) -> None:
+        first = skipped.step * self.batch_size
+        names = [visible(self.draws.name(first + i), one_line=True) for i in range(self.batch_size)]
+        tqdm.write(f"step {skipped.step + 1} skipped, {skipped.why}; its images: {', '.join(names)}")
 
 
 def rate(step: int, steps: int, warmup: float) -> float:
