@@ -4,7 +4,13 @@ import torch
 
 
 class NonFiniteError(ValueError):
-    """An input holds NaN or infinity."""
+    """An input holds NaN or infinity.
+
+    Attributes:
+        everywhere: whether the call was one of several ranks, and all of them raise this.
+    """
+
+    everywhere = False
 
 
 def guard(

@@ -64,9 +64,9 @@ def test_ranks_are_the_run_of_one_process(pool, tmp_path, monkeypatch):
         cases += [(name, size, []) for name in METHODS for size in (2, 4)]
     runs: dict[int, list[list[str]]] = {2: [], 4: []}
     pairs = []
-    for name, size, more in cases:
+    for number, (name, size, more) in enumerate(cases):
         command = [*RUN, f"--method={name}", *more]
-        one, several = (tmp_path / f"{name}-{size}-{len(more)}-{kind}" for kind in ("one", "several"))
+        one, several = (tmp_path / f"{number}-{name}-{size}-{kind}" for kind in ("one", "several"))
         train(None, 0, [[*command, f"--train.out={one}"]], 1)
         runs[size].append([*command, f"--train.out={several}"])
         pairs.append((one, several))
@@ -75,6 +75,38 @@ def test_ranks_are_the_run_of_one_process(pool, tmp_path, monkeypatch):
         assert not [str(f) for f in found if f is not None]
     for one, several in pairs:
         assert_same_run(one, several)
+
+
+def train_with_a_bad_image(group, rank, arguments, size):
+    """A run whose second step has NaN in an image of the last rank."""
+    with parallel.rank_of(group, rank, size), contextlib.redirect_stdout(io.StringIO()):
+        request = parse_arguments(arguments)
+        trainer = Trainer(request.config, request.path, request.checkpoint)
+        step_of = trainer.engine.train_step
+
+        def step(batch, number):
+            if number == 1 and rank == size - 1:
+                batch = {**batch, "image": batch["image"].clone()}
+                batch["image"][-1] = float("nan")
+            return step_of(batch, number)
+
+        trainer.engine.train_step = step
+        trainer.run()
+
+
+def test_a_step_that_one_rank_cannot_take_is_skipped_by_all(pool, tmp_path):
+    command = [*RUN, "--train.steps=4", "--train.log-every=1", "--train.val-every=0"]
+    one, several = tmp_path / "one", tmp_path / "several"
+    train_with_a_bad_image(None, 0, [*command, f"--train.out={one}"], 1)
+    arguments = [([*command, f"--train.out={several}"], 2)] * 2
+    found = pool.run(train_with_a_bad_image, 2, arguments)
+    assert not [str(f) for f in found if f is not None]
+    rows = [RunDir(run).rows() for run in (one, several)]
+    skipped = [[row["skipped_steps"] for row in of if "skipped_steps" in row] for of in rows]
+    assert skipped[0] == skipped[1] == [0, 1, 1, 1]
+    assert len(json.loads((several / "nonfinite.jsonl").read_text())["files"]) == 6
+    for name, value in result(one)[1].items():
+        torch.testing.assert_close(result(several)[1][name], value, rtol=1e-4, atol=1e-4, msg=name)
 
 
 def torchrun(*arguments: str) -> subprocess.Popen[str]:

@@ -19,6 +19,8 @@ from .ring import ring_loss
 from .settings import Result, Settings
 
 EXCHANGES = ("auto", "gather", "ring")
+# What a rank says of its numbers.
+_OK, _NON_FINITE, _BAD = range(3)
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -50,7 +52,8 @@ def agree(
     """What every rank brought, and whether any wants a gradient.
 
     Raises:
-        ValueError: on every rank, when one has bad numbers (CPUs) or the ranks ask for different things.
+        NonFiniteError: on every rank, when one has NaN or infinity (CPUs).
+        ValueError: on every rank, when one has other bad numbers or the ranks ask for different things.
     """
     refused: ValueError | None = None
     try:
@@ -65,14 +68,20 @@ def agree(
         features.shape[0],
         anchors.shape[0],
         int(request.settings.with_gradient),
-        int(refused is not None),
+        _OK if refused is None else _NON_FINITE if isinstance(refused, NonFiniteError) else _BAD,
     ]
     found = gather_numbers(numbers + same, group, z.device)
-    if refused is not None:
+    if refused is not None and not isinstance(refused, NonFiniteError):
         raise refused
     for rank, row in enumerate(found):
-        if row[3]:
-            raise NonFiniteError(f"rank {rank} of the group has bad numbers: look at its own message")
+        if row[3] == _BAD:
+            raise ValueError(f"rank {rank} of the group has bad numbers: look at its own message")
+    for rank, row in enumerate(found):
+        if row[3] == _NON_FINITE:
+            text = f"rank {rank} of the group has NaN or infinity: look at its own message"
+            error = refused or NonFiniteError(text)
+            error.everywhere = True
+            raise error
         if row[4:] != same:
             raise ValueError(
                 f"ppap_loss: rank {rank} of the group has other channels, dtypes or settings than this one: "

@@ -155,7 +155,7 @@ class Engine(nn.Module):
             numbers that are not finite, the losses alone, as NaN.
 
         Raises:
-            NumberError: several ranks share the step, and the kernels refuse its numbers (on CPUs).
+            NumberError: several ranks share the step, and the kernels refuse the numbers of some (on CPUs).
             InterruptedError: `should_stop` of :meth:`start`; nothing has changed, and the step is to do.
         """
         label = batch["label"].to(self.device, non_blocking=True)
@@ -169,7 +169,8 @@ class Engine(nn.Module):
                     self.method.before_step(step)
                 out = self.method.step(batch, step)
             except NonFiniteError as error:
-                if parallel.in_step():  # other ranks may wait for this one in the middle of the step
+                # Other ranks may wait for this one in the middle of the step.
+                if parallel.in_step() and not error.everywhere:
                     raise NumberError(
                         f"step {step + 1}: {error}; lower --optim.lr or check images and weights"
                     ) from None
