@@ -79,9 +79,9 @@ def agree(
     for rank, row in enumerate(found):
         if row[3] == _NON_FINITE:
             text = f"rank {rank} of the group has NaN or infinity: look at its own message"
-            error = refused or NonFiniteError(text)
-            error.everywhere = True
-            raise error
+            shared = refused or NonFiniteError(text)
+            shared.everywhere = True
+            raise shared
         if row[4:] != same:
             raise ValueError(
                 f"ppap_loss: rank {rank} of the group has other channels, dtypes or settings than this one: "
