@@ -60,6 +60,14 @@ def test_paired_layouts(tmp_path, names):
     )
 
 
+def test_labels_of_one_class_are_said_to_tell_nothing(tmp_path):
+    paired(tmp_path)
+    for path in tmp_path.glob("labels/*/*.png"):
+        add_label(path, ids=(0,))
+    description = build_datasets(config(tmp_path))[2]
+    assert "1 class from the labels; a single class: every score will be 100 %" in description
+
+
 def test_a_sample_keeps_the_contract(tmp_path):
     train, val, _ = build_datasets(config(paired(tmp_path)))
     sample = val[1]

@@ -217,7 +217,9 @@ def _describe(layout: Layout, built: dict[str, SegmentationDataset], known: int,
             parts.append(f"{len(built[split])} {word} images ({labels})")
     labelled = any(files.labels is not None for files in layout.splits.values())
     source = "" if known else " from the labels" if labelled else " by default, there being no labels"
-    parts.append(f"{len(classes.ids)} classes{source}")
+    parts.append(f"{len(classes.ids)} {'class' if len(classes.ids) == 1 else 'classes'}{source}")
+    if labelled and len(classes.ids) == 1:
+        parts.append("a single class: every score will be 100 %")
     parts += classes.notes
     if "val" in built and "val" not in layout.splits:
         parts.append("no validation images: pictures of training images, no metrics")

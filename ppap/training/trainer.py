@@ -286,7 +286,8 @@ class Trainer:
         )
         if not sys.stderr.isatty():
             left = (self.total - self.step) * self.config.train.batch_size / speed / 60
-            print(f"step {self.step}/{self.total} {text}, {left:.0f} min left", flush=True)
+            end = f", {left:.0f} min of steps left" if self.step < self.total else ""
+            print(f"step {self.step}/{self.total} {text}{end}", flush=True)
         hint = drift_hint(row) or (sets_hint(row) if self.engine.method.propagation else None)
         if hint and hint != self.hint:
             tqdm.write(f"step {self.step}: {hint}")
