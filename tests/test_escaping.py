@@ -57,7 +57,7 @@ def test_a_report_shows_them_as_they_are(tmp_path, capsys):
     assert "\\](javascript" in report and "\\`\\*b" in report
     for raw in ("<img", "<script", "<b>", "<i>"):
         assert raw not in "".join(report.split("```")[::2]), raw
-    assert "# Run run\\*&lt;i&gt;" in report
+    assert "# run\\*&lt;i&gt;" in report
 
 
 def test_errors_and_lists_of_files_reach_no_terminal_raw(tmp_path, capsys):

@@ -44,7 +44,7 @@ def curves(rows: Sequence[Mapping[str, Any]], path: str | PathLike) -> None:
             marker = "o" if len(points) <= 30 else None
             steps, values = zip(*sorted(points), strict=True)
             style = {"color": colours[i % 256], "marker": marker, "markersize": 4, "linewidth": 1.6}
-            axis.plot(steps, values, label=name.replace("_", " "), **style)
+            axis.plot(steps, values, label=_words(name), **style)
         axis.set_ylabel(label, fontsize=12)
         axis.set_xlabel("training step", fontsize=12)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -63,7 +63,7 @@ def _bars(axis: Any, label: str, lines: Mapping[str, Sequence[tuple[float, float
     places = range(len(names))
     bars = axis.barh(places, values, color=colours[: len(names)], height=0.6)
     axis.bar_label(bars, fmt="%.2f", padding=4, fontsize=10)
-    axis.set_yticks(places, [name.replace("_", " ") for name in names])
+    axis.set_yticks(places, [_words(name) for name in names])
     axis.invert_yaxis()
     axis.margins(x=0.15, y=0.4 if len(names) == 1 else 0.1)
     axis.set_xlabel(f"{label}, step {lines[names[0]][0][0]:g}", fontsize=12)
@@ -78,10 +78,15 @@ def _curve_panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list
         step = flat.pop("step", None)
         for name, value in flat.items() if step is not None else ():
             if "loss" in name:
-                losses.setdefault(name.replace("_", " "), {}).setdefault(name, []).append((step, value))
+                losses.setdefault(_words(name), {}).setdefault(name, []).append((step, value))
             elif "accuracy" in name or "iou" in name:
                 scores.setdefault(name, []).append((step, value))
     return {**losses, "score [%]": scores} if scores else losses
+
+
+def _words(name: str) -> str:
+    """A name of a record as people write it."""
+    return name.replace("_", " ").replace("miou", "mIoU").replace("crf/", "CRF: ")
 
 
 def _flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -43,7 +43,7 @@ def write_report(
     if has_strip:
         draw_strip(engine, dataset, evaluation, config.eval.pictures, run.pictures / "strip.png")
     losses = [row for row in rows if "loss" in row]
-    lines = [f"# Run {markdown(run.path.name)}", ""]
+    lines = [f"# {markdown(run.path.name)}", ""]
     if engine.net.backbone.is_random:
         lines += [f"> **{RANDOM_WARNING}**", ""]
     lines += [
