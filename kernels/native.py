@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from .budget import rows_within
 from .precision import normalise, operand
 
-ABI = 8
+ABI = 9
 ISAS = ("avx512bf16", "avx512", "avx2", "portable")
 # Columns of z are padded to this, anchors of a group to it too: ppap_panel of the library.
 PANEL = 32
@@ -120,6 +120,9 @@ def structure(pointers: str, sizes: str, floats: str = "") -> type[ctypes.Struct
     return type("Arguments", (ctypes.Structure,), {"_fields_": fields})
 
 
+_PACK_KEYS = structure("keys key_scale pairs norms", "N D bf16")
+
+
 def run(entry: str, kind: type[ctypes.Structure], **values: torch.Tensor | float | None) -> None:
     """Call a kernel in the instruction set of :func:`isa`, on torch's number of threads.
 
@@ -172,16 +175,21 @@ class Keys:
         values: (N, D) float32, contiguous.
         scale: (N,) float32 factor of each row, or None: 1.
         bf16: whether `values` are bf16 numbers.
+        pairs: (N, ceil(D / 2)) int32, the scaled rows as pairs of bf16, or None: the instruction set
+            multiplies none, or the library packs them at every call.
+        norms: (N,) float32 that belong to them, or None.
     """
 
     values: torch.Tensor
     scale: torch.Tensor | None
     bf16: bool
+    pairs: torch.Tensor | None = None
+    norms: torch.Tensor | None = None
 
     @classmethod
     def of(cls, values_ND: torch.Tensor, precision: str) -> "Keys":
         """Rows that enter as they are, rounded to `precision`."""
-        return cls(operand(values_ND, precision).contiguous(), None, precision == "bf16")
+        return cls(operand(values_ND, precision).contiguous(), None, precision == "bf16").packed()
 
     @classmethod
     def normalised(cls, features_ND: torch.Tensor, precision: str) -> "Keys":
@@ -193,5 +201,24 @@ class Keys:
             if zero_N.any():  # of all zeros, or of values whose squares are 0
                 zero_N[zero_N.clone()] = (values[zero_N] == 0).all(dim=1)
             if (zero_N | ((norm_N > _TINY) & (norm_N < _HUGE))).all():
-                return cls(values, torch.where(zero_N, 0.0, 1 / norm_N), False)
+                return cls(values, torch.where(zero_N, 0.0, 1 / norm_N), False).packed()
         return cls.of(normalise(features_ND, torch.float32), precision)
+
+    def packed(self) -> "Keys":
+        """The same with pairs, where the instruction set multiplies them: made once for all calls."""
+        if not library().ppap_uses_pairs(ctypes.c_int(isa())):
+            return self
+        rows, width = self.values.shape
+        pairs, norms = torch.empty((rows, -(-width // 2)), dtype=torch.int32), self.values.new_empty(rows)
+        run(
+            "pack_keys",
+            _PACK_KEYS,
+            keys=self.values,
+            key_scale=self.scale,
+            pairs=pairs,
+            norms=norms,
+            N=rows,
+            D=width,
+            bf16=self.bf16,
+        )
+        return replace(self, pairs=pairs, norms=norms)

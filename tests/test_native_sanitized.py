@@ -73,7 +73,10 @@ def check_screened_masks(library: Path, with_pairs: Path) -> None:
     """
     os.environ["PPAP_CPU_ISA"] = "portable"
     try:
-        wanted, screened = masks_by(library), masks_by(with_pairs)
+        wanted = masks_by(library)
+        assert native.Keys.of(torch.ones(2, 3), "fp32").pairs is None
+        screened = masks_by(with_pairs)
+        assert native.Keys.of(torch.ones(2, 3), "fp32").pairs.shape == (2, 2), "packed once for all calls"
         assert all(torch.equal(a, b) for a, b in zip(screened, wanted, strict=True))
         rounded = masks_by(with_pairs, "bf16")
         assert not all(torch.equal(a, b) for a, b in zip(rounded, wanted, strict=True)), "rounding flips some"

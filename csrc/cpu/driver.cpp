@@ -81,9 +81,17 @@ struct Masks {
 static Masks masks_of(int isa, const Problem& p) {
     Masks m{std::vector<uint8_t>(p.N * p.stride), std::vector<uint8_t>(p.N * p.stride), std::vector<int64_t>(p.C),
             std::vector<int64_t>(p.C)};
+    // Packed beforehand or not, in turn.
+    const bool packed = ppap_uses_pairs(isa) && p.N % 2;
+    std::vector<uint32_t> pairs(packed ? p.N * ((p.D + 1) / 2) : 0);
+    std::vector<float> norms(packed ? p.N : 0);
+    const PpapPackKeys packing = {p.keys.data(), p.scale.data(), pairs.data(), norms.data(), p.N, p.D, p.bf16};
+    if (packed) ppap_pack_keys(isa, 2, &packing);
     const PpapRelationMasks cosines = {p.queries.data(),
                                        p.keys.data(),
                                        p.scale.data(),
+                                       packed ? pairs.data() : nullptr,
+                                       packed ? norms.data() : nullptr,
                                        p.phi.data(),
                                        p.psi.data(),
                                        m.positive.data(),

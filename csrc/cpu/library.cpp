@@ -68,7 +68,7 @@ int guarded(Job&& job) {
 
 extern "C" {
 
-int ppap_abi_version() { return 8; }
+int ppap_abi_version() { return 9; }
 
 const char* ppap_isa_name(int isa) { return isa >= 0 && isa < count ? isas[isa].name : nullptr; }
 
@@ -77,6 +77,12 @@ int ppap_isa_available(int isa) { return isa >= 0 && isa < count && isas[isa].ru
 int64_t ppap_tile_rows(int isa, int64_t width) { return isas[isa].table->tile_rows(width); }
 
 int64_t ppap_panel() { return ppap::PADDING; }
+
+int ppap_uses_pairs(int isa) { return isas[isa].table->uses_pairs; }
+
+int ppap_pack_keys(int isa, int threads, const PpapPackKeys* arguments) {
+    return guarded([&] { isas[isa].table->pack_keys(threads, *arguments); });
+}
 
 int ppap_relation_masks(int isa, int threads, const PpapRelationMasks* arguments) {
     return guarded([&] { isas[isa].table->relation_masks(threads, *arguments); });

@@ -28,16 +28,32 @@ int64_t ppap_panel();
 // Where bf16 is not 0, all operands are rounded to bf16 beforehand, and products are of that type where the instruction
 // set has them; results are float32.
 
-struct PpapRelationMasks {
-    const float* queries;    // (C, D)
+// Whether an instruction set multiplies pairs of bf16: then cosines are formed of these first, and keys that several
+// calls share are packed once for all.
+int ppap_uses_pairs(int isa);
+
+struct PpapPackKeys {
     const float* keys;       // (N, D)
     const float* key_scale;  // (N,) or null
-    const float* phi;        // (C,) or null: positive is read instead of formed
-    const float* psi;        // (C,); read with kept
-    uint8_t* positive;       // (N, stride) bits: query . key > phi
-    uint8_t* kept;           // (N, stride) bits: positive or query . key < psi; or null: not wanted
-    int64_t* num_positive;   // (C,), of what was formed
-    int64_t* num_kept;       // (C,)
+    uint32_t* pairs;         // (N, ceil(D / 2)), written: two bf16 each
+    float* norms;            // (N,), written: bounds of the rows' L2 norms; 0 where bf16 is not 0
+    int64_t N, D, bf16;
+};
+
+int ppap_pack_keys(int isa, int threads, const PpapPackKeys* arguments);
+
+struct PpapRelationMasks {
+    const float* queries;       // (C, D)
+    const float* keys;          // (N, D)
+    const float* key_scale;     // (N,) or null
+    const uint32_t* key_pairs;  // of ppap_pack_keys, or null: packed here
+    const float* key_norms;     // likewise
+    const float* phi;           // (C,) or null: positive is read instead of formed
+    const float* psi;           // (C,); read with kept
+    uint8_t* positive;          // (N, stride) bits: query . key > phi
+    uint8_t* kept;              // (N, stride) bits: positive or query . key < psi; or null: not wanted
+    int64_t* num_positive;      // (C,), of what was formed
+    int64_t* num_kept;          // (C,)
     int64_t C, N, D, stride, bf16;
 };
 

@@ -8,7 +8,8 @@ from ..precision import operand
 from .sets import Queries, Sets
 
 _Arguments = native.structure(
-    "queries keys key_scale phi psi positive kept num_positive num_kept", "C N D stride bf16"
+    "queries keys key_scale key_pairs key_norms phi psi positive kept num_positive num_kept",
+    "C N D stride bf16",
 )
 
 # Keys as the library reads them.
@@ -61,6 +62,8 @@ def similarity(
         queries=queries_CD.contiguous(),
         keys=keys.values,
         key_scale=keys.scale,
+        key_pairs=keys.pairs,
+        key_norms=keys.norms,
         phi=phi_C,
         psi=psi_C,
         positive=positive,
