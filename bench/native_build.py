@@ -19,9 +19,9 @@ from ppap.kernels import native
 PRODUCTS, SHARE = 12, 0.2
 _KINDS = ("fmadd", "dpbf16")
 _FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:\n((?:.+\n)*)", re.M)
-# The struct of an op's arguments is in the names of all its functions.
-_OPS = {"PpapRelationMasks": "relation_masks", "PpapMaskedLogSoftmax": "masked_log_softmax"}
-_KERNEL = re.compile(rf"ppap\d+(avx512bf16|avx512|avx2|portable).*({'|'.join(_OPS)})")
+# Every product is in a register tile (csrc/cpu/kernels.h): one for each number of rows and left operand.
+_LEFT = {"RowMajor": "rows as they lie", "Tiled": "packed columns"}
+_KERNEL = re.compile(rf"ppap\d+(avx512bf16|avx512|avx2|portable).*register_tile.*?({'|'.join(_LEFT)})")
 _STACK = re.compile(r"%[yz]mm.*\(%r[sb]p|\(%r[sb]p.*%[yz]mm")
 
 
@@ -29,7 +29,7 @@ class Loop(NamedTuple):
     """One loop that is mostly products."""
 
     isa: str
-    entry: str
+    left: str
     kind: str
     """The instruction that multiplies and adds: fmadd or dpbf16."""
     stack: tuple[str, ...]
@@ -52,12 +52,12 @@ def functions(text: str) -> Iterator[tuple[str, str]]:
 
 
 def loops(text: str) -> list[Loop]:
-    """The loops of the loss kernels that are mostly products, in the order of the library."""
+    """The loops of the register tiles that are mostly products, in the order of the library."""
     found = []
     for name, body in functions(text):
         kernel = _KERNEL.search(name)
         if kernel:
-            found += [Loop(kernel[1], _OPS[kernel[2]], kind, stack) for kind, stack in _product_loops(body)]
+            found += [Loop(kernel[1], _LEFT[kernel[2]], kind, stack) for kind, stack in _product_loops(body)]
     return found
 
 
@@ -76,18 +76,18 @@ def _product_loops(function: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def table(found: list[Loop]) -> str:
-    """Markdown: a line per instruction set, kernel and kind of product."""
+    """Markdown: a line per instruction set, left operand and kind of product."""
     counted: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
     for loop in found:
-        counts = counted[loop.isa, loop.entry, loop.kind]
+        counts = counted[loop.isa, loop.left, loop.kind]
         counts[0] += 1
         counts[1] += bool(loop.stack)
     lines = [
-        "| instruction set | kernel | product | loops | with a sum on the stack |",
+        "| instruction set | left operand | product | loops | with a sum on the stack |",
         "|---|---|---|---:|---:|",
     ]
-    for (isa, entry, kind), (count, on_stack) in sorted(counted.items()):
-        lines.append(f"| {isa} | {entry} | {kind} | {count} | {on_stack} |")
+    for (isa, left, kind), (count, on_stack) in sorted(counted.items()):
+        lines.append(f"| {isa} | {left} | {kind} | {count} | {on_stack} |")
     return "\n".join(lines)
 
 

