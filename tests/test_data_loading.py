@@ -1,5 +1,6 @@
 """Batches: order, exact resume, independence of the number of loader processes."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -13,6 +14,8 @@ from ppap.data.loading import processes, stream
 from ppap.data.transforms import Geometry
 from ppap.errors import DataError
 from ppap.settings.config import DataConfig
+from ppap.train import Trainer, parse_arguments
+from tests.runs import TINY
 
 
 class Plain(SegmentationDataset):
@@ -144,3 +147,19 @@ def test_processes_follow_the_cores(monkeypatch, cores, ranks, expected):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # torchrun sets 1 of its own accord
     assert processes(None) == (min(expected, 3) if ranks == 1 else expected)
     assert [processes(count) for count in (0, 1, 12)] == [0, 1, 12]
+
+
+def test_the_loader_processes_end_with_the_last_step(tmp_path):
+    """What follows the steps, and other runs of the same process, do not share memory with them."""
+    before = {*multiprocessing.active_children()}
+    request = parse_arguments([*TINY, "--data.workers=2", f"--train.out={tmp_path / 'run'}"])
+    trainer = Trainer(request.config, request.path, request.checkpoint)
+    validate, seen = trainer._validate, []
+
+    def watched(stop):
+        seen.append(len({*multiprocessing.active_children()} - before))
+        validate(stop)
+
+    trainer._validate = watched
+    trainer.run()
+    assert seen[-1] == 0 and not {*multiprocessing.active_children()} - before

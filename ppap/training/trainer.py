@@ -188,6 +188,8 @@ class Trainer:
                     since += time.perf_counter() - paused
                 if self._due(train.save_every):
                     self._save("last")
+            batches.close()
+            self.loader = None  # its processes end, and what they hold is free for what follows
             if self.validated != self.step or self.evaluation is None:
                 self._validate(stop)
             self._save("last")
