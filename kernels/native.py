@@ -177,8 +177,8 @@ class Keys:
         values: (N, D) float32, contiguous.
         scale: (N,) float32 factor of each row, or None: 1.
         bf16: whether `values` are bf16 numbers.
-        pairs: (N, ceil(D / 2)) int32, the scaled rows as pairs of bf16, or None: the instruction set
-            multiplies none, or the library packs them at every call.
+        pairs: (N, ceil(D / 2)) int32, the scaled rows as pairs of bf16; None: the instruction set multiplies
+            none.
         norms: (N,) float32 that belong to them, or None.
     """
 

@@ -6,7 +6,7 @@ show as something else. Whatever goes there goes through here.
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -26,6 +26,12 @@ def visible(text: str, *, one_line: bool = False) -> str:
     """
     text = _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
     return text.replace("\n", "\\n") if one_line else text
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """The first `shown` names, visible on one line, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(visible(name, one_line=True) for name in names[:shown]) + more
 
 
 def markdown(text: str) -> str:

@@ -81,8 +81,7 @@ struct Masks {
 static Masks masks_of(int isa, const Problem& p) {
     Masks m{std::vector<uint8_t>(p.N * p.stride), std::vector<uint8_t>(p.N * p.stride), std::vector<int64_t>(p.C),
             std::vector<int64_t>(p.C)};
-    // Packed beforehand or not, in turn.
-    const bool packed = ppap_uses_pairs(isa) && p.N % 2;
+    const bool packed = ppap_uses_pairs(isa);
     std::vector<uint32_t> pairs(packed ? p.N * ((p.D + 1) / 2) : 0);
     std::vector<float> norms(packed ? p.N : 0);
     const PpapPackKeys packing = {p.keys.data(), p.scale.data(), pairs.data(), norms.data(), p.N, p.D, p.bf16};

@@ -2,9 +2,9 @@
 //
 // Shapes: N patches, C anchors of a chunk, D guidance channels, E embedding channels. Masks are bits, patch-major:
 // bit a % 8 of byte a / 8 of a patch's row is anchor a; rows are `stride` bytes, a multiple of 4 (padding bits are
-// 0). `isa` is an index into ppap_isa_name. What is summed, and in which order, does not depend on
-// `threads`, however anchors and channels are dealt to them: every thread count gives the same bits. No state survives a call,
-// so that a forked process may call too. Where a function returns int, 0 is done and 1 is out of memory.
+// 0). `isa` is an index into ppap_isa_name. What is summed, and in which order, does not depend on `threads`, however
+// anchors and channels are dealt to them: every thread count gives the same bits. No state survives a call, so that a
+// forked process may call too. Where a function returns int, 0 is done and 1 is out of memory.
 #pragma once
 #include <cstdint>
 
@@ -33,27 +33,27 @@ int64_t ppap_panel();
 int ppap_uses_pairs(int isa);
 
 struct PpapPackKeys {
-    const float* keys;  // (N, D)
+    const float* keys;       // (N, D)
     const float* key_scale;  // (N,) or null
-    uint32_t* pairs;  // (N, ceil(D / 2)), written: two bf16 each
-    float* norms;  // (N,), written: bounds of the rows' L2 norms; 0 where bf16 is not 0
+    uint32_t* pairs;         // (N, ceil(D / 2)), written: two bf16 each
+    float* norms;            // (N,), written: bounds of the rows' L2 norms; 0 where bf16 is not 0
     int64_t N, D, bf16;
 };
 
 int ppap_pack_keys(int isa, int threads, const PpapPackKeys* arguments);
 
 struct PpapRelationMasks {
-    const float* queries;  // (C, D)
-    const float* keys;  // (N, D)
-    const float* key_scale;  // (N,) or null
-    const uint32_t* key_pairs;  // of ppap_pack_keys, or null: packed here
-    const float* key_norms;  // likewise
-    const float* phi;  // (C,) or null: positive is read instead of formed
-    const float* psi;  // (C,); read with kept
-    uint8_t* positive;  // (N, stride) bits: query . key > phi
-    uint8_t* kept;  // (N, stride) bits: positive or query . key < psi; or null: not wanted
-    int64_t* num_positive;  // (C,), of what was formed
-    int64_t* num_kept;  // (C,)
+    const float* queries;       // (C, D)
+    const float* keys;          // (N, D)
+    const float* key_scale;     // (N,) or null
+    const uint32_t* key_pairs;  // of ppap_pack_keys, or null: products in float32 alone
+    const float* key_norms;     // likewise
+    const float* phi;           // (C,) or null: positive is read instead of formed
+    const float* psi;           // (C,); read with kept
+    uint8_t* positive;          // (N, stride) bits: query . key > phi
+    uint8_t* kept;              // (N, stride) bits: positive or query . key < psi; or null: not wanted
+    int64_t* num_positive;      // (C,), of what was formed
+    int64_t* num_kept;          // (C,)
     int64_t C, N, D, stride, bf16;
 };
 
@@ -61,30 +61,30 @@ int ppap_relation_masks(int isa, int threads, const PpapRelationMasks* arguments
 
 struct PpapProxyAverage {
     const uint8_t* positive;  // (N, stride) bits
-    const float* keys;  // (N, D)
-    const float* key_scale;  // (N,) or null
-    float* sums;  // (C, D), written: the selected keys, each anchor's added in the order of the patches
+    const float* keys;        // (N, D)
+    const float* key_scale;   // (N,) or null
+    float* sums;              // (C, D), written: the selected keys, each anchor's added in the order of the patches
     int64_t C, N, D, stride;
 };
 
 int ppap_proxy_average(int isa, int threads, const PpapProxyAverage* arguments);
 
 struct PpapMaskedLogSoftmax {
-    const float* z_anchors;  // (C, E)
-    const float* z;  // (N, E), E a multiple of 32
-    const uint8_t* positive;  // (N, stride) bits
-    const uint8_t* kept;  // (N, stride) bits
-    const int64_t* num_positive;  // (C,)
-    const float* shift;  // (C,) subtracted from the logits [powers of two], or null: the largest kept
-    const float* row_weight;  // (C,) factor of each anchor's gradient, or null: no gradient
-    float* loss;  // (C,) [nats]
-    float* lse;  // (C,) [nats]
-    float* dz_anchors;  // (C, E), written
-    float* dz;  // (N, E), added to
-    float* workspace;  // (N, group): exponentials of a group of anchors
-    const float* known_lse;  // (C,) [nats] that weights divide by, or null: that of these patches
-    int64_t C, N, E, stride, group;  // group: a multiple of 32
-    int64_t bf16;  // z and z_anchors are; weights and weighted anchors are rounded then
+    const float* z_anchors;         // (C, E)
+    const float* z;                 // (N, E), E a multiple of 32
+    const uint8_t* positive;        // (N, stride) bits
+    const uint8_t* kept;            // (N, stride) bits
+    const int64_t* num_positive;    // (C,)
+    const float* shift;             // (C,) subtracted from the logits [powers of two], or null: the largest kept
+    const float* row_weight;        // (C,) factor of each anchor's gradient, or null: no gradient
+    float* loss;                    // (C,) [nats]
+    float* lse;                     // (C,) [nats]
+    float* dz_anchors;              // (C, E), written
+    float* dz;                      // (N, E), added to
+    float* workspace;               // (N, group): exponentials of a group of anchors
+    const float* known_lse;         // (C,) [nats] that weights divide by, or null: that of these patches
+    int64_t C, N, E, stride, group; // group: a multiple of 32
+    int64_t bf16;                   // z and z_anchors are; weights and weighted anchors are rounded then
     float temperature;
 };
 
@@ -92,13 +92,13 @@ struct PpapMaskedLogSoftmax {
 int ppap_masked_log_softmax(int isa, int threads, const PpapMaskedLogSoftmax* arguments);
 
 struct PpapPixelCrossEntropy {
-    const float* logits;  // (B, C, h, w) scores of patches
-    const int64_t* target;  // (B, H, W) classes below C; negative: left out
+    const float* logits;       // (B, C, h, w) scores of patches
+    const int64_t* target;     // (B, H, W) classes below C; negative: left out
     const int64_t* first_row;  // (H,), ascending: a row of pixels lies between this row of patches and the next
     const float* row_weights;  // (H, 2) of the two; 0 for a next one that is not there
-    const float* columns;  // (W, w) weights of the patches of a row for its pixels
-    double* loss;  // (B,), written: sums over labelled pixels [nats]
-    float* grad;  // (B, C, h, w), written: gradient of the sum of all; or null
+    const float* columns;      // (W, w) weights of the patches of a row for its pixels
+    double* loss;              // (B,), written: sums over labelled pixels [nats]
+    float* grad;               // (B, C, h, w), written: gradient of the sum of all; or null
     int64_t B, C, h, w, H, W;  // none but B is 0
 };
 
@@ -110,10 +110,10 @@ int ppap_from_public(int threads, const int32_t* words, int64_t C, int64_t N, ui
                      int64_t* counts);
 
 struct PpapDenseCrf {
-    const uint8_t* image;  // (H, W, 3) RGB
-    const float* const* scores;  // per map (C, H, W): finite logits
-    float* const* q;  // per map (C, H, W): probabilities, written
-    const int64_t* classes;  // C of every map
+    const uint8_t* image;          // (H, W, 3) RGB
+    const float* const* scores;    // per map (C, H, W): finite logits
+    float* const* q;               // per map (C, H, W): probabilities, written
+    const int64_t* classes;        // C of every map
     int64_t H, W, maps, iterations;
     float gaussian_sxy, gaussian_weight;  // [pixels], [nats]; without the kernel where the weight is 0
     float bilateral_sxy, bilateral_srgb, bilateral_weight;  // [pixels], [grey levels], [nats]

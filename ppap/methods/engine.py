@@ -198,11 +198,8 @@ class Engine(nn.Module):
         }
         result = {name: value.detach() for name, value in result.items()}
         norms = {name: self._norm(name, loss) for name in self.optimisers}
-        scale = self.scaler.scale(torch.ones_like(loss)) if self.scaler.is_enabled() else None
         self.refusal = None
-        self.skipped = self.gate.judge(result.values(), norms.values(), scale)
-        self.gate.step(self.optimisers, norms, self.skipped, self.scaler)
-        self.scaler.update()
+        self.skipped = self.gate.step(result, self.optimisers, norms, self.scaler)
         held.restore(self.skipped)
         return {**result, "grad_norm": norms.get("net", torch.zeros_like(loss))}
 

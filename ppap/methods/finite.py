@@ -67,16 +67,26 @@ class Gate:
         return bad | stuck
 
     def step(
-        self, optimisers: Mapping[str, Any], norms: Mapping[str, Tensor], skip: Tensor, scaler: Any
-    ) -> None:
-        """The optimisers' step, or nothing.
+        self,
+        values: Mapping[str, Tensor],
+        optimisers: Mapping[str, Any],
+        norms: Mapping[str, Tensor],
+        scaler: Any,
+    ) -> Tensor:
+        """The optimisers' step, or nothing, and the scaler's.
 
         Args:
+            values: scalars of the step.
             optimisers: by name, their gradients unscaled.
             norms: norm of the gradient of each.
-            skip: of :meth:`judge`.
             scaler: of the loss.
+
+        Returns:
+            Whether it was skipped, of :meth:`judge`.
         """
+        one = torch.ones((), device=self.in_a_row.device)
+        scale = scaler.scale(one) if scaler.is_enabled() else None
+        skip = self.judge(values.values(), norms.values(), scale)
         for name, optimiser in optimisers.items():
             if all(group.get("fused") for group in optimiser.param_groups):
                 optimiser.found_inf = (skip | ~torch.isfinite(norms[name])).float()
@@ -86,6 +96,8 @@ class Gate:
                     del optimiser.found_inf
             elif not skip:
                 scaler.step(optimiser)
+        scaler.update()
+        return skip
 
 
 def _finite(numbers: Iterable[Tensor], device: torch.device) -> Tensor:

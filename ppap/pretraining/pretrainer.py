@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ppap.data.transforms import normalise
 from ppap.errors import DataError, Stopped, UsageError
-from ppap.escaping import visible
+from ppap.escaping import some
 from ppap.methods.engine import amp_type, pick_device
 from ppap.methods.finite import Gate, Held, Skipped, Skips
 from ppap.nets.backbone import Backbone, backbone_from_spec, build_backbone
@@ -33,7 +33,6 @@ from ppap.settings.config import config_hash, to_dict
 from ppap.settings.pretraining import PretrainConfig, PretrainOptimConfig
 from ppap.stopping import StopRequest
 
-_SHOWN = 3  # names of files on the terminal
 _PICTURED = 8  # images in the picture of the features
 _CENTRED = 32  # images that the exported features are centred on
 
@@ -199,14 +198,10 @@ class Pretrainer:
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(values["loss"]).backward()
         self.scaler.unscale_(self.optimiser)
-        values["grad_norm"] = nn.utils.clip_grad_norm_(self.model.student.parameters(), optim.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.model.student.parameters(), optim.clip_norm).detach()
         values = {name: value.detach() for name, value in values.items()}
-        norm = values["grad_norm"]
-        scale = self.scaler.scale(torch.ones_like(norm)) if self.scaler.is_enabled() else None
-        judged = [value for name, value in values.items() if name != "grad_norm"]
-        skip = self.gate.judge(judged, [norm], scale)
-        self.gate.step({"student": self.optimiser}, {"student": norm}, skip, self.scaler)
-        self.scaler.update()
+        skip = self.gate.step(values, {"student": self.optimiser}, {"student": norm}, self.scaler)
+        values["grad_norm"] = norm
         self.model.after_step(step)
         held.restore(skip)
         self.skips.add(step, skip, values)
@@ -286,10 +281,8 @@ class _SkippedDraws(Skips):
 
     def say(self, skipped: Skipped) -> None:
         first = skipped.step * self.batch_size
-        shown = min(self.batch_size, _SHOWN)
-        names = [visible(self.draws.name(first + i), one_line=True) for i in range(shown)]
-        more = f" and {self.batch_size - shown} more" if self.batch_size > shown else ""
-        tqdm.write(f"step {skipped.step + 1} skipped, {skipped.why}; its images: {', '.join(names)}{more}")
+        names = some([self.draws.name(first + i) for i in range(self.batch_size)])
+        tqdm.write(f"step {skipped.step + 1} skipped, {skipped.why}; its images: {names}")
 
 
 def rate(step: int, steps: int, warmup: float) -> float:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ppap import parallel
 from ppap.errors import DataError, NumberError
-from ppap.escaping import visible
+from ppap.escaping import some
 from ppap.methods.engine import Engine
 from ppap.methods.finite import IN_A_ROW, Skipped, Skips
 from ppap.runs.checkpoint import save_checkpoint
@@ -25,7 +25,6 @@ from ppap.runs.disk import write_whole
 from ppap.runs.randomness import random_state
 
 FILE, FOLDER = "nonfinite.jsonl", "nonfinite"
-_SHOWN = 3  # names of files on the terminal
 
 
 class StepFacts(NamedTuple):
@@ -95,10 +94,8 @@ class SkipLog(Skips):
         path = self.run / FILE
         if parallel.world().first:
             _append(path, row)
-        shown = ", ".join(visible(name, one_line=True) for name in names[:_SHOWN])
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         tqdm.write(
-            f"step {skipped.step + 1} skipped, {_why(skipped)}; its images: {shown}{more} (all in {path})"
+            f"step {skipped.step + 1} skipped, {_why(skipped)}; its images: {some(names)} (all in {path})"
         )
         bad = [name for name, value in self.engine.weights().items() if not torch.isfinite(value).all()]
         if bad:
