@@ -12,7 +12,7 @@ import torch
 from .budget import rows_within
 from .precision import normalise, operand
 
-ABI = 9
+ABI = 10
 ISAS = ("avx512bf16", "avx512", "avx2", "portable")
 # Columns of z are padded to this, anchors of a group to it too: ppap_panel of the library.
 PANEL = 32
@@ -122,7 +122,7 @@ def structure(pointers: str, sizes: str, floats: str = "") -> type[ctypes.Struct
     return type("Arguments", (ctypes.Structure,), {"_fields_": fields})
 
 
-_PACK_KEYS = structure("keys key_scale pairs norms", "N D bf16")
+_PACK_PAIRS = structure("rows scale pairs norms", "N D")
 
 
 def run(entry: str, kind: type[ctypes.Structure], **values: torch.Tensor | float | None) -> None:
@@ -146,6 +146,21 @@ def check(code: int) -> None:
     """Raise MemoryError for what an entry point returns, unless it is 0."""
     if code:
         raise MemoryError("the native library could not allocate memory: lower memory_budget, or free some")
+
+
+def uses_pairs() -> bool:
+    """Whether the instruction set of :func:`isa` multiplies pairs of bf16."""
+    return bool(library().ppap_uses_pairs(ctypes.c_int(isa())))
+
+
+def pack_pairs(
+    rows_ND: torch.Tensor, scale_N: torch.Tensor | None, norm_N: torch.Tensor | None
+) -> torch.Tensor:
+    """Rows times their scale as pairs of bf16 (N, ceil(D / 2)) int32; bounds of their norms into `norm_N`."""
+    rows, width = rows_ND.shape
+    pairs = torch.empty((rows, -(-width // 2)), dtype=torch.int32)
+    run("pack_pairs", _PACK_PAIRS, rows=rows_ND, scale=scale_N, pairs=pairs, norms=norm_N, N=rows, D=width)
+    return pairs
 
 
 def stride(anchors: int) -> int:
@@ -176,10 +191,10 @@ class Keys:
     Attributes:
         values: (N, D) float32, contiguous.
         scale: (N,) float32 factor of each row, or None: 1.
-        bf16: whether `values` are bf16 numbers.
+        bf16: whether the keys are bf16 numbers: all `pairs` where there are some, else all `values`.
         pairs: (N, ceil(D / 2)) int32, the scaled rows as pairs of bf16; None: the instruction set multiplies
             none.
-        norms: (N,) float32 that belong to them, or None.
+        norms: (N,) float32 bounds of the scaled rows' norms, beside `pairs` of what is not bf16.
     """
 
     values: torch.Tensor
@@ -195,32 +210,22 @@ class Keys:
 
     @classmethod
     def normalised(cls, features_ND: torch.Tensor, precision: str) -> "Keys":
-        """Features (N, D) divided by their norms; in fp32 without a copy of them."""
-        if precision == "fp32":
-            values = features_ND.float().contiguous()
-            norm_N = torch.linalg.vector_norm(values, dim=1)
-            zero_N = norm_N == 0
-            if zero_N.any():  # of all zeros, or of values whose squares are 0
-                zero_N[zero_N.clone()] = (values[zero_N] == 0).all(dim=1)
-            if (zero_N | ((norm_N > _TINY) & (norm_N < _HUGE))).all():
-                return cls(values, torch.where(zero_N, 0.0, 1 / norm_N), False).packed()
-        return cls.of(normalise(features_ND, torch.float32), precision)
+        """Features (N, D) divided by their norms; without a float32 copy of them where none is read."""
+        values = features_ND.float().contiguous()
+        norm_N = torch.linalg.vector_norm(values, dim=1)
+        zero_N = norm_N == 0
+        if zero_N.any():  # of all zeros, or of values whose squares are 0
+            zero_N[zero_N.clone()] = (values[zero_N] == 0).all(dim=1)
+        if not (zero_N | ((norm_N > _TINY) & (norm_N < _HUGE))).all():
+            return cls.of(normalise(features_ND, torch.float32), precision)
+        scale_N = torch.where(zero_N, 0.0, 1 / norm_N)
+        if precision == "fp32" or (precision == "bf16" and uses_pairs()):
+            return cls(values, scale_N, precision == "bf16").packed()
+        return cls.of(values * scale_N[:, None], precision)
 
     def packed(self) -> "Keys":
         """The same with pairs, where the instruction set multiplies them: made once for all calls."""
-        if not library().ppap_uses_pairs(ctypes.c_int(isa())):
+        if not uses_pairs():
             return self
-        rows, width = self.values.shape
-        pairs, norms = torch.empty((rows, -(-width // 2)), dtype=torch.int32), self.values.new_empty(rows)
-        run(
-            "pack_keys",
-            _PACK_KEYS,
-            keys=self.values,
-            key_scale=self.scale,
-            pairs=pairs,
-            norms=norms,
-            N=rows,
-            D=width,
-            bf16=self.bf16,
-        )
-        return replace(self, pairs=pairs, norms=norms)
+        norm_N = None if self.bf16 else self.values.new_empty(len(self.values))
+        return replace(self, pairs=pack_pairs(self.values, self.scale, norm_N), norms=norm_N)

@@ -200,8 +200,8 @@ def test_no_memory_is_an_exception():
         "keys, sums = torch.ones(400_000, 1), torch.empty(32, 1)\n"
         "size = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
         "resource.setrlimit(resource.RLIMIT_AS, (size + 2**20, -1))\n"
-        "kind = native.structure('positive keys key_scale sums', 'C N D stride')\n"
-        "tensors = dict(positive=bits, keys=keys, key_scale=None, sums=sums)\n"
+        "from ppap.kernels.proxy_average.native_impl import _Arguments as kind\n"
+        "tensors = dict(positive=bits, keys=keys, key_scale=None, key_pairs=None, sums=sums)\n"
         "try: native.run('proxy_average', kind, **tensors, C=32, N=400_000, D=1, stride=4)\n"
         "except MemoryError as error: print(error)\n"
     )

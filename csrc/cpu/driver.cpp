@@ -51,9 +51,12 @@ static void round_to_bf16(std::vector<float>& values) {
 struct Problem {
     int64_t N, C, D, E, bf16, stride;
     std::vector<float> keys, queries, z, own, phi, psi, scale;
+    std::vector<int64_t> self;
 
     Problem(int64_t N, int64_t C, int64_t D, int64_t E, int64_t bf16)
-        : N(N), C(C), D(D), E(E), bf16(bf16), stride(4 * ((C + 31) / 32)), phi(C, 0.1f), psi(C, 0.0f), scale(N, 0.5f) {
+        : N(N), C(C), D(D), E(E), bf16(bf16), stride(4 * ((C + 31) / 32)), phi(C, 0.1f), psi(C, 0.0f), scale(N, 0.5f),
+          self(C) {
+        for (int64_t a = 0; a < C; ++a) self[a] = 7 * a % N;
         std::srand(static_cast<unsigned>(1000 * N + C));
         keys = unit_rows(N, D), queries = unit_rows(C, D), z = unit_rows(N, E), own = unit_rows(C, E);
         if (bf16)
@@ -78,21 +81,33 @@ struct Masks {
     std::vector<int64_t> num_positive, num_kept;
 };
 
+// Rows (N, D) as pairs where the instruction set multiplies them, else nothing.
+struct PackedRows {
+    std::vector<uint32_t> pairs;
+    std::vector<float> norms;
+
+    PackedRows(int isa, const std::vector<float>& rows, const float* scale, int64_t N, int64_t D) {
+        if (!ppap_uses_pairs(isa)) return;
+        pairs.resize(N * ((D + 1) / 2)), norms.resize(N);
+        const PpapPackPairs packing = {rows.data(), scale, pairs.data(), norms.data(), N, D};
+        ppap_pack_pairs(isa, 2, &packing);
+    }
+
+    const uint32_t* at() const { return pairs.empty() ? nullptr : pairs.data(); }
+};
+
 static Masks masks_of(int isa, const Problem& p) {
     Masks m{std::vector<uint8_t>(p.N * p.stride), std::vector<uint8_t>(p.N * p.stride), std::vector<int64_t>(p.C),
             std::vector<int64_t>(p.C)};
-    const bool packed = ppap_uses_pairs(isa);
-    std::vector<uint32_t> pairs(packed ? p.N * ((p.D + 1) / 2) : 0);
-    std::vector<float> norms(packed ? p.N : 0);
-    const PpapPackKeys packing = {p.keys.data(), p.scale.data(), pairs.data(), norms.data(), p.N, p.D, p.bf16};
-    if (packed) ppap_pack_keys(isa, 2, &packing);
+    const PackedRows packed(isa, p.keys, p.scale.data(), p.N, p.D);
     const PpapRelationMasks cosines = {p.queries.data(),
                                        p.keys.data(),
                                        p.scale.data(),
-                                       packed ? pairs.data() : nullptr,
-                                       packed ? norms.data() : nullptr,
+                                       packed.at(),
+                                       packed.norms.data(),
                                        p.phi.data(),
                                        p.psi.data(),
+                                       p.self.data(),
                                        m.positive.data(),
                                        m.kept.data(),
                                        m.num_positive.data(),
@@ -182,11 +197,14 @@ static std::vector<float> numbers_of(int isa, const Problem& p, const Masks& m) 
     const int64_t group = 32;
     std::vector<float> sums(p.C * p.D), weight(p.C, 1.0f), loss(p.C), lse(p.C), dz(p.N * p.E), dz_own(p.C * p.E);
     std::vector<float> workspace(p.N * group);
-    const PpapProxyAverage selected = {m.positive.data(), p.keys.data(), p.scale.data(), sums.data(), p.C, p.N, p.D,
-                                       p.stride};
+    const PackedRows keys(isa, p.keys, p.scale.data(), p.N, p.D), z(isa, p.z, nullptr, p.N, p.E);
+    const PpapProxyAverage selected = {
+        m.positive.data(), p.keys.data(), p.scale.data(), p.bf16 ? keys.at() : nullptr, sums.data(), p.C, p.N, p.D,
+        p.stride};
     ppap_proxy_average(isa, 2, &selected);
     const PpapMaskedLogSoftmax contrast = {p.own.data(),
                                            p.z.data(),
+                                           p.bf16 ? z.at() : nullptr,
                                            m.positive.data(),
                                            m.kept.data(),
                                            m.num_positive.data(),
@@ -204,6 +222,7 @@ static std::vector<float> numbers_of(int isa, const Problem& p, const Masks& m) 
                                            p.stride,
                                            group,
                                            p.bf16,
+                                           p.C > 32,
                                            0.1f};
     ppap_masked_log_softmax(isa, 2, &contrast);
     for (float value : loss)

@@ -172,7 +172,7 @@ static inline void write_bits(uint8_t* bits, int64_t panel, uint32_t word) {
 
 #include "pixel_cross_entropy.inc"
 
-const KernelTable table = {PAIRS,    pack_keys, relation_masks, proxy_average, masked_log_softmax, pixel_cross_entropy,
+const KernelTable table = {PAIRS,    pack_pairs, relation_masks, proxy_average, masked_log_softmax, pixel_cross_entropy,
                            tile_rows};
 
 }  // namespace ppap::PPAP_ISA

@@ -11,7 +11,7 @@ constexpr int64_t PADDING = 32;
 
 struct KernelTable {
     bool uses_pairs;
-    void (*pack_keys)(int, const PpapPackKeys&);
+    void (*pack_pairs)(int, const PpapPackPairs&);
     void (*relation_masks)(int, const PpapRelationMasks&);
     void (*proxy_average)(int, const PpapProxyAverage&);
     void (*masked_log_softmax)(int, const PpapMaskedLogSoftmax&);

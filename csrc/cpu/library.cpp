@@ -68,7 +68,7 @@ int guarded(Job&& job) {
 
 extern "C" {
 
-int ppap_abi_version() { return 9; }
+int ppap_abi_version() { return 10; }
 
 const char* ppap_isa_name(int isa) { return isa >= 0 && isa < count ? isas[isa].name : nullptr; }
 
@@ -80,8 +80,8 @@ int64_t ppap_panel() { return ppap::PADDING; }
 
 int ppap_uses_pairs(int isa) { return isas[isa].table->uses_pairs; }
 
-int ppap_pack_keys(int isa, int threads, const PpapPackKeys* arguments) {
-    return guarded([&] { isas[isa].table->pack_keys(threads, *arguments); });
+int ppap_pack_pairs(int isa, int threads, const PpapPackPairs* arguments) {
+    return guarded([&] { isas[isa].table->pack_pairs(threads, *arguments); });
 }
 
 int ppap_relation_masks(int isa, int threads, const PpapRelationMasks* arguments) {

@@ -25,31 +25,31 @@ int64_t ppap_tile_rows(int isa, int64_t width);
 int64_t ppap_panel();
 
 // Rows of patches enter as they are: key_scale (N,) multiplies each, null = 1. So normalised features need no copy.
-// Where bf16 is not 0, all operands are rounded to bf16 beforehand, and products are of that type where the instruction
-// set has them; results are float32.
+// Where bf16 is not 0, all operands are rounded to bf16 beforehand, but for rows that are given as pairs too (then these
+// alone are read), and products are of that type where the instruction set has them; results are float32.
 
-// Whether an instruction set multiplies pairs of bf16: then cosines are formed of these first, and keys that several
-// calls share are packed once for all.
+// Whether an instruction set multiplies pairs of bf16. Then rows of patches are packed once for all calls.
 int ppap_uses_pairs(int isa);
 
-struct PpapPackKeys {
-    const float* keys;       // (N, D)
-    const float* key_scale;  // (N,) or null
-    uint32_t* pairs;         // (N, ceil(D / 2)), written: two bf16 each
-    float* norms;            // (N,), written: bounds of the rows' L2 norms; 0 where bf16 is not 0
-    int64_t N, D, bf16;
+struct PpapPackPairs {
+    const float* rows;   // (N, D)
+    const float* scale;  // (N,) or null
+    uint32_t* pairs;     // (N, ceil(D / 2)), written: scaled rows, two bf16 each
+    float* norms;        // (N,), written: bounds of the scaled rows' L2 norms; or null
+    int64_t N, D;
 };
 
-int ppap_pack_keys(int isa, int threads, const PpapPackKeys* arguments);
+int ppap_pack_pairs(int isa, int threads, const PpapPackPairs* arguments);
 
 struct PpapRelationMasks {
     const float* queries;       // (C, D)
     const float* keys;          // (N, D)
     const float* key_scale;     // (N,) or null
-    const uint32_t* key_pairs;  // of ppap_pack_keys, or null: products in float32 alone
-    const float* key_norms;     // likewise
+    const uint32_t* key_pairs;  // of ppap_pack_pairs, or null: products in float32 alone
+    const float* key_norms;     // likewise, read where bf16 is 0
     const float* phi;           // (C,) or null: positive is read instead of formed
     const float* psi;           // (C,); read with kept
+    const int64_t* self;        // (C,) patch of each anchor, which its sets leave out; or null
     uint8_t* positive;          // (N, stride) bits: query . key > phi
     uint8_t* kept;              // (N, stride) bits: positive or query . key < psi; or null: not wanted
     int64_t* num_positive;      // (C,), of what was formed
@@ -60,10 +60,11 @@ struct PpapRelationMasks {
 int ppap_relation_masks(int isa, int threads, const PpapRelationMasks* arguments);
 
 struct PpapProxyAverage {
-    const uint8_t* positive;  // (N, stride) bits
-    const float* keys;        // (N, D)
-    const float* key_scale;   // (N,) or null
-    float* sums;              // (C, D), written: the selected keys, each anchor's added in the order of the patches
+    const uint8_t* positive;    // (N, stride) bits
+    const float* keys;          // (N, D)
+    const float* key_scale;     // (N,) or null
+    const uint32_t* key_pairs;  // of ppap_pack_pairs: what is summed, or null: keys times their scale are
+    float* sums;                // (C, D), written: the selected keys, in the order of the patches
     int64_t C, N, D, stride;
 };
 
@@ -72,6 +73,7 @@ int ppap_proxy_average(int isa, int threads, const PpapProxyAverage* arguments);
 struct PpapMaskedLogSoftmax {
     const float* z_anchors;         // (C, E)
     const float* z;                 // (N, E), E a multiple of 32
+    const uint32_t* z_pairs;        // (N, E / 2) of ppap_pack_pairs, with bf16 where pairs are used; or null
     const uint8_t* positive;        // (N, stride) bits
     const uint8_t* kept;            // (N, stride) bits
     const int64_t* num_positive;    // (C,)
@@ -80,11 +82,11 @@ struct PpapMaskedLogSoftmax {
     float* loss;                    // (C,) [nats]
     float* lse;                     // (C,) [nats]
     float* dz_anchors;              // (C, E), written
-    float* dz;                      // (N, E), added to
+    float* dz;                      // (N, E), added to, or written where fresh is not 0
     float* workspace;               // (N, group): exponentials of a group of anchors
     const float* known_lse;         // (C,) [nats] that weights divide by, or null: that of these patches
     int64_t C, N, E, stride, group; // group: a multiple of 32
-    int64_t bf16;                   // z and z_anchors are; weights and weighted anchors are rounded then
+    int64_t bf16, fresh;            // bf16: z and z_anchors are; weights and weighted anchors are rounded then
     float temperature;
 };
 

@@ -6,7 +6,8 @@ A backend is a module ``*_impl.py`` with
 - ``chunk_rows(z, settings, with_gradient)``,
 - ``from_words``, that of ``relation_masks``,
 - ``chunk(own, patches, sets, settings, lse, target)``: losses and log-sum-exps; adds a gradient to a target,
-- ``UNIT``, that of its log-sum-exps [nats].
+- ``UNIT``, that of its log-sum-exps [nats],
+- ``OVERWRITES`` = True where a chunk can write a gradient instead of adding to it.
 """
 
 from collections.abc import Callable
@@ -43,6 +44,7 @@ class Target(NamedTuple):
         rows: which rows of it are this chunk's.
         of_all: the patches are all there are; otherwise some of them, and the log-sum-exp that is given, and
             the numbers of positives, are those over all.
+        fresh: `dz_NE` holds nothing yet and is written, all of it. Only for backends that say ``OVERWRITES``.
     """
 
     row_C: torch.Tensor
@@ -50,6 +52,7 @@ class Target(NamedTuple):
     own: torch.Tensor
     rows: torch.Tensor | slice
     of_all: bool = True
+    fresh: bool = False
 
 
 SetsOf = Callable[[slice], Sets[Any]]

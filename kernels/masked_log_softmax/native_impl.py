@@ -7,12 +7,13 @@ import torch
 
 from .. import native
 from ..budget import MemoryBudgetError
-from ..precision import scaled_operand
+from ..precision import operand, scaled_operand
 from ..relation_masks.native_impl import from_words
 from ..relation_masks.sets import Sets
 from .chunks import Settings, Target
 
 __all__ = [
+    "OVERWRITES",
     "UNIT",
     "Embeddings",
     "bytes_per_anchor",
@@ -26,13 +27,17 @@ __all__ = [
 # Of log-sum-exps [nats].
 UNIT = 1.0
 
+# A chunk can write a gradient that holds nothing yet.
+OVERWRITES = True
+
 # Below this bound of the logits, in powers of two, the bound itself serves as the shift of the exponentials.
 _TIGHT_BOUND = 50.0
 
 
 _Arguments = native.structure(
-    "z_anchors z positive kept num_positive shift row_weight loss lse dz_anchors dz workspace known_lse",
-    "C N E stride group bf16",
+    "z_anchors z z_pairs positive kept num_positive shift row_weight loss lse dz_anchors dz workspace "
+    "known_lse",
+    "C N E stride group bf16 fresh",
     "temperature",
 )
 
@@ -42,14 +47,17 @@ class Embeddings:
     """Rows of z with the operands' rounding, as the library reads them.
 
     Attributes:
-        values: (rows, E) float32, contiguous, E padded to whole panels by zeros.
+        values: (rows, E) float32, contiguous, E padded to whole panels by zeros; not rounded where `pairs`
+            are.
         longest: the largest norm of a row.
-        bf16: whether `values` are bf16 numbers.
+        bf16: whether the rows are bf16 numbers.
+        pairs: (rows, E / 2) int32, pairs of bf16; None: the instruction set multiplies none, or fp32.
     """
 
     values: torch.Tensor
     longest: float
     bf16: bool
+    pairs: torch.Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -58,17 +66,24 @@ class Embeddings:
 
     def take(self, rows: torch.Tensor | slice) -> "Embeddings":
         """Some rows; the bound of their norms stays that of all."""
-        return Embeddings(self.values[rows], self.longest, self.bf16)
+        values = self.values[rows]
+        return Embeddings(operand(values, "bf16") if self.bf16 else values, self.longest, self.bf16)
 
 
 def prepare(z: torch.Tensor, precision: str) -> Embeddings:
     """Embeddings (rows, E) float32 as the library reads them."""
-    values, scale = scaled_operand(z, precision)
+    in_pairs = precision == "bf16" and native.uses_pairs()
+    values, scale = (z, 1.0) if in_pairs else scaled_operand(z, precision)
     values = values * scale if precision == "fp16" else values
     missing = -z.shape[1] % native.PANEL
     values = torch.nn.functional.pad(values, (0, missing)) if missing else values.contiguous()
-    longest = float(values.norm(dim=1).amax()) if len(values) else 0.0
-    return Embeddings(values, longest, precision == "bf16")
+    if in_pairs:
+        norm_N = values.new_empty(len(values))
+        pairs = native.pack_pairs(values, None, norm_N)
+    else:
+        norm_N, pairs = values.norm(dim=1), None
+    longest = float(norm_N.amax()) if len(values) else 0.0
+    return Embeddings(values, longest, precision == "bf16", pairs)
 
 
 def chunk_rows(z_NE: torch.Tensor, settings: Settings, with_gradient: bool) -> int:
@@ -141,6 +156,7 @@ def chunk(
         _Arguments,
         z_anchors=z_CE,
         z=patches.values,
+        z_pairs=patches.pairs,
         positive=sets.positive,
         kept=sets.kept,
         num_positive=sets.num_positive,
@@ -158,6 +174,7 @@ def chunk(
         stride=native.stride(z_CE.shape[0]),
         group=group,
         bf16=patches.bf16,
+        fresh=target is not None and target.fresh,
         temperature=settings.temperature,
     )
     if target is not None and own_CE is not None:

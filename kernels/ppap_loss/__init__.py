@@ -227,10 +227,15 @@ class Composition:
         patches = contrasting.prepare(z_NE, settings.precision)
         return cls(features_ND, averaging, masking, contrasting, keys, patches, settings)
 
+    @property
+    def overwrites(self) -> bool:
+        """Whether the first chunk's gradient is written: what it is written to needs no zeros."""
+        return getattr(self.contrasting, "OVERWRITES", False)
+
     def chunk(
-        self, anchors_C: torch.Tensor, group: int | None, target_NE: torch.Tensor | None, _first: bool
+        self, anchors_C: torch.Tensor, group: int | None, target_NE: torch.Tensor | None, first: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Losses and counts of some anchors; adds their gradient to `target_NE`.
+        """Losses and counts of some anchors; adds their gradient to `target_NE`, or writes it as the `first`.
 
         `group` = anchors per group weights the gradient, None leaves it unweighted.
         """
@@ -241,7 +246,8 @@ class Composition:
         target = None
         if target_NE is not None:
             row_C = row_weights(sets.num_positive, group, start_CD.dtype) / self.settings.temperature
-            target = softmax_chunks.Target(row_C, target_NE, target_NE, anchors_C)
+            fresh = first and self.overwrites
+            target = softmax_chunks.Target(row_C, target_NE, target_NE, anchors_C, fresh=fresh)
         own, of_softmax = self.patches.take(anchors_C), self.settings.of_softmax
         loss_C, _ = self.contrasting.chunk(own, self.patches, sets, of_softmax, target=target)
         return loss_C, sets.num_positive, num_kept_C - sets.num_positive
@@ -277,7 +283,9 @@ def composed_chunks(
     composition = Composition.of(backend, features_ND, z_NE, settings)
     # Gradients are as wide as prepared embeddings.
     like = z_NE.new_empty(()).expand(z_NE.shape[0], composition.patches.width)
-    return chunked_loss(composition.chunk, like, anchors_A, group, with_gradient, rows)
+    return chunked_loss(
+        composition.chunk, like, anchors_A, group, with_gradient, rows, zeroed=not composition.overwrites
+    )
 
 
 @torch.library.custom_op("ppap::ppap_loss", mutates_args=())

@@ -7,7 +7,7 @@ from .. import native
 from ..precision import operand
 from ..relation_masks.native_impl import similarity
 
-_Arguments = native.structure("positive keys key_scale sums", "C N D stride")
+_Arguments = native.structure("positive keys key_scale key_pairs sums", "C N D stride")
 
 # Keys as the library reads them, and features divided by their norms as such.
 prepare, prepare_features = native.Keys.of, native.Keys.normalised
@@ -44,6 +44,7 @@ def sums(
         positive=bits,
         keys=keys.values,
         key_scale=keys.scale,
+        key_pairs=keys.pairs if keys.bf16 else None,
         sums=sum_CD,
         C=rows,
         N=patches,

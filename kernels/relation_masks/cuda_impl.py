@@ -5,7 +5,6 @@ import torch
 from .. import native_cuda as cuda
 from ..budget import rows_within
 from ..guards import in_range
-from .native_impl import clear_own
 from .sets import Queries, Sets
 
 # Keys as the library reads them.
@@ -36,7 +35,7 @@ def chunk(
         num_positive, _ = similarity(query, keys, precision, positive, None, queries.phi)
         _, num_kept = similarity(negative, keys, precision, positive, kept, None, queries.psi)
     for bits, counts in ((positive, num_positive), (kept, num_kept)):
-        clear_own(bits, counts, in_range(self_index_C, patches))
+        _clear_own(bits, counts, in_range(self_index_C, patches))
     return Sets(positive, kept, num_positive), num_kept
 
 
@@ -73,3 +72,14 @@ def from_words(positive_CW: torch.Tensor, kept_CW: torch.Tensor, num_patches: in
     for words, out, count in zip((positive_CW, kept_CW), bits, counts, strict=True):
         cuda.call("from_public", words.contiguous(), rows, num_patches, out, out.shape[1], count)
     return Sets(bits[0], bits[1], counts[0])
+
+
+def _clear_own(bits: torch.Tensor, counts: torch.Tensor, own_C: torch.Tensor) -> None:
+    """Take every anchor out of its own set, in place."""
+    column = torch.arange(own_C.shape[0], device=bits.device)
+    place, bit = column // 8, (1 << (column % 8)).to(torch.uint8)
+    counts -= (bits[own_C, place] & bit).ne(0).long()
+    # One anchor after the other in a byte: eight of them share it if their rows are equal.
+    for k in range(8):
+        one = slice(k, None, 8)
+        bits[own_C[one], place[one]] &= ~bit[one]

@@ -8,7 +8,7 @@ from ..precision import operand
 from .sets import Queries, Sets
 
 _Arguments = native.structure(
-    "queries keys key_scale key_pairs key_norms phi psi positive kept num_positive num_kept",
+    "queries keys key_scale key_pairs key_norms phi psi self positive kept num_positive num_kept",
     "C N D stride bf16",
 )
 
@@ -34,14 +34,13 @@ def chunk(
     positive, kept = (native.empty_bits(patches, rows) for _ in range(2))
     query_CD = operand(queries.positive, precision)
     phi_C, psi_C = queries.phi.contiguous(), queries.psi.contiguous()
+    self_C = in_range(self_index_C, patches).contiguous()
     if queries.negative is None:
-        num_positive, num_kept = similarity(query_CD, keys, positive, kept, phi_C, psi_C)
+        num_positive, num_kept = similarity(query_CD, keys, positive, kept, phi_C, psi_C, self_C)
     else:
         negative_CD = operand(queries.negative, precision)
-        num_positive, _ = similarity(query_CD, keys, positive, phi_C=phi_C)
-        _, num_kept = similarity(negative_CD, keys, positive, kept, None, psi_C)
-    for bits, counts in ((positive, num_positive), (kept, num_kept)):
-        clear_own(bits, counts, in_range(self_index_C, patches))
+        num_positive, _ = similarity(query_CD, keys, positive, phi_C=phi_C, self_C=self_C)
+        _, num_kept = similarity(negative_CD, keys, positive, kept, None, psi_C, self_C)
     return Sets(positive, kept, num_positive), num_kept
 
 
@@ -52,8 +51,12 @@ def similarity(
     kept: torch.Tensor | None = None,
     phi_C: torch.Tensor | None = None,
     psi_C: torch.Tensor | None = None,
+    self_C: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fill bits `positive` (read where phi is None) and `kept` (unless None); counts (C,) of both."""
+    """Fill bits `positive` (read where phi is None) and `kept` (unless None); counts (C,) of both.
+
+    The patches `self_C` (C,) int64 are left out of what is filled.
+    """
     (rows, width), patches = queries_CD.shape, keys.values.shape[0]
     counts = torch.zeros((2, rows), dtype=torch.int64)
     native.run(
@@ -66,6 +69,7 @@ def similarity(
         key_norms=keys.norms,
         phi=phi_C,
         psi=psi_C,
+        self=self_C,
         positive=positive,
         kept=kept,
         num_positive=counts[0],
@@ -77,17 +81,6 @@ def similarity(
         bf16=keys.bf16,
     )
     return counts[0], counts[1]
-
-
-def clear_own(bits: torch.Tensor, counts: torch.Tensor, own_C: torch.Tensor) -> None:
-    """Take every anchor out of its own set, in place."""
-    column = torch.arange(own_C.shape[0], device=bits.device)
-    place, bit = column // 8, (1 << (column % 8)).to(torch.uint8)
-    counts -= (bits[own_C, place] & bit).ne(0).long()
-    # One anchor after the other in a byte: eight of them share it if their rows are equal.
-    for k in range(8):
-        one = slice(k, None, 8)
-        bits[own_C[one], place[one]] &= ~bit[one]
 
 
 def to_words(sets: Sets[torch.Tensor], positive_CW: torch.Tensor, kept_CW: torch.Tensor) -> None:
