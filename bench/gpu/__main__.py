@@ -10,14 +10,25 @@ from pathlib import Path
 
 import torch
 
-from bench.gpu import checks, crf, profile, tiles, worker
+from bench.gpu import checks, crf, peers, profile, tiles, worker
 from bench.gpu.cells import FORMS, SHAPES, TINY, Cell, all_keys
 from bench.gpu.clock import matrix_rate
 from bench.gpu.results import SECTIONS, Results
 
 ROOT = Path(__file__).parents[2]
 # Seconds that a section may take at most; all of them together fit eight minutes.
-SECONDS = {"build": 90, "loss": 150, "tests": 100, "profile": 30, "crf": 30, "sanitize": 60, "tiles": 240}
+SECONDS = {
+    "build": 90,
+    "loss": 150,
+    "tests": 100,
+    "profile": 30,
+    "peers": 40,
+    "crf": 30,
+    "sanitize": 60,
+    "tiles": 240,
+}
+PEER_ROWS, TINY_PEER_ROWS = 12_544, 130
+"""Queries of the losses of other packages."""
 PROFILED = SHAPES[:3]
 PROFILED_FORMS = ("triton fp16", "triton fp32")
 
@@ -26,9 +37,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parsed options."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu",
-        description="Builds the native libraries for the GPU at hand, times the loss in all forms and the "
-        "dense CRF, runs the tests and compute-sanitizer. DEVICE.json and DEVICE.md are written after every "
-        "finding.",
+        description="Builds the native libraries for the GPU at hand, times the loss in all forms, other "
+        "packages' losses and the dense CRF, runs the tests and compute-sanitizer. DEVICE.json and DEVICE.md "
+        "are written after every finding.",
     )
     parser.add_argument(
         "--out",
@@ -106,6 +117,18 @@ class Run:
                     return "not finished: no time"
                 self.results.profiles.append(profile.profile(shape, form, self.device))
                 self.results.write()
+        return "done"
+
+    def peers(self, _seconds: float) -> str:
+        """Losses of other packages."""
+        self.results.peer_rows = TINY_PEER_ROWS if self.options.tiny else PEER_ROWS
+
+        def done(row: peers.Row) -> None:
+            self.results.peers.append(row)
+            self.results.write()
+            print(f"{row.title}: {row.note or f'{row.ms:,.2f} ms'}", flush=True)
+
+        peers.compare(self.results.peer_rows, self.device, done, self.rounds)
         return "done"
 
     def crf(self, _seconds: float) -> str:

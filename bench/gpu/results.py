@@ -11,12 +11,13 @@ import torch
 import triton
 
 from bench.gpu import crf
+from bench.gpu import peers as others
 from bench.gpu.cells import BUDGET, CFG, FORMS, PARTS, STEP, TAU, Cell, Key, dense_flops
 from bench.gpu.crf import Comparison
 from bench.gpu.profile import Profile
 from bench.shapes import Shape
 
-SECTIONS = ("build", "loss", "tests", "profile", "crf", "sanitize")
+SECTIONS = ("build", "loss", "tests", "profile", "peers", "crf", "sanitize")
 """In their order."""
 
 
@@ -30,6 +31,7 @@ class Results:
         folder: where the files go.
         said: section -> what came of it, in words.
         rate: bf16 matrix rate of the device [FLOP/s].
+        peer_rows: queries of the losses of other packages.
     """
 
     device: str
@@ -39,6 +41,8 @@ class Results:
     rate: float | None = None
     cells: dict[Key, Cell] = field(default_factory=dict)
     profiles: list[Profile] = field(default_factory=list)
+    peers: list[others.Row] = field(default_factory=list)
+    peer_rows: int = 0
     crf: list[Comparison] = field(default_factory=list)
     date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d"))
 
@@ -65,6 +69,7 @@ class Results:
             "bf16_matrix_rate": self.rate,
             "cells": [asdict(cell) for cell in self.cells.values()],
             "profiles": [asdict(profile) for profile in self.profiles],
+            "peers": [asdict(row) for row in self.peers],
             "dense_crf": [asdict(row) for row in self.crf],
         }
         return json.dumps(found, indent=1) + "\n"
@@ -88,6 +93,7 @@ class Results:
             lines += ["", *self._table(shape)]
         for profile in self.profiles:
             lines += ["", *profile.table(self.rate)]
+        lines += ["", *others.report(self.peers, self.peer_rows)]
         return "\n".join([*lines, "", *crf.report(self.crf)]) + "\n"
 
     def _table(self, shape: Shape) -> list[str]:
