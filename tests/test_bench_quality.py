@@ -8,7 +8,7 @@ import pytest
 from bench.quality import __main__ as quality
 from bench.quality import report, settings
 from bench.quality.__main__ import measure_sets
-from ppap.errors import UsageError
+from ppap.errors import DataError, UsageError
 from ppap.runs.lock import alone
 from tests.runs import make_folder
 
@@ -82,6 +82,54 @@ def test_rows_and_seeds_that_are_asked_for_later_join_the_table(options, tmp_pat
         "colour": {"0", "1"},
         "frozen": {"0", "1"},
     }
+
+
+def test_what_is_known_is_not_measured_again_and_stands_in_the_tables(options, tmp_path, monkeypatch):
+    small, elsewhere = [*options[:-1], "--sets", "one", "--seeds", "0"], tmp_path / "elsewhere"
+    quality.main([*small, "--rows", "frozen", "ppap", f"--out={elsewhere}"])
+    known = elsewhere / "quality.json"
+    before = json.loads(known.read_text())
+    before["results"]["one"]["ppap"]["0"]["cluster_miou"] = 99.0
+    before["sets"] = {"one": {}}
+    known.write_text(json.dumps(before))
+    monkeypatch.setattr(quality, "measure_sets", lambda *arguments: pytest.fail("known, too"))
+    made = []
+    monkeypatch.setattr(
+        quality,
+        "run_cells",
+        lambda study, runs, jobs, go=quality.run_cells: made.extend(runs) or go(study, runs, jobs),
+    )
+    quality.main(
+        [*options, "--sets", "one", "--rows", "frozen", "ppap", "--seeds", "0", "1", f"--known={known}"]
+    )
+    assert [run.name for run in made] == ["frozen-1", "ppap-1"]
+    found = json.loads((tmp_path / "out" / "quality.json").read_text())
+    rows = found["results"]["one"]
+    assert {row: list(seeds) for row, seeds in rows.items()} == {"frozen": ["0", "1"], "ppap": ["0", "1"]}
+    assert rows["ppap"]["0"]["cluster_miou"] == 99.0 and set(found["facts"]["configs"]) == {"one"}
+    assert "± " in (tmp_path / "out" / "quality.md").read_text()
+
+
+def test_known_runs_of_other_settings_are_refused(options, tmp_path):
+    first = [*options, "--sets", "one", "--rows", "frozen", "--seeds", "0"]
+    quality.main(first)
+    known = tmp_path / "out" / "quality.json"
+    changed = [*first[:2], "--steps=3", f"--out={tmp_path / 'new'}", *first[4:], f"--known={known}"]
+    with pytest.raises(UsageError, match="its runs of one had another --hp.warmup, --train.steps; leave"):
+        quality.main(changed)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", '{"results": {}}', '{"results": {"a": {"ppap": {"x": {}}}}}']
+)
+def test_what_holds_no_results_is_refused(options, tmp_path, content):
+    known = tmp_path / "known.json"
+    if content is not None:
+        known.write_text(content)
+    with pytest.raises(DataError, match="cannot be read" if content is None else "no quality.json"):
+        quality.main([*options, "--rows", "frozen", f"--known={known}"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_settings_are_refused_before_any_work_and_spoil_nothing(options, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.quality import report
+from bench.quality.known import Known
 from bench.quality.settings import CORE, STEPS, TRAINED, UNTRAINED, base_config, cells, data_sets
 from ppap.analysis.arguments import make_folder
 from ppap.analysis.commands import sets as set_command
@@ -49,6 +50,12 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="of every row"
     )
+    parser.add_argument(
+        "--known",
+        type=Path,
+        metavar="FILE",
+        help="a quality.json of before: its runs are not made again, and stand in the tables",
+    )
     parser.add_argument("--steps", type=int, default=STEPS, help="of a training")
     parser.add_argument(
         "--jobs",
@@ -70,7 +77,9 @@ def main(argv: Sequence[str]) -> None:
         configs = {name: base_config(options.data, name, options.weights, options.steps) for name in names}
     except ValueError as error:
         raise UsageError(f"--steps: {error}") from None
-    for config in configs.values():
+    known = Known.read(options.known)
+    for name, config in configs.items():
+        known.check(options.known, name, config)
         check(config, options.jobs)
     make_folder(options.out)
     with alone(options.out, f"--out {options.out}"):
@@ -81,12 +90,17 @@ def main(argv: Sequence[str]) -> None:
         }
         for name, config in configs.items():
             print(f"data set {name}", flush=True)
-            runs = list(cells(config, tuple(options.rows), tuple(options.seeds)).values())
+            left = known.without(name, options.rows, options.seeds)
+            every = cells(config, tuple(options.rows), tuple(options.seeds))
+            runs = [run for run in every.values() if run.name in left]
+            if len(runs) < len(every):
+                print(f"{len(every) - len(runs)} of {len(every)} runs are known", flush=True)
             for first in range(0, len(runs), options.jobs):
                 run_cells(studies[name], runs[first : first + options.jobs], options.jobs)
-                summarise(options.out)
-            measure_sets(config, studies[name], tuple(options.seeds))
-            print(summarise(options.out), flush=True)
+                summarise(options.out, known)
+            if name not in known.sets:
+                measure_sets(config, studies[name], tuple(options.seeds))
+            print(summarise(options.out, known), flush=True)
 
 
 def measure_sets(config: Config, study: Path, seeds: tuple[int, ...]) -> None:
@@ -120,21 +134,27 @@ def sets_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def summarise(out: Path) -> str:
-    """Write the files of all that is finished in the folder."""
-    results, sets = {}, {}
-    for name in sorted(path.parent.name for path in out.glob("*/study.json")):
-        rows: dict[str, dict[int, Any]] = {}
-        for path in sorted((out / name / "cells").glob("*.json")):
-            seed = int(path.stem.rpartition("-")[2])
-            for row, scores in json.loads(path.read_text())["result"]["summary"].items():
-                rows.setdefault(row, {})[seed] = scores
+def summarise(out: Path, known: Known) -> str:
+    """Write the files of all that is finished in the folder, and of what is known."""
+    results, sets = {}, dict(known.sets)
+    for name in sorted({*known.results, *(path.parent.name for path in out.glob("*/study.json"))}):
+        rows = known.join(name, finished(out / name))
         if not rows:
             continue
         results[name] = rows
         if (out / name / "sets" / "sets.json").exists():
-            sets[name] = sets_of(out / name / "sets")
-    return report.write(out, results, sets, facts(out))
+            sets[name] = sets_of(out / name / "sets")["rows"]
+    return report.write(out, results, sets, facts(out, known))
+
+
+def finished(study: Path) -> dict[str, dict[int, Any]]:
+    """Row -> seed -> scores of a study's finished runs."""
+    rows: dict[str, dict[int, Any]] = {}
+    for path in sorted((study / "cells").glob("*.json")):
+        seed = int(path.stem.rpartition("-")[2])
+        for row, scores in json.loads(path.read_text())["result"]["summary"].items():
+            rows.setdefault(row, {})[seed] = scores
+    return rows
 
 
 def stored(out: Path) -> dict[str, Config]:
@@ -163,7 +183,7 @@ def shared_settings(out: Path, more: Mapping[str, Config]) -> tuple[int, str]:
     return steps.pop(), Path(weights.pop()).name
 
 
-def facts(out: Path) -> dict[str, Any]:
+def facts(out: Path, known: Known) -> dict[str, Any]:
     """How it was measured."""
     steps, weights = shared_settings(out, {})
     configs = stored(out)
@@ -180,7 +200,8 @@ def facts(out: Path) -> dict[str, Any]:
             "hp without its recoloured view, as in its settings for Potsdam, so that all train on the same "
             "tokens",
         ],
-        "configs": {name: to_dict(public_config(config)) for name, config in configs.items()},
+        "configs": {name: known.config_of(name) for name in known.configs}
+        | {name: to_dict(public_config(config)) for name, config in configs.items()},
     }
 
 

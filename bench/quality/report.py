@@ -79,7 +79,7 @@ def set_lines(sets: Mapping[str, Any]) -> list[str]:
         "| sets of a batch | positives [patches] | true: pairs / anchors [%] | negatives | false [%] |",
         "|---|---:|---:|---:|---:|",
     ]
-    for name, row in sets["rows"].items():
+    for name, row in sets.items():
         found = {key: value["mean"] if value else math.nan for key, value in row["summary"].items()}
         lines.append(
             f"| {set_report.TITLES[name]} | {found['positives']:.0f} | {found['true_micro']:.1f} / "
@@ -94,7 +94,7 @@ def write(out: Path, results: Mapping[str, Rows], sets: Mapping[str, Any], facts
     Args:
         out: folder.
         results: data set -> rows.
-        sets: data set -> ``sets.json`` of ``ppap analyze sets``.
+        sets: data set -> rows of ``sets.json`` of ``ppap analyze sets``.
         facts: settings for the JSON; ``facts["lines"]`` stand above the tables.
     """
     lines = ["# Quality on labelled photographs", "", *(f"- {line}" for line in facts["lines"]), ""]
@@ -103,7 +103,7 @@ def write(out: Path, results: Mapping[str, Rows], sets: Mapping[str, Any], facts
         lines += dataset_lines(name, rows, sets.get(name))
     text = "\n".join(lines)
     (out / "quality.md").write_text(text, encoding="utf-8")
-    record = {"facts": facts, "results": results, "sets": {name: part["rows"] for name, part in sets.items()}}
+    record = {"facts": facts, "results": results, "sets": sets}
     (out / "quality.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     draw(out / "quality.png", results)
     return text

@@ -1,0 +1,84 @@
+"""Results measured before, in another folder, such as the published ones: ``--known quality.json``."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ppap.analysis.study import FREE
+from ppap.errors import DataError, UsageError
+from ppap.reports.sharing import public_config
+from ppap.runs.rundir import changed_settings, option_names
+from ppap.settings.config import Config, from_dict, to_dict
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a ``quality.json`` holds; by default nothing.
+
+    Attributes:
+        results: data set -> row -> seed -> scores [%].
+        sets: data set -> rows of ``sets.json`` of ``ppap analyze sets``.
+        configs: data set -> settings, without the names of folders.
+    """
+
+    results: dict[str, dict[str, dict[int, Any]]] = field(default_factory=dict)
+    sets: dict[str, Any] = field(default_factory=dict)
+    configs: dict[str, Config] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path | None) -> "Known":
+        """Of a file; nothing where there is none to read.
+
+        Raises:
+            DataError: it cannot be read, or is no ``quality.json``.
+        """
+        if path is None:
+            return cls()
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            results = {
+                name: {
+                    row: {int(seed): scores for seed, scores in seeds.items()} for row, seeds in rows.items()
+                }
+                for name, rows in found["results"].items()
+            }
+            configs = {name: from_dict(config) for name, config in found["facts"]["configs"].items()}
+            return cls(results, dict(found["sets"]), configs)
+        except OSError as error:
+            raise DataError(f"--known {path} cannot be read: {error.strerror or error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(f"--known {path} is no quality.json of bench.quality; give one") from None
+
+    def check(self, path: Path | None, name: str, config: Config) -> None:
+        """Refuse to set runs of other settings beside each other.
+
+        Raises:
+            UsageError: those of the data set `name` had others than `config`.
+        """
+        if name not in self.configs:
+            return
+        changed = changed_settings(self.configs[name], public_config(config), FREE)
+        if changed:
+            raise UsageError(
+                f"--known {path}: its runs of {name} had another {option_names(changed)}; leave it out, or "
+                "give the same"
+            )
+
+    def without(self, name: str, rows: Sequence[str], seeds: Sequence[int]) -> list[str]:
+        """Names of the runs that are left to do."""
+        known = self.results.get(name, {})
+        return [f"{row}-{seed}" for seed in seeds for row in rows if seed not in known.get(row, {})]
+
+    def join(self, name: str, rows: dict[str, dict[int, Any]]) -> dict[str, dict[int, Any]]:
+        """Rows of a data set, and those that are known of it."""
+        known = self.results.get(name, {})
+        return {
+            row: dict(sorted({**known.get(row, {}), **rows.get(row, {})}.items()))
+            for row in {**known, **rows}
+        }
+
+    def config_of(self, name: str) -> dict[str, Any]:
+        """Settings of a data set's runs for a JSON."""
+        return to_dict(self.configs[name])
