@@ -206,11 +206,13 @@ class Keys:
     @classmethod
     def of(cls, values_ND: torch.Tensor, precision: str) -> "Keys":
         """Rows that enter as they are, rounded to `precision`."""
-        return cls(operand(values_ND, precision).contiguous(), None, precision == "bf16").packed()
+        bf16 = precision == "bf16"
+        values = values_ND if bf16 and uses_pairs() else operand(values_ND, precision)  # packing rounds
+        return cls(values.float().contiguous(), None, bf16).packed()
 
     @classmethod
     def normalised(cls, features_ND: torch.Tensor, precision: str) -> "Keys":
-        """Features (N, D) divided by their norms; without a float32 copy of them where none is read."""
+        """Features (N, D) divided by their norms; of float32 ones without a copy where none is read."""
         values = features_ND.float().contiguous()
         norm_N = torch.linalg.vector_norm(values, dim=1)
         zero_N = norm_N == 0

@@ -1,6 +1,7 @@
 """Other packages' losses in ``python -m bench.gpu``: the truth for them, and how they are called."""
 
 import sys
+import time
 from dataclasses import replace
 from types import ModuleType
 
@@ -87,7 +88,8 @@ def test_what_is_not_there_or_wrong_or_fails_is_said_and_the_rest_is_timed(probl
     monkeypatch.setattr(peers, "PEERS", (torch_form, half, nowhere, replace(half, title="bad", loss=fails)))
     monkeypatch.setattr(peers, "_whole_loss", lambda problem, rounds: Row("whole"))
     monkeypatch.setattr(peers.Problem, "of", lambda rows, device: problem)
-    peers.compare(70, CPU, found.append, 1)
+    said = peers.compare(70, CPU, found.append, 1, time.monotonic() + 60)
+    assert said.startswith("half: WRONG, not timed") and "bad: failed: RuntimeError" in said
     assert [row.note.split(":")[0] for row in found] == [
         "",
         "WRONG, not timed",
@@ -98,3 +100,4 @@ def test_what_is_not_there_or_wrong_or_fails_is_said_and_the_rest_is_timed(probl
     table = peers.report(found, 70)
     assert len(table) == 4 + len(found) and f"{found[0].ms:,.2f} ms" in table[4]
     assert "no such GPU" in table[7]
+    assert peers.compare(70, CPU, found.append, 1, time.monotonic() - 1) == "not finished: no time"

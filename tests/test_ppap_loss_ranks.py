@@ -88,6 +88,23 @@ def test_ranks_equal_one_process(pool, exchange, impl):
             torch.testing.assert_close(together, expected, **near)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+def test_anchors_without_positives_and_large_logits_spoil_no_gradient(pool, impl, precision):
+    """Weights that count for nothing are of logits of hundreds, whose exponentials are infinite."""
+    case = made_case(40, 32, 40, PropagationConfig(), 0.07).to(torch.float32)
+    case.features[20:] = torch.nn.functional.normalize(torch.randn(20, case.features.shape[1]), dim=1)
+    case.z = torch.nn.functional.normalize(case.z, dim=1) * 5
+    options = options_of(case, impl=impl, precision=precision)
+    wanted = whole(case, options)
+    assert (wanted[2] == 0).any() and wanted[1].isfinite().all()
+    found = pool.run(share, 2, [(part, {**options, "exchange": "ring"}) for part in cut(case, (15, 25))])
+    assert not [str(f) for f in found if isinstance(f, Exception)]
+    dz = torch.cat([torch.from_numpy(of_rank[1]) for of_rank in found])
+    near = (5e-3 if precision == "bf16" else 1e-5) * float(wanted[1].abs().max())
+    torch.testing.assert_close(dz, wanted[1], rtol=1e-4, atol=near)
+
+
 def test_golden_losses_of_two_ranks(pool):
     """The published code's stored loss and gradient, from patches on two ranks."""
     case = golden_case("t2").to(torch.float64)

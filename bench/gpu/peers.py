@@ -6,6 +6,7 @@ of the method, which finds these sets first, stands below. Packages that are not
 ``pip install cut-cross-entropy inf-cl memeff``.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module, metadata
@@ -106,21 +107,23 @@ class Peer:
         package: that has it, as pip names it, or None: this one, or torch.
         loss: forms it.
         both: it is the mean of both sides.
+        backend: of this package, that it needs.
     """
 
     title: str
     package: str | None
     loss: Callable[[Problem], Tensor]
     both: bool = False
+    backend: str | None = None
 
 
 PEERS = (
-    Peer("triton fp16, masked", None, _ours("fp16")),
-    Peer("triton fp32, masked", None, _ours("fp32")),
+    Peer("triton fp16, masked", None, _ours("fp16"), backend="triton"),
+    Peer("triton fp32, masked", None, _ours("fp32"), backend="triton"),
     Peer("torch fp32, materialised", None, _materialised),
     Peer("Cut Cross-Entropy fp16, small gradients left out", "cut-cross-entropy", _cut_cross_entropy),
-    Peer("Inf-CL fp32", "inf-cl", _inf_cl),
-    Peer("memeff fp32, both sides", "memeff", _memeff, both=True),
+    Peer("Inf-CL tf32", "inf-cl", _inf_cl),
+    Peer("memeff tf32, both sides", "memeff", _memeff, both=True),
 )
 
 
@@ -143,16 +146,34 @@ class Row:
     note: str = "not measured"
 
 
-def compare(rows: int, device: torch.device, done: Callable[[Row], None], rounds: int) -> None:
-    """Check and time every form that is installed; `done` gets each."""
-    problem = Problem.of(rows, device)
+def compare(
+    rows: int, device: torch.device, done: Callable[[Row], None], rounds: int, deadline: float
+) -> str:
+    """Check and time every form that is installed, until `deadline` of ``time.monotonic()``.
+
+    Args:
+        rows: queries, and keys.
+        device: where.
+        done: gets every row.
+        rounds: calls timed.
+        deadline: no form is begun after it.
+
+    Returns:
+        What came of it in words, this package's forms that are wrong or failed among them.
+    """
+    problem, found = Problem.of(rows, device), []
     for peer in PEERS:
+        if time.monotonic() > deadline:
+            return "not finished: no time"
         try:
             row = _measure(peer, problem, rounds)
         except Exception as error:  # another package's: whatever it is, the others are measured
             row = Row(peer.title, note=f"failed: {type(error).__name__}: {str(error).strip()[:120]}")
         done(row)
+        if peer.package is None and row.note.startswith(("WRONG", "failed")):
+            found.append(f"{peer.title}: {row.note}")
     done(_whole_loss(problem, rounds))
+    return "; ".join(found) or "done"
 
 
 def _measure(peer: Peer, problem: Problem, rounds: int) -> Row:
@@ -200,7 +221,7 @@ def _titled(peer: Peer) -> str:
 def _missing(peer: Peer) -> str | None:
     """Why a form cannot run here, or None."""
     if peer.package is None:
-        return available_backends()["triton"] if peer.title.startswith("triton") else None
+        return available_backends()[peer.backend] if peer.backend else None
     try:
         import_module(peer.package.replace("-", "_"))
     except ImportError as error:

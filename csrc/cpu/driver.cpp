@@ -195,7 +195,9 @@ static void spoil_masks(Masks& m, const Problem& p) {
 // Sums, losses and gradients from given masks.
 static std::vector<float> numbers_of(int isa, const Problem& p, const Masks& m) {
     const int64_t group = 32;
-    std::vector<float> sums(p.C * p.D), weight(p.C, 1.0f), loss(p.C), lse(p.C), dz(p.N * p.E), dz_own(p.C * p.E);
+    std::vector<float> sums(p.C * p.D), weight(p.C, 1.0f), loss(p.C), lse(p.C), dz_own(p.C * p.E);
+    // Written where there are several groups, added to where there is one.
+    std::vector<float> dz(p.N * p.E, p.C > group ? NAN : 0.5f);
     std::vector<float> workspace(p.N * group);
     const PackedRows keys(isa, p.keys, p.scale.data(), p.N, p.D), z(isa, p.z, nullptr, p.N, p.E);
     const PpapProxyAverage selected = {
@@ -221,8 +223,7 @@ static std::vector<float> numbers_of(int isa, const Problem& p, const Masks& m) 
                                            p.E,
                                            p.stride,
                                            group,
-                                           p.bf16,
-                                           p.C > 32,
+                                           p.C > group,
                                            0.1f};
     ppap_masked_log_softmax(isa, 2, &contrast);
     for (float value : loss)

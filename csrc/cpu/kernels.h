@@ -138,8 +138,15 @@ static Lines<uint32_t> pack_pair_rows(const float* rows, int64_t count, int64_t 
 
 // A bound of the L2 norm of values times factor, but for its rounding: squares too small to be seen count as 1e-36.
 static float norm(const float* values, int64_t count, float factor) {
+    vf lanes = splat(0.0f);
+    int64_t k = 0;
+    for (; k + LANES <= count; k += LANES) {
+        const vf scaled = load(values + k) * factor;
+        lanes += scaled * scaled;
+    }
     float sum = 1e-36f;
-    for (int64_t k = 0; k < count; ++k) sum += (values[k] * factor) * (values[k] * factor);
+    for (int i = 0; i < LANES; ++i) sum += lanes[i];
+    for (; k < count; ++k) sum += (values[k] * factor) * (values[k] * factor);
     return std::sqrt(sum);
 }
 
@@ -164,6 +171,18 @@ static inline void write_bits(uint8_t* bits, int64_t panel, uint32_t word) {
     std::memcpy(bits + panel * (PANEL / 8), &word, PANEL / 8);
 }
 
+static void pack_rows_of_pairs(int threads, const PpapPackPairs& c) {
+    const int64_t rows = tile_rows(c.D);
+    parallel(busy_threads(threads, double(c.N) * c.D), (c.N + rows - 1) / rows, [&](int64_t part) {
+        for (int64_t row = part * rows; row < std::min((part + 1) * rows, c.N); ++row) {
+            const float* from = c.rows + row * c.D;
+            const float scale = c.scale ? c.scale[row] : 1.0f;
+            pack_pairs(from, c.D, scale, c.pairs + row * pairs_of(c.D));
+            if (c.norms) c.norms[row] = norm(from, c.D, scale);
+        }
+    });
+}
+
 #include "relation_masks.inc"
 
 #include "proxy_average.inc"
@@ -172,7 +191,7 @@ static inline void write_bits(uint8_t* bits, int64_t panel, uint32_t word) {
 
 #include "pixel_cross_entropy.inc"
 
-const KernelTable table = {PAIRS,    pack_pairs, relation_masks, proxy_average, masked_log_softmax, pixel_cross_entropy,
-                           tile_rows};
+const KernelTable table = {
+    PAIRS, pack_rows_of_pairs, relation_masks, proxy_average, masked_log_softmax, pixel_cross_entropy, tile_rows};
 
 }  // namespace ppap::PPAP_ISA

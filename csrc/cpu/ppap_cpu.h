@@ -73,7 +73,7 @@ int ppap_proxy_average(int isa, int threads, const PpapProxyAverage* arguments);
 struct PpapMaskedLogSoftmax {
     const float* z_anchors;         // (C, E)
     const float* z;                 // (N, E), E a multiple of 32
-    const uint32_t* z_pairs;        // (N, E / 2) of ppap_pack_pairs, with bf16 where pairs are used; or null
+    const uint32_t* z_pairs;        // (N, E / 2) of ppap_pack_pairs: weights are rounded to bf16 too; or null
     const uint8_t* positive;        // (N, stride) bits
     const uint8_t* kept;            // (N, stride) bits
     const int64_t* num_positive;    // (C,)
@@ -86,7 +86,7 @@ struct PpapMaskedLogSoftmax {
     float* workspace;               // (N, group): exponentials of a group of anchors
     const float* known_lse;         // (C,) [nats] that weights divide by, or null: that of these patches
     int64_t C, N, E, stride, group; // group: a multiple of 32
-    int64_t bf16, fresh;            // bf16: z and z_anchors are; weights and weighted anchors are rounded then
+    int64_t fresh;
     float temperature;
 };
 

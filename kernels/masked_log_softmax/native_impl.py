@@ -1,5 +1,6 @@
 """``masked_log_softmax`` in the native CPU library; ``csrc/cpu/masked_log_softmax.inc`` has the formulas."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -33,11 +34,10 @@ OVERWRITES = True
 # Below this bound of the logits, in powers of two, the bound itself serves as the shift of the exponentials.
 _TIGHT_BOUND = 50.0
 
-
 _Arguments = native.structure(
     "z_anchors z z_pairs positive kept num_positive shift row_weight loss lse dz_anchors dz workspace "
     "known_lse",
-    "C N E stride group bf16 fresh",
+    "C N E stride group fresh",
     "temperature",
 )
 
@@ -47,17 +47,13 @@ class Embeddings:
     """Rows of z with the operands' rounding, as the library reads them.
 
     Attributes:
-        values: (rows, E) float32, contiguous, E padded to whole panels by zeros; not rounded where `pairs`
-            are.
-        longest: the largest norm of a row.
+        values: (rows, E) float32, contiguous, E padded to whole panels by zeros; not rounded yet where they
+            become pairs.
         bf16: whether the rows are bf16 numbers.
-        pairs: (rows, E / 2) int32, pairs of bf16; None: the instruction set multiplies none, or fp32.
     """
 
     values: torch.Tensor
-    longest: float
     bf16: bool
-    pairs: torch.Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -65,9 +61,19 @@ class Embeddings:
         return self.values.shape[1]
 
     def take(self, rows: torch.Tensor | slice) -> "Embeddings":
-        """Some rows; the bound of their norms stays that of all."""
+        """Some rows as anchors."""
         values = self.values[rows]
-        return Embeddings(operand(values, "bf16") if self.bf16 else values, self.longest, self.bf16)
+        return Embeddings(operand(values, "bf16") if self.bf16 else values, self.bf16)
+
+    @functools.cached_property
+    def as_patches(self) -> tuple[torch.Tensor | None, float]:
+        """Pairs of bf16 (rows, E / 2) int32, or None; the largest norm of a row. Made on first use."""
+        if self.bf16 and native.uses_pairs():
+            norm_N = self.values.new_empty(len(self.values))
+            pairs = native.pack_pairs(self.values, None, norm_N)
+        else:
+            norm_N, pairs = self.values.norm(dim=1), None
+        return pairs, float(norm_N.amax()) if len(norm_N) else 0.0
 
 
 def prepare(z: torch.Tensor, precision: str) -> Embeddings:
@@ -77,13 +83,7 @@ def prepare(z: torch.Tensor, precision: str) -> Embeddings:
     values = values * scale if precision == "fp16" else values
     missing = -z.shape[1] % native.PANEL
     values = torch.nn.functional.pad(values, (0, missing)) if missing else values.contiguous()
-    if in_pairs:
-        norm_N = values.new_empty(len(values))
-        pairs = native.pack_pairs(values, None, norm_N)
-    else:
-        norm_N, pairs = values.norm(dim=1), None
-    longest = float(norm_N.amax()) if len(values) else 0.0
-    return Embeddings(values, longest, precision == "bf16", pairs)
+    return Embeddings(values, precision == "bf16")
 
 
 def chunk_rows(z_NE: torch.Tensor, settings: Settings, with_gradient: bool) -> int:
@@ -124,8 +124,8 @@ def _group(memory_budget: int, num_patches: int) -> int:
 def bytes_per_anchor(num_patches: int, width: int) -> int:
     """Bytes of temporaries that one anchor needs: two bits a patch, rows of embeddings, packed and not.
 
-    Not counted, since a budget must not depend on threads: the 512 bytes of an anchor and of a channel that
-    each thread packs for the gradient.
+    Not counted, since a budget must not depend on threads: what each of them packs for the gradient, 512
+    bytes of an anchor and of a channel, or of pairs 160 KiB and up to 2,560 bytes of a channel.
     """
     tiles = native.tile_bytes(num_patches, width + native.PANEL)
     return 2 * (num_patches // 8 + 1) + tiles + 24 * (width + native.PANEL) + 64
@@ -145,7 +145,8 @@ def chunk(
     """
     known_C = None if target is None or target.of_all or lse_C is None else lse_C.contiguous()
     z_CE, (num_patches, width) = own.values, patches.values.shape
-    bound_C = z_CE.norm(dim=1) * (patches.longest * (1.01 * math.log2(math.e) / settings.temperature))
+    pairs, longest = patches.as_patches
+    bound_C = z_CE.norm(dim=1) * (longest * (1.01 * math.log2(math.e) / settings.temperature))
     tight = bool(bound_C.amax() < _TIGHT_BOUND)
     loss_C, lse_C = torch.empty_like(bound_C), torch.empty_like(bound_C)
     whole = -(-z_CE.shape[0] // native.PANEL) * native.PANEL
@@ -156,7 +157,7 @@ def chunk(
         _Arguments,
         z_anchors=z_CE,
         z=patches.values,
-        z_pairs=patches.pairs,
+        z_pairs=pairs,
         positive=sets.positive,
         kept=sets.kept,
         num_positive=sets.num_positive,
@@ -173,7 +174,6 @@ def chunk(
         E=width,
         stride=native.stride(z_CE.shape[0]),
         group=group,
-        bf16=patches.bf16,
         fresh=target is not None and target.fresh,
         temperature=settings.temperature,
     )

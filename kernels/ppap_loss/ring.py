@@ -138,7 +138,8 @@ class _Ring:
         """One turn: d sum(row x temperature x loss) / dz of this rank's rows (N, E), all anchors."""
         code_width, unit = self.z_NE.shape[1], self.contrasting.UNIT
         dz_own = row_A.new_zeros((len(self.z_NE), own.width))
-        lse_A = torch.where(found.num_positive > 0, found.lse / unit, 0.0)
+        # Also of anchors without positives: weights that count for nothing must not overflow.
+        lse_A = torch.where(found.num_kept > 0, found.lse / unit, 0.0)
         homeward = Homeward(self.ranks)
         for _, block in self.blocks():
             part_BE = row_A.new_zeros((block.rows + 1, own.width))
