@@ -169,3 +169,20 @@ def test_rotary_positions_are_of_one_size(predictor, monkeypatch):
     with pytest.raises(UsageError, match="--dynamic-size: the rotary positions"):
         check_size(predictor, (32, 32), True)
     check_size(predictor, (32, 32), False)
+
+
+def test_what_cannot_be_read_is_not_said_to_be_unwritable(tmp_path):
+    out, source = tmp_path / "out" / "model", tmp_path / "images" / "gone.png"
+    with (
+        pytest.raises(DataError, match=r"cannot read .*gone.png \(No such file or directory\)"),
+        places.beside(out),
+    ):
+        source.read_bytes()
+    with (
+        pytest.raises(DataError, match=r"cannot write .*model \(No space left on device\)"),
+        places.beside(out),
+    ):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(DataError, match="cannot write"), places.beside(out) as new:
+        (new / "no such folder" / "file").write_bytes(b"")
+    assert not any(out.parent.iterdir())

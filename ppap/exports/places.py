@@ -48,7 +48,7 @@ def beside(out: Path) -> Iterator[Path]:
 
     Raises:
         UsageError: something has the name by now.
-        DataError: the disk refuses.
+        DataError: the disk refuses, or what the block reads cannot be read.
     """
     folder = None
     try:
@@ -64,7 +64,13 @@ def beside(out: Path) -> Iterator[Path]:
                 target.rmdir()
             path.rename(target)
     except OSError as error:
-        raise DataError(f"cannot write {out} ({error.strerror or error}); give another --out") from None
+        what = error.strerror or error
+        if (
+            error.filename is not None
+            and out.parent.absolute() not in Path(error.filename).absolute().parents
+        ):
+            raise DataError(f"cannot read {error.filename} ({what}); {out} is not written") from None
+        raise DataError(f"cannot write {out} ({what}); give another --out") from None
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
