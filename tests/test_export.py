@@ -172,7 +172,7 @@ def test_rotary_positions_are_of_one_size(predictor, monkeypatch):
 
 
 def test_what_cannot_be_read_is_not_said_to_be_unwritable(tmp_path):
-    out, source = tmp_path / "out" / "model", tmp_path / "images" / "gone.png"
+    out, source = tmp_path / "out" / "model", tmp_path / "out" / "images" / "gone.png"
     with (
         pytest.raises(DataError, match=r"cannot read .*gone.png \(No such file or directory\)"),
         places.beside(out),

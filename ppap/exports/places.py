@@ -65,15 +65,19 @@ def beside(out: Path) -> Iterator[Path]:
             path.rename(target)
     except OSError as error:
         what = error.strerror or error
-        if (
-            error.filename is not None
-            and out.parent.absolute() not in Path(error.filename).absolute().parents
-        ):
+        if error.filename is not None and not _is_of(Path(error.filename).absolute(), out.absolute()):
             raise DataError(f"cannot read {error.filename} ({what}); {out} is not written") from None
         raise DataError(f"cannot write {out} ({what}); give another --out") from None
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_of(path: Path, out: Path) -> bool:
+    """Whether a path is `out`, a folder above it, or in the hidden folder beside it."""
+    new = f".{out.name}.new-"
+    beside = any(part.parent == out.parent and part.name.startswith(new) for part in (path, *path.parents))
+    return beside or path in (out, *out.parents)
 
 
 def _is_empty_folder(path: Path) -> bool:
