@@ -46,6 +46,7 @@ def log_sum_exp_kernel(
     SPLIT: tl.constexpr,
     TMA: tl.constexpr,
     UPCAST: tl.constexpr,
+    PERSISTENT: tl.constexpr,
 ):
     """Per row and column tile: top = shift, total = sum of 2^(x - top) [kept], hit = sum of x [P].
 
@@ -53,41 +54,43 @@ def log_sum_exp_kernel(
     program owns a tile, and one entry per row of the partial results: bitwise repeatable.
     """
     GROUPS: tl.constexpr = BLOCK_N // 128
-    i_m, i_n = device.tile_index(rows, groups * 128, BLOCK_M, BLOCK_N, BAND)
-    i_row = i_m * BLOCK_M
-    b_x = device.tile_product(
-        p_left,
-        p_left_low,
-        p_right,
-        p_right_low,
-        i_row,
-        i_n * BLOCK_N,
-        WIDTH,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-        SPLIT,
-        TMA,
-        UPCAST,
-    )
-    b_x = device.grouped(b_x * tl.load(p_scale), BLOCK_M, GROUPS)
-    o_row = i_row + tl.arange(0, BLOCK_M)
-    o_words = device.word_offsets(i_row, i_n * GROUPS, groups, BLOCK_M, GROUPS)
-    b_hit = tl.zeros((BLOCK_M,), tl.float32)
-    if device.any_occupied(p_occupied + i_m * groups + i_n * GROUPS, GROUPS):
-        m_positive = device.expand(tl.load(p_positive + o_words).to(tl.int32))
-        b_hit = device.row_sum(tl.where(m_positive, b_x, 0.0))
-    b_x = tl.where(device.expand(tl.load(p_kept + o_words).to(tl.int32)), b_x, float("-inf"))
-    if tl.load(p_tight) != 0:
-        b_top = tl.load(p_bound + o_row, o_row < rows, other=0.0)
-    else:
-        b_top = tl.max(tl.max(tl.max(b_x, 3), 2), 1)
-    b_base = tl.where(b_top == float("-inf"), 0.0, b_top)
-    b_total = device.row_sum(tl.exp2(b_x - b_base[:, None, None, None]))
-    o_partial = o_row.to(tl.int64) * (groups // GROUPS) + i_n
-    tl.store(p_top + o_partial, b_top)
-    tl.store(p_total + o_partial, b_total)
-    tl.store(p_hit + o_partial, b_hit)
+    first, last, step = device.own_tiles(rows, groups * 128, BLOCK_M, BLOCK_N, PERSISTENT)
+    for i_tile in range(first, last, step):
+        i_m, i_n = device.tile_index(i_tile, rows, groups * 128, BLOCK_M, BLOCK_N, BAND)
+        i_row = i_m * BLOCK_M
+        b_x = device.tile_product(
+            p_left,
+            p_left_low,
+            p_right,
+            p_right_low,
+            i_row,
+            i_n * BLOCK_N,
+            WIDTH,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            SPLIT,
+            TMA,
+            UPCAST,
+        )
+        b_x = device.grouped(b_x * tl.load(p_scale), BLOCK_M, GROUPS)
+        o_row = i_row + tl.arange(0, BLOCK_M)
+        o_words = device.word_offsets(i_row, i_n * GROUPS, groups, BLOCK_M, GROUPS)
+        b_hit = tl.zeros((BLOCK_M,), tl.float32)
+        if device.any_occupied(p_occupied + i_m * groups + i_n * GROUPS, GROUPS):
+            m_positive = device.expand(tl.load(p_positive + o_words).to(tl.int32))
+            b_hit = device.row_sum(tl.where(m_positive, b_x, 0.0))
+        b_x = tl.where(device.expand(tl.load(p_kept + o_words).to(tl.int32)), b_x, float("-inf"))
+        if tl.load(p_tight) != 0:
+            b_top = tl.load(p_bound + o_row, o_row < rows, other=0.0)
+        else:
+            b_top = tl.max(tl.max(tl.max(b_x, 3), 2), 1)
+        b_base = tl.where(b_top == float("-inf"), 0.0, b_top)
+        b_total = device.row_sum(tl.exp2(b_x - b_base[:, None, None, None]))
+        o_partial = o_row.to(tl.int64) * (groups // GROUPS) + i_n
+        tl.store(p_top + o_partial, b_top)
+        tl.store(p_total + o_partial, b_total)
+        tl.store(p_hit + o_partial, b_hit)
 
 
 @triton.jit
@@ -160,52 +163,55 @@ def weights_kernel(
     SPLIT: tl.constexpr,
     TMA: tl.constexpr,
     UPCAST: tl.constexpr,
+    PERSISTENT: tl.constexpr,
 ):
     """weights = (2^(x - lse) [kept] - [P] / |P|) 2^14 in 16 bits; 0 in rows without positives.
 
     A program owns a tile. The logits are formed again: two passes over z cost less than keeping them.
     """
     GROUPS: tl.constexpr = BLOCK_N // 128
-    i_m, i_n = device.tile_index(rows, groups * 128, BLOCK_M, BLOCK_N, BAND)
-    i_row = i_m * BLOCK_M
-    b_x = device.tile_product(
-        p_left,
-        p_left_low,
-        p_right,
-        p_right_low,
-        i_row,
-        i_n * BLOCK_N,
-        WIDTH,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-        SPLIT,
-        TMA,
-        UPCAST,
-    )
-    o_row = i_row + tl.arange(0, BLOCK_M)
-    b_count = tl.load(p_count + o_row, o_row < rows, other=0)
-    b_lse = tl.load(p_lse + o_row, o_row < rows, other=float("inf"))
-    b_lse = tl.where(b_count > 0, b_lse, float("inf"))
-    b_x = b_x * tl.load(p_scale) - b_lse[:, None]
-    if tl.load(p_tight) == 0:
-        # No kept logit exceeds the log-sum-exp, but one of huge magnitude may seem to by its rounding.
-        b_x = tl.minimum(b_x, 0.0)
-    b_x = device.grouped(b_x, BLOCK_M, GROUPS)
-    o_words = device.word_offsets(i_row, i_n * GROUPS, groups, BLOCK_M, GROUPS)
-    m_kept = device.expand(tl.load(p_kept + o_words).to(tl.int32))
-    b_weight = tl.where(m_kept, tl.exp2(b_x), 0.0)
-    if device.any_occupied(p_occupied + i_m * groups + i_n * GROUPS, GROUPS):
-        b_share = tl.div_rn(1.0, tl.maximum(b_count, 1).to(tl.float32))
-        m_positive = device.expand(tl.load(p_positive + o_words).to(tl.int32))
-        b_weight -= tl.where(m_positive, b_share[:, None, None, None], 0.0)
-    b_weight = tl.reshape(b_weight * WEIGHT_SCALE, (BLOCK_M, BLOCK_N))
-    o_weight = device.entry_offsets(i_row, i_n * BLOCK_N, groups * 128, BLOCK_M, BLOCK_N)
-    b_high = b_weight.to(p_weights.dtype.element_ty)
-    tl.store(p_weights + o_weight, b_high)
-    if SPLIT:
-        b_low = (b_weight - b_high.to(tl.float32)).to(p_weights.dtype.element_ty)
-        tl.store(p_weights_low + o_weight, b_low)
+    first, last, step = device.own_tiles(rows, groups * 128, BLOCK_M, BLOCK_N, PERSISTENT)
+    for i_tile in range(first, last, step):
+        i_m, i_n = device.tile_index(i_tile, rows, groups * 128, BLOCK_M, BLOCK_N, BAND)
+        i_row = i_m * BLOCK_M
+        b_x = device.tile_product(
+            p_left,
+            p_left_low,
+            p_right,
+            p_right_low,
+            i_row,
+            i_n * BLOCK_N,
+            WIDTH,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            SPLIT,
+            TMA,
+            UPCAST,
+        )
+        o_row = i_row + tl.arange(0, BLOCK_M)
+        b_count = tl.load(p_count + o_row, o_row < rows, other=0)
+        b_lse = tl.load(p_lse + o_row, o_row < rows, other=float("inf"))
+        b_lse = tl.where(b_count > 0, b_lse, float("inf"))
+        b_x = b_x * tl.load(p_scale) - b_lse[:, None]
+        if tl.load(p_tight) == 0:
+            # No kept logit exceeds the log-sum-exp, but one of huge magnitude may seem to by its rounding.
+            b_x = tl.minimum(b_x, 0.0)
+        b_x = device.grouped(b_x, BLOCK_M, GROUPS)
+        o_words = device.word_offsets(i_row, i_n * GROUPS, groups, BLOCK_M, GROUPS)
+        m_kept = device.expand(tl.load(p_kept + o_words).to(tl.int32))
+        b_weight = tl.where(m_kept, tl.exp2(b_x), 0.0)
+        if device.any_occupied(p_occupied + i_m * groups + i_n * GROUPS, GROUPS):
+            b_share = tl.div_rn(1.0, tl.maximum(b_count, 1).to(tl.float32))
+            m_positive = device.expand(tl.load(p_positive + o_words).to(tl.int32))
+            b_weight -= tl.where(m_positive, b_share[:, None, None, None], 0.0)
+        b_weight = tl.reshape(b_weight * WEIGHT_SCALE, (BLOCK_M, BLOCK_N))
+        o_weight = device.entry_offsets(i_row, i_n * BLOCK_N, groups * 128, BLOCK_M, BLOCK_N)
+        b_high = b_weight.to(p_weights.dtype.element_ty)
+        tl.store(p_weights + o_weight, b_high)
+        if SPLIT:
+            b_low = (b_weight - b_high.to(tl.float32)).to(p_weights.dtype.element_ty)
+            tl.store(p_weights_low + o_weight, b_low)
 
 
 @triton.jit
@@ -289,7 +295,7 @@ def _over_tiles(
     if config is None:
         again = partial(_over_tiles, kernel, name, logits, arguments)
         config = launch.choose(name, right, (bits.rows, bits.columns), again)
-    kernel[launch.tiles(bits.rows, bits.groups * 128, config.block_m, config.block_n)](
+    kernel[launch.tiles(bits.rows, bits.groups * 128, config, bits.words.device)](
         launch.source(left.high, config.block_m, config.block_k, config.tma),
         launch.source(left.low, config.block_m, config.block_k, config.tma),
         launch.source(right.high, config.block_n, config.block_k, config.tma),
@@ -305,6 +311,7 @@ def _over_tiles(
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
         BAND=launch.BAND,
+        PERSISTENT=config.persistent,
         **config.options(right),
     )
     return config

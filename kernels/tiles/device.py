@@ -18,16 +18,28 @@ GROUP = tl.constexpr(128)
 
 
 @triton.jit
-def tile_index(rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BAND: tl.constexpr):
-    """(row tile, column tile) of this program; BAND row tiles run over all columns before the next band.
+def own_tiles(rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PERSISTENT: tl.constexpr):
+    """(first, end, step) of the tiles that this program goes through: its own one, or PERSISTENT every n-th.
+
+    The compiler sees that a single tile needs no loop.
+    """
+    first = tl.program_id(0)
+    if PERSISTENT:
+        return first, tl.cdiv(rows, BLOCK_M) * tl.cdiv(columns, BLOCK_N), tl.num_programs(0)
+    else:
+        return first, first + 1, 1
+
+
+@triton.jit
+def tile_index(i_tile, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BAND: tl.constexpr):
+    """(row tile, column tile) of the i-th tile; BAND row tiles run over all columns before the next band.
 
     Programs in flight then share their row operand in the cache and read every column tile once a band.
     """
-    i_program = tl.program_id(0)
     num_m, num_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    i_band = i_program // (BAND * num_n)
+    i_band = i_tile // (BAND * num_n)
     height = tl.minimum(num_m - i_band * BAND, BAND)
-    i_inside = i_program - i_band * BAND * num_n
+    i_inside = i_tile - i_band * BAND * num_n
     return i_band * BAND + i_inside % height, i_inside // height
 
 

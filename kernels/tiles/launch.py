@@ -35,6 +35,8 @@ class Launch:
         stages: steps whose loads are in flight.
         tma: load tiles through tensor descriptors (sm_90 and later).
         accumulators: for ``mask_sum``: blocks of channels that share an operand made of bits; 1 to 3.
+        persistent: of the kernels of products: as many programs as run at a time, each going through several
+            tiles.
     """
 
     block_m: int = 128
@@ -44,6 +46,7 @@ class Launch:
     stages: int = 3
     tma: bool = False
     accumulators: int = 1
+    persistent: bool = False
 
     def options(self, operand: "Planes") -> dict[str, object]:
         """What every tile kernel takes by name, for planes that are streamed through it."""
@@ -209,6 +212,8 @@ def alternatives(kernel: str, shipped: Launch) -> list[Launch]:
         found += [replace(each, accumulators=4 - each.accumulators) for each in found if each.warps == 8]
     else:
         found += [replace(each, block_n=COLUMN_BLOCK) for each in found if each.warps == 8]
+        # Where loads and products of the next tile hide the end of the last: the deepest pipelines.
+        found += [replace(each, persistent=True) for each in found if (each.warps, each.stages) == (8, 3)]
     return [each for each in found if each != shipped]
 
 
@@ -224,6 +229,9 @@ def source(plane: torch.Tensor | None, rows: int, columns: int, tma: bool) -> ob
     return TensorDescriptor.from_tensor(plane, [rows, columns])
 
 
-def tiles(rows: int, columns: int, block_m: int, block_n: int) -> tuple[int]:
+def tiles(rows: int, columns: int, config: Launch, device: torch.device) -> tuple[int]:
     """Grid of a tile kernel."""
-    return (triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n),)
+    count = triton.cdiv(rows, config.block_m) * triton.cdiv(columns, config.block_n)
+    # Two programs of 128 columns have room on a multiprocessor, one of 256.
+    slots = multiprocessors(device) * (COLUMN_BLOCK // config.block_n)
+    return (min(count, slots) if config.persistent else count,)

@@ -124,12 +124,32 @@ def test_tiles_of_one_group_of_columns(monkeypatch):
     test_proxy_average(65, 257, 7)
 
 
+def test_programs_that_go_through_several_tiles(monkeypatch):
+    """15 tiles and fewer programs; the unit of scaled operands is applied once, not by tile."""
+    table = {name: replace(one, persistent=True) for name, one in launch.TABLE["interpret"].items()}
+    grids, of_tiles = [], launch.tiles
+
+    def tiles(rows, columns, config, device):
+        grids.append(
+            (of_tiles(rows, columns, config, device)[0], of_tiles(rows, columns, launch.Launch(), device)[0])
+        )
+        return of_tiles(rows, columns, config, device)
+
+    monkeypatch.setitem(launch.TABLE, "interpret", table)
+    monkeypatch.setattr(launch, "tiles", tiles)
+    test_masked_log_softmax(130, 1100, 64)
+    test_relation_masks(130, 1100, False)
+    test_relation_masks(130, 1100, True)
+    test_proxy_average(130, 1100, 7)
+    assert grids and all(programs == 4 < tiles for programs, tiles in grids)
+
+
 def test_a_search_launches_every_kernel_in_other_configurations(monkeypatch):
     """What is timed on a GPU is the launch itself, which only overwrites: results stay."""
     tried = {}
 
     def fastest(key, device, shipped, others, go):
-        for config in (replace(shipped, warps=8), shipped):
+        for config in (replace(shipped, warps=8), replace(shipped, persistent=True), shipped):
             go(config)
             tried.setdefault(key[0], []).append(config)
         return shipped
