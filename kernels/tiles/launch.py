@@ -78,10 +78,10 @@ def _table(
 
 # Beside each: registers per thread and shared memory [KiB] per program, as compiled.
 _AMPERE = _table(
-    Launch(block_k=32, warps=8),  # 128-180, 32: one program per SM with both masks, else two
-    Launch(block_k=32, warps=8, stages=2),  # 237-241, 32
+    Launch(block_k=32, warps=8),  # 128-186, 32: one program per SM with both masks, else two
+    Launch(block_k=32, warps=8, stages=2),  # 181-249, 32
     Launch(block_k=32, warps=8),  # 127, 18; steps of 64 columns spill 8 bytes with Triton 3.9
-    Launch(warps=8, stages=2),  # 186, 64
+    Launch(warps=8, stages=2),  # 178-186, 64
 )
 # Accumulators that share an operand halve the time of mask_sum on an H200. From Triton 3.9 on their products
 # are made to wait for one another.
@@ -116,10 +116,10 @@ TABLE: dict[str, dict[str, Launch]] = {
     "sm_100": _BLACKWELL,
     "sm_120": _AMPERE,
     "gfx942": _table(
-        Launch(warps=8, stages=2),  # 86-124, 32
-        Launch(block_k=32, warps=8, stages=2),  # 124-126, 32
-        Launch(warps=8, stages=2),  # 120, 32
-        Launch(warps=8, stages=2),  # 144, 48
+        Launch(warps=8, stages=2),  # 82-142, 32
+        Launch(block_k=32, warps=8, stages=2),  # 98-128, 32
+        Launch(warps=8, stages=2),  # 94-124, 32
+        Launch(warps=8, stages=2),  # 98-144, 48
     ),
     "interpret": _table(
         *[Launch(block_m=64, block_n=256)] * 2, *[Launch(block_m=64, block_k=128, accumulators=3)] * 2
