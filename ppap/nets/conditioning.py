@@ -181,8 +181,10 @@ def fit(condition: str, split: Split) -> Condition:
         matrix = torch.eye(D, dtype=torch.float64) - directions @ directions.T
     else:
         matrix = vectors @ torch.diag(_gains(kind, value, values)) @ vectors.T
+    whole = moments.covariance[:D, :D].trace()
     kept = torch.trace(matrix @ moments.covariance[:D, :D] @ matrix)
-    matrix = matrix * (moments.covariance[:D, :D].trace() / kept.clamp(min=1e-300)).sqrt()
+    # What is left of few patches may be rounding, or less than nothing by it.
+    matrix = matrix * (whole / kept.clamp(min=1e-12 * whole)).sqrt()
     result.map.copy_(matrix)
     if kind == "clip":
         mean, size = moments.mean[:D], moments.covariance[:D, :D].trace().sqrt()
