@@ -200,8 +200,9 @@ def facts(out: Path, known: Known) -> dict[str, Any]:
             "hp without its recoloured view, as in its settings for Potsdam, so that all train on the same "
             "tokens",
         ],
-        "configs": {name: known.config_of(name) for name in known.configs}
-        | {name: to_dict(public_config(config)) for name, config in configs.items()},
+        "configs": {
+            name: to_dict(public_config(config)) for name, config in {**known.configs, **configs}.items()
+        },
     }
 
 

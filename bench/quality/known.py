@@ -10,7 +10,7 @@ from ppap.analysis.study import FREE
 from ppap.errors import DataError, UsageError
 from ppap.reports.sharing import public_config
 from ppap.runs.rundir import changed_settings, option_names
-from ppap.settings.config import Config, from_dict, to_dict
+from ppap.settings.config import Config, from_dict
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,3 @@ class Known:
             row: dict(sorted({**known.get(row, {}), **rows.get(row, {})}.items()))
             for row in {**known, **rows}
         }
-
-    def config_of(self, name: str) -> dict[str, Any]:
-        """Settings of a data set's runs for a JSON."""
-        return to_dict(self.configs[name])

@@ -125,15 +125,15 @@ def test_tiles_of_one_group_of_columns(monkeypatch):
 
 
 def test_programs_that_go_through_several_tiles(monkeypatch):
-    """15 tiles and fewer programs; the unit of scaled operands is applied once, not by tile."""
+    """More tiles than programs; the unit of scaled operands is applied once, not by tile."""
     table = {name: replace(one, persistent=True) for name, one in launch.TABLE["interpret"].items()}
     grids, of_tiles = [], launch.tiles
 
     def tiles(rows, columns, config, device):
-        grids.append(
-            (of_tiles(rows, columns, config, device)[0], of_tiles(rows, columns, launch.Launch(), device)[0])
-        )
-        return of_tiles(rows, columns, config, device)
+        apart = replace(config, persistent=False)
+        found = of_tiles(rows, columns, config, device)
+        grids.append((*found, *of_tiles(rows, columns, apart, device)))
+        return found
 
     monkeypatch.setitem(launch.TABLE, "interpret", table)
     monkeypatch.setattr(launch, "tiles", tiles)
