@@ -67,6 +67,7 @@ _OPTIONAL = {
         "p_factor": "weighted",
         "p_out": "values",
         "p_high": "planes",
+        "p_again": "twice",
         "p_norm": "norms",
         "p_norm_scale": "scaled",
     },

@@ -17,7 +17,7 @@ from ..relation_masks.triton_impl import from_words
 from ..tiles import bits as layout
 from ..tiles import launch, occupancy
 from ..tiles.bits import Bits
-from ..tiles.planes import Planes, fill, plane_count, planes, planes_product
+from ..tiles.planes import Planes, add_transposed_product, fill, plane_count, planes, raw_product
 from ..tiles.sizes import COLUMN_BLOCK, padded, padded_channels
 from .chunks import Settings, Target
 from .triton_kernels import SLACK, TIGHT_BOUND, Logits, log_sum_exp, weights
@@ -112,6 +112,9 @@ def chunk(
 def _add_gradient(of_logits: Planes, right: Planes, own: Embeddings, target: Target) -> None:
     """Logits are z_i . z_j, every weight reaches both rows."""
     row_C1, block = target.row_C[:, None], launch.row_block(own.values.device)
-    other = planes(own.values * row_C1, own.precision, block, scaled=True)
-    target.own[target.rows] += planes_product(of_logits, right) * row_C1
-    target.dz_NE.add_(planes_product(of_logits, other, transposed=True))
+    other = planes(own.values * row_C1, own.precision, block, scaled=True, twice=True)
+    rows, width = own.values.shape
+    product = raw_product(of_logits, right).sum(dim=0)[:rows, :width]
+    target.own[target.rows] += product * (row_C1 * (of_logits.unit * right.unit))
+    product = add_transposed_product(of_logits, other)[:, :width]
+    target.dz_NE.add_(product.mul_(of_logits.unit * other.unit))

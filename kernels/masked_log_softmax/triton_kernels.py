@@ -240,9 +240,21 @@ def group_kernel(p_count, p_loss, p_row, p_mean, rows, group, BLOCK: tl.constexp
 
 @triton.jit
 def add_rows_kernel(
-    p_source, p_index, p_factor, p_target, rows, width, scale, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    p_source,
+    p_second,
+    p_index,
+    p_factor,
+    p_target,
+    rows,
+    width,
+    scale,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """target[index[i]] += source[i] factor[i] scale; indices differ. A program owns ROWS whole rows."""
+    """target[index[i]] += (source[i] + second[i]) factor[i] scale; indices differ.
+
+    A program owns ROWS whole rows.
+    """
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     o_channel = tl.arange(0, BLOCK)
     m_row = o_row < rows
@@ -251,7 +263,10 @@ def add_rows_kernel(
     if p_factor is not None:
         b_factor = b_factor * tl.load(p_factor + o_row, m_row, other=0.0)
     o_target = tl.load(p_index + o_row, m_row, other=0)[:, None] * width + o_channel[None, :]
-    b_own = tl.load(p_source + o_row[:, None] * width + o_channel[None, :], m_entry, other=0.0)
+    o_own = o_row[:, None] * width + o_channel[None, :]
+    b_own = tl.load(p_source + o_own, m_entry, other=0.0)
+    if p_second is not None:
+        b_own += tl.load(p_second + o_own, m_entry, other=0.0)
     b_sum = tl.load(p_target + o_target, m_entry, other=0.0) + b_own * b_factor[:, None]
     tl.store(p_target + o_target, b_sum, m_entry)
 
@@ -340,11 +355,11 @@ def log_sum_exp(logits: Logits) -> tuple[torch.Tensor, torch.Tensor]:
 def weights(logits: Logits, lse_C: torch.Tensor) -> Planes:
     """d loss / d logits (C, N) of every anchor as operands, 0 in rows without positives."""
     bits = logits.positive
-    shape = (bits.counts.shape[0], bits.groups * 128)
-    high = torch.empty(shape, dtype=logits.right.high.dtype, device=logits.scale.device)
-    low = torch.empty_like(high) if logits.right.split else None
-    _over_tiles(weights_kernel, "weights", logits, (lse_C, logits.count_C, high, low))
-    return Planes(high, low, 1 / FP16_WEIGHT_SCALE, bits.rows, bits.columns)
+    shape = (1 + logits.right.split, bits.counts.shape[0], bits.groups * 128)
+    stack = torch.empty(shape, dtype=logits.right.high.dtype, device=logits.scale.device)
+    found = Planes(stack, 1 / FP16_WEIGHT_SCALE, bits.rows, bits.columns)
+    _over_tiles(weights_kernel, "weights", logits, (lse_C, logits.count_C, found.high, found.low))
+    return found
 
 
 def group_weights(count_C: torch.Tensor, group: int) -> torch.Tensor:
@@ -363,16 +378,17 @@ def group_means(loss_A: torch.Tensor, count_A: torch.Tensor, group: int) -> torc
 
 
 def add_rows(
-    source_CE: torch.Tensor,
+    source_PCE: torch.Tensor,
     index_C: torch.Tensor,
     factor_C: torch.Tensor | None,
     target_NE: torch.Tensor,
     scale: float,
 ) -> None:
-    """target[index] += source factor scale; indices differ."""
+    """target[index] += (sum of the one or two parts of source) factor scale; indices differ."""
     rows, width, per_program = index_C.shape[0], target_NE.shape[1], launch.rows_per_program()
     add_rows_kernel[(triton.cdiv(rows, per_program),)](
-        source_CE,
+        source_PCE[0],
+        source_PCE[1] if len(source_PCE) > 1 else None,
         index_C,
         factor_C,
         target_NE,

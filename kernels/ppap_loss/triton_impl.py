@@ -6,7 +6,7 @@ per use, and what is known of a whole call (units, bounds, whether all is finite
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,12 +25,12 @@ from ..masked_log_softmax.triton_kernels import (
 from ..precision import FP16_WEIGHT_SCALE
 from ..propagate.config import PropagationConfig
 from ..proxy_average.triton_impl import bytes_per_query
-from ..proxy_average.triton_kernels import Proxies, Thresholds, finish, mask_sum
+from ..proxy_average.triton_kernels import Proxies, Thresholds, mask_sum, move
 from ..relation_masks.triton_kernels import relation_bits, similarity
 from ..tiles import bits, launch, occupancy
 from ..tiles import rows as row_kernels
 from ..tiles.bits import Bits
-from ..tiles.planes import Planes, fill, plane_count, raw_product
+from ..tiles.planes import Planes, add_transposed_product, fill, plane_count, raw_product
 from ..tiles.rows import SPLIT_SCALE
 from ..tiles.sizes import COLUMN_BLOCK, padded_channels
 from .chunks import chunked_loss
@@ -46,7 +46,7 @@ def guarded_loss(
     rows = launch.rows_within(settings.memory_budget, per_row, z_NE.device)
     # Inside a group there are no weights yet that would need room.
     shrink = _shrink(settings.precision, settings.group) if settings.group <= rows else 1.0
-    call = _Call.of(features_ND.contiguous(), z_NE.contiguous(), anchors_A, settings, shrink)
+    call = _Call.of(features_ND.contiguous(), z_NE.contiguous(), anchors_A, settings, rows, shrink)
     # Gradients are added up in padded rows, as products make them.
     like = torch.empty((), device=z_NE.device).expand(z_NE.shape[0], call.patches.high.shape[1])
     loss_A, dz, *counts = chunked_loss(
@@ -85,39 +85,57 @@ class Propagated:
     psi: torch.Tensor
 
 
+def first_thresholds(cfg: PropagationConfig, rows: int, device: torch.device) -> Thresholds:
+    """What a walk of up to `rows` anchors starts with; every chunk of a call reads the same."""
+    phi_C, psi_C = (torch.full((rows,), value, device=device) for value in (cfg.phi0, cfg.psi0))
+    return Thresholds(phi_C, psi_C, cfg.sigma_pos, cfg.sigma_amb)
+
+
 def form_sets(
     features_ND: torch.Tensor,
     keys: Planes,
     anchors_C: torch.Tensor,
     cfg: PropagationConfig,
     precision: str,
+    first: Thresholds,
 ) -> Propagated:
-    """Walk from the anchors' features, then compare (Eq. 1-7); `keys` are operands of the unit features."""
+    """Walk from the anchors' features, then compare (Eq. 1-7).
+
+    Args:
+        features_ND: as given.
+        keys: operands of the unit features.
+        anchors_C: rows in range.
+        cfg: of the walk.
+        precision: of the operands.
+        first: thresholds of as many anchors at least; only read.
+    """
     (rows, width), device = (anchors_C.shape[0], features_ND.shape[1]), anchors_C.device
     block, values = launch.row_block(device), torch.empty((rows, width), device=device)
     operands = fill(features_ND, precision, block, index=anchors_C, normalise=True, out=values)
     start = proxies = Proxies(values, operands)
-    phi_C, psi_C = (torch.full((rows,), value, device=device) for value in (cfg.phi0, cfg.psi0))
-    thresholds = Thresholds(phi_C, psi_C, cfg.sigma_pos, cfg.sigma_amb)
+    thresholds = replace(first, phi=first.phi[:rows], psi=first.psi[:rows])
     for _ in range(cfg.steps):
-        proxies = _move(proxies, keys, precision, thresholds)
+        proxies, thresholds = _move(proxies, keys, precision, thresholds)
+    phi_C, psi_C = thresholds.phi, thresholds.psi
     if not cfg.ambiguity_excluded:
-        psi_C.fill_(torch.inf)
+        psi_C = torch.full_like(psi_C, torch.inf)
     pos, negative = proxies, None
     if not cfg.trustworthy_positives:
-        phi_C.fill_(cfg.phi0)
+        phi_C = first.phi[:rows]
         pos, negative = start, proxies.planes
     positive, kept = relation_bits(keys, pos.planes, phi_C, psi_C, anchors_C, negative)
     return Propagated(positive, kept, proxies.values, phi_C, psi_C)
 
 
-def _move(proxies: Proxies, keys: Planes, precision: str, thresholds: Thresholds) -> Proxies:
+def _move(
+    proxies: Proxies, keys: Planes, precision: str, thresholds: Thresholds
+) -> tuple[Proxies, Thresholds]:
     """One step (Eq. 2-5); its masks end with it."""
     block = launch.row_block(keys.high.device)
     positive = Bits.empty(proxies.planes.rows, keys.rows, block, proxies.values)
     similarity(proxies.planes, keys, positive, phi_C=thresholds.phi)
     sums = mask_sum(positive, occupancy.occupancy(positive, block), keys)
-    return finish(sums, proxies, precision, thresholds)
+    return move(sums, proxies, precision, thresholds)
 
 
 def sets_bytes(num_patches: int, width: int, precision: str, row_block: int) -> tuple[int, int]:
@@ -139,6 +157,7 @@ class _Call:
         patches: operands of z.
         scalars: (SCALARS,) float32, see :func:`scalars_kernel`.
         settings: of the call.
+        first: thresholds that every chunk's walk starts with.
         shrink: what rows are multiplied by before their weights could leave the operands' range.
     """
 
@@ -149,6 +168,7 @@ class _Call:
     patches: Planes
     scalars: torch.Tensor
     settings: Settings
+    first: Thresholds
     shrink: float
 
     @classmethod
@@ -158,9 +178,13 @@ class _Call:
         z_NE: torch.Tensor,
         anchors_A: torch.Tensor,
         settings: Settings,
+        rows: int,
         shrink: float,
     ) -> "_Call":
-        """Look at all inputs once: norms, units, operands, whether they are good."""
+        """Look at all inputs once: norms, units, operands, whether they are good.
+
+        A chunk has at most `rows` anchors.
+        """
         precision, (patches, code_width) = settings.precision, z_NE.shape
         norms = torch.empty((3, patches), device=z_NE.device)
         keys = fill(features_ND, precision, COLUMN_BLOCK, normalise=True, norm=norms[0])
@@ -188,14 +212,15 @@ class _Call:
             scaled=scaled,
         )
         operands = fill(z_NE, precision, COLUMN_BLOCK, unit=scalars[UNIT] if scaled else None)
-        return cls(features_ND, z_NE, claims.clamped_A, keys, operands, scalars, settings, shrink)
+        first = first_thresholds(settings.cfg, min(rows, anchors_A.shape[0]), z_NE.device)
+        return cls(features_ND, z_NE, claims.clamped_A, keys, operands, scalars, settings, first, shrink)
 
     def chunk(
         self, anchors_C: torch.Tensor, group: int | None, target_NE: torch.Tensor | None, first: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Losses and counts of some anchors; their gradient, up to its scale, goes to `target_NE`."""
         cfg, precision = self.settings.cfg, self.settings.precision
-        sets = form_sets(self.features_ND, self.keys, anchors_C, cfg, precision)
+        sets = form_sets(self.features_ND, self.keys, anchors_C, cfg, precision, self.first)
         flags = occupancy.flags(sets.positive, launch.row_block(anchors_C.device))
         count_C, negatives_C = bits.sizes(sets.positive, sets.kept)
         bound_C = torch.empty(anchors_C.shape[0], device=anchors_C.device)
@@ -235,8 +260,8 @@ class _Call:
 
         The first product into the target overwrites it.
         """
-        other = self._rows(anchors_C, factor=weight_C, scale=self.shrink)
-        raw_product(of_logits, other, transposed=True, target=target_NE, overwrite=first)
+        other = self._rows(anchors_C, factor=weight_C, scale=self.shrink, twice=True)
+        add_transposed_product(of_logits, other, target_NE, overwrite=first)
         add_rows(raw_product(of_logits, self.patches), anchors_C, weight_C, target_NE, self.shrink)
 
     def result(

@@ -3,7 +3,7 @@
 import torch
 
 from ..budget import row_chunks
-from ..ppap_loss.triton_impl import form_sets, sets_bytes
+from ..ppap_loss.triton_impl import first_thresholds, form_sets, sets_bytes
 from ..ppap_loss.triton_kernels import POISON, Claims, find_scalars
 from ..tiles import bits, launch
 from ..tiles.planes import fill
@@ -34,8 +34,10 @@ def guarded_propagate(
     )
     counts = torch.empty((2, count), dtype=torch.int64, device=device)
     per_anchor = max(sets_bytes(patches, width, precision, block))
-    for chunk in row_chunks(count, launch.rows_within(memory_budget, per_anchor, device)):
-        sets = form_sets(features_ND, keys, claims.clamped_A[chunk], cfg, precision)
+    rows = launch.rows_within(memory_budget, per_anchor, device)
+    first = first_thresholds(cfg, min(rows, count), device)
+    for chunk in row_chunks(count, rows):
+        sets = form_sets(features_ND, keys, claims.clamped_A[chunk], cfg, precision, first)
         proxies_AD[chunk], thresholds[0, chunk], thresholds[1, chunk] = sets.proxies, sets.phi, sets.psi
         counts[0, chunk], counts[1, chunk] = bits.sizes(sets.positive, sets.kept)
         del sets

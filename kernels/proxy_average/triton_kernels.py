@@ -119,6 +119,8 @@ def finish_kernel(
     p_query,
     p_phi,
     p_psi,
+    p_next_phi,
+    p_next_psi,
     p_proxy,
     p_high,
     p_low,
@@ -136,8 +138,9 @@ def finish_kernel(
 ):
     """proxy = sum / max(|sum|, 1e-12), parts added in their order; a program owns ROWS whole rows.
 
-    With `p_phi`: movement = 1 - query . proxy, phi -= movement / sigma_pos, psi += movement / sigma_amb, in
-    place (Eq. 3, 5). The planes of the next similarity are made on the way. The unit of the keys cancels.
+    With `p_phi`: movement = 1 - query . proxy, next phi = phi - movement / sigma_pos, next psi = psi +
+    movement / sigma_amb (Eq. 3, 5). The planes of the next similarity are made on the way. The unit of the
+    keys cancels.
     """
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     o_channel = tl.arange(0, BLOCK)
@@ -158,8 +161,8 @@ def finish_kernel(
         b_movement = 1.0 - tl.sum(b_query * b_proxy, 1)
         b_phi = tl.load(p_phi + o_row, m_row, other=0.0) - tl.div_rn(b_movement, sigma_pos)
         b_psi = tl.load(p_psi + o_row, m_row, other=0.0) + tl.div_rn(b_movement, sigma_amb)
-        tl.store(p_phi + o_row, b_phi, m_row)
-        tl.store(p_psi + o_row, b_psi, m_row)
+        tl.store(p_next_phi + o_row, b_phi, m_row)
+        tl.store(p_next_psi + o_row, b_psi, m_row)
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ class Proxies:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Thresholds that follow the proxies, (C,) float32 each, moved in place.
+    """Thresholds that follow the proxies, (C,) float32 each.
 
     Attributes:
         phi: of the positives.
@@ -266,23 +269,36 @@ def _accumulators(config: launch.Launch, width: int) -> int:
     return config.accumulators if width // _block_d(width) % config.accumulators == 0 else 1
 
 
-def finish(
-    sums: torch.Tensor, queries: Proxies, precision: str, thresholds: Thresholds | None = None
-) -> Proxies:
-    """Normalised sums (Eq. 2, 4) as proxies and operands, see :func:`finish_kernel`.
+def finish(sums: torch.Tensor, queries: Proxies, precision: str) -> Proxies:
+    """Normalised sums (Eq. 2, 4) as proxies and operands, see :func:`finish_kernel`."""
+    return _finish(sums, queries, precision, (None,) * 4, (1.0, 1.0))
 
-    With `thresholds` these are moved too (Eq. 3, 5).
-    """
+
+def move(
+    sums: torch.Tensor, queries: Proxies, precision: str, thresholds: Thresholds
+) -> tuple[Proxies, Thresholds]:
+    """Proxies as of :func:`finish`, and the thresholds that followed them (Eq. 3, 5)."""
+    phi_C, psi_C = torch.empty_like(thresholds.phi), torch.empty_like(thresholds.psi)
+    sigmas = (thresholds.sigma_pos, thresholds.sigma_amb)
+    both = (thresholds.phi, thresholds.psi, phi_C, psi_C)
+    return _finish(sums, queries, precision, both, sigmas), Thresholds(phi_C, psi_C, *sigmas)
+
+
+def _finish(
+    sums: torch.Tensor,
+    queries: Proxies,
+    precision: str,
+    thresholds: tuple[torch.Tensor | None, ...],
+    sigmas: tuple[float, float],
+) -> Proxies:
     (rows, width), (num_parts, padded_rows, padded_width) = queries.values.shape, sums.shape
     device, per_program = sums.device, launch.rows_per_program()
     operands = Planes.empty(rows, width, precision, launch.row_block(device), device)
     moved = Proxies(torch.empty((rows, width), device=device), operands)
-    both = (None, None) if thresholds is None else (thresholds.phi, thresholds.psi)
-    sigmas = (1.0, 1.0) if thresholds is None else (thresholds.sigma_pos, thresholds.sigma_amb)
     finish_kernel[(triton.cdiv(padded_rows, per_program),)](
         sums,
         queries.values,
-        *both,
+        *thresholds,
         moved.values,
         moved.planes.high,
         moved.planes.low,

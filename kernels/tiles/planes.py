@@ -20,16 +20,15 @@ class Planes:
     """values = (high + low) * unit, zero in the padding.
 
     Attributes:
-        high: (rows, width) 16-bit, both padded.
-        low: like `high`, or None where one plane serves.
+        stack: (planes, rows, width) 16-bit, rows and width padded: high; high, low; or high, high, low, the
+            right side of a product whose left side multiplies two of its own with the same high.
         constant: the unit's constant factor, a power of two.
         rows: number of rows without padding.
         width: number of channels without padding.
         divisor: the unit's other factor, a power of two as a scalar tensor, or None.
     """
 
-    high: torch.Tensor
-    low: torch.Tensor | None
+    stack: torch.Tensor
     constant: float
     rows: int
     width: int
@@ -44,19 +43,38 @@ class Planes:
         multiple: int,
         device: torch.device,
         divisor: torch.Tensor | None = None,
+        twice: bool = False,
     ) -> "Planes":
-        """Unwritten planes of values that are divided by `divisor`; rows padded to `multiple`."""
-        shape = (padded(rows, multiple), padded_channels(width))
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+        """Unwritten planes of values that are divided by `divisor`; rows padded to `multiple`.
+
+        With `twice` there is another high one where there are two.
+        """
         split = precision == "fp32"
-        high = torch.empty(shape, dtype=dtype, device=device)
-        low = torch.empty_like(high) if split else None
-        return cls(high, low, 1 / SPLIT_SCALE.value if split else 1.0, rows, width, divisor)
+        count = plane_count(precision) + (twice and split)
+        shape = (count, padded(rows, multiple), padded_channels(width))
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+        stack = torch.empty(shape, dtype=dtype, device=device)
+        return cls(stack, 1 / SPLIT_SCALE.value if split else 1.0, rows, width, divisor)
+
+    @property
+    def high(self) -> torch.Tensor:
+        """(rows, width), padded."""
+        return self.stack[0]
+
+    @property
+    def low(self) -> torch.Tensor | None:
+        """Like `high`, or None where one plane serves."""
+        return self.stack[-1] if len(self.stack) > 1 else None
+
+    @property
+    def again(self) -> torch.Tensor | None:
+        """The other high one, right behind it, or None."""
+        return self.stack[1] if len(self.stack) > 2 else None
 
     @property
     def split(self) -> bool:
         """Whether there are two planes."""
-        return self.low is not None
+        return len(self.stack) > 1
 
     @property
     def scaled(self) -> bool:
@@ -74,7 +92,9 @@ def plane_count(precision: str) -> int:
     return 2 if precision == "fp32" else 1
 
 
-def planes(values: torch.Tensor, precision: str, multiple: int, scaled: bool = False) -> Planes:
+def planes(
+    values: torch.Tensor, precision: str, multiple: int, scaled: bool = False, twice: bool = False
+) -> Planes:
     """Planes of float values (rows, width).
 
     Args:
@@ -82,11 +102,12 @@ def planes(values: torch.Tensor, precision: str, multiple: int, scaled: bool = F
         precision: ``fp32 | fp16 | bf16``.
         multiple: rows are padded to a multiple of this.
         scaled: divide by the largest magnitude first where fp16 needs it; `unit` holds it then.
+        twice: see :meth:`Planes.empty`.
     """
     unit = None
     if scaled and precision != "bf16" and values.numel():
         unit = power_of_two_above(values.float())
-    return fill(values, precision, multiple, unit=unit)
+    return fill(values, precision, multiple, unit=unit, twice=twice)
 
 
 def fill(
@@ -96,6 +117,7 @@ def fill(
     *,
     index: torch.Tensor | None = None,
     unit: torch.Tensor | None = None,
+    twice: bool = False,
     **options: Any,
 ) -> Planes:
     """Planes of `values`, or of those of its rows that `index` (rows,) names; see :func:`.rows.run`.
@@ -106,10 +128,11 @@ def fill(
         multiple: rows are padded to a multiple of this.
         index: int64 rows in range, or None = all.
         unit: scalar tensor, a power of two that the values are divided by, or None.
+        twice: see :meth:`Planes.empty`.
         options: more of what :func:`.rows.run` does on the way.
     """
     count = values.shape[0] if index is None else index.shape[0]
-    made = Planes.empty(count, values.shape[1], precision, multiple, values.device, unit)
+    made = Planes.empty(count, values.shape[1], precision, multiple, values.device, unit, twice)
     row_kernels.run(
         values,
         rows=count,
@@ -118,49 +141,44 @@ def fill(
         index=index,
         unit=unit,
         high=made.high,
+        again=made.again,
         low=made.low,
         **options,
     )
     return made
 
 
-def raw_product(
-    left: Planes,
-    right: Planes,
-    transposed: bool = False,
-    target: torch.Tensor | None = None,
-    overwrite: bool = False,
+def raw_product(left: Planes, right: Planes) -> torch.Tensor:
+    """left right without the units, in float32 by the vendor's library: (parts, rows, width), both padded.
+
+    The sum of the parts is the product: two planes of `left` are multiplied with the high one of `right` as
+    one matrix. Rows past those of `left` hold anything.
+    """
+    columns = slice(left.width)
+    out = product(left.stack.flatten(0, 1)[:, columns], right.high[: right.rows])
+    if left.split and right.low is not None:
+        add_product(out[: left.rows], left.high[: left.rows, columns], right.low[: right.rows])
+    return out.view(*left.stack.shape[:2], -1)
+
+
+def add_transposed_product(
+    left: Planes, right: Planes, target: torch.Tensor | None = None, overwrite: bool = False
 ) -> torch.Tensor:
-    """left right, or left^T right, without the units, in float32 by the vendor's library.
+    """target + left^T right without the units, in float32 by the vendor's library; also returned.
 
     Args:
-        left: (rows, width) without padding are used, rows of the product, or its columns if `transposed`.
-        right: its padded width is that of the product.
-        transposed: multiply with the transpose of `left`.
-        target: contiguous, what the product is added to, or None.
+        left: its width without padding is the rows of the product.
+        right: of as many padded rows, and where there are two planes with its high one twice: both of `left`
+            are multiplied with it as one matrix of twice the depth. Its padded width is that of the product.
+        target: contiguous, or None = zeros.
         overwrite: the target holds nothing yet.
     """
-    first, *others = _parts(left, right, transposed)
+    columns = slice(left.width)
+    both, same = left.stack.flatten(0, 1)[:, columns], right.stack[: len(left.stack)].flatten(0, 1)
     if target is None or overwrite:
-        target = product(*first, target)
+        target = product(both.T, same, target)
     else:
-        add_product(target, *first)
-    for a, b in others:
-        add_product(target, a, b)
+        add_product(target, both.T, same)
+    if left.split and right.low is not None:
+        add_product(target, left.high[:, columns].T, right.low)
     return target
-
-
-def planes_product(left: Planes, right: Planes, transposed: bool = False) -> torch.Tensor:
-    """left right, or left^T right, in float32; sizes without padding."""
-    out = raw_product(left, right, transposed)
-    out *= left.unit * right.unit
-    return out[:, : right.width]
-
-
-def _parts(left: Planes, right: Planes, transposed: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Pairs of planes whose products add up to the product; low times low is below fp32's rounding."""
-    pairs = [(left.high, right.high)]
-    if left.low is not None and right.low is not None:
-        pairs += [(left.high, right.low), (left.low, right.high)]
-    cut = [(a[: left.rows, : left.width], b[: right.rows]) for a, b in pairs]
-    return [(a.T if transposed else a, b) for a, b in cut]

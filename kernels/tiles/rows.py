@@ -42,6 +42,7 @@ def rows_kernel(
     p_norm_scale,
     p_out,
     p_high,
+    p_again,
     p_low,
     p_norm,
     p_largest,
@@ -59,9 +60,9 @@ def rows_kernel(
     """x = row [/ |row|] [/ unit] [* factor of the row] * scale; a program owns ROWS whole rows.
 
     Row i is row `p_index`[i] of the input. Each output may be None: `p_out` x in fp32, planes of x (zero in
-    rows past `rows` and channels past `width`), `p_norm` |row| [* norm_scale], NaN where an entry is not
-    finite, and `p_largest` the largest magnitude of the row. Rows are divided by a power of two near it: no
-    square over- or underflows.
+    rows past `rows` and channels past `width`; the high one twice with `p_again`), `p_norm` |row|
+    [* norm_scale], NaN where an entry is not finite, and `p_largest` the largest magnitude of the row. Rows
+    are divided by a power of two near it: no square over- or underflows.
     """
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     o_channel = tl.arange(0, BLOCK)
@@ -97,7 +98,11 @@ def rows_kernel(
         tl.store(p_out + o_row[:, None] * width + o_channel[None, :], b_x, m_in)
     if p_high is not None:
         m_out = (o_row < out_rows)[:, None] & (o_channel < WIDTH)[None, :]
-        store_planes(p_high, p_low, o_row[:, None] * WIDTH + o_channel[None, :], b_x, m_out, SPLIT, ROUND)
+        o_out = o_row[:, None] * WIDTH + o_channel[None, :]
+        store_planes(p_high, p_low, o_out, b_x, m_out, SPLIT, ROUND)
+        if p_again is not None:
+            # Of split planes alone, which are fp16.
+            tl.store(p_again + o_out, (b_x * SPLIT_SCALE).to(p_again.dtype.element_ty), m_out)
 
 
 def rounding(plane: torch.Tensor | None) -> bool:
@@ -119,6 +124,7 @@ def run(
     norm_scale: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     high: torch.Tensor | None = None,
+    again: torch.Tensor | None = None,
     low: torch.Tensor | None = None,
     norm: torch.Tensor | None = None,
     largest: torch.Tensor | None = None,
@@ -135,6 +141,7 @@ def run(
         norm_scale,
         out,
         high,
+        again,
         low,
         norm,
         largest,

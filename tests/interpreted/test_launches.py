@@ -74,7 +74,7 @@ def launches(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(("precision", "most"), [("fp16", 25), ("fp32", 29)])
+@pytest.mark.parametrize(("precision", "most"), [("fp16", 21), ("fp32", 23)])
 def test_launches_of_a_chunk_and_of_a_call(launches, precision, most):
     case = made_case(200, 63, 3 * BLOCK, PropagationConfig(), 0.3).to(torch.float32)
     one, two, three = (
@@ -82,4 +82,4 @@ def test_launches_of_a_chunk_and_of_a_call(launches, precision, most):
         for rows in (3 * BLOCK, 2 * BLOCK, BLOCK)
     )
     assert three - two <= most, "of another chunk"
-    assert one <= most + 20, "of a call of one chunk"
+    assert one <= most + 22, "of a call of one chunk"

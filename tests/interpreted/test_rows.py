@@ -71,7 +71,7 @@ def test_occupied_tiles_and_sizes(rows, columns, share):
     mask = bits.Bits(torch.zeros(*counts.shape, 8, dtype=torch.int16), counts, rows, columns)
     found = occupancy.occupancy(mask, BLOCK)
     occupied = counts.view(-1, BLOCK, groups).amax(dim=1) > 0
-    assert torch.equal(found.flags.bool(), occupied)
+    assert torch.equal(occupancy.flags(mask, BLOCK).bool(), occupied)
     assert torch.equal(found.num_tiles.long(), occupied.sum(dim=1))
     for tile, flags in enumerate(occupied):
         assert found.tiles[tile, : found.num_tiles[tile]].tolist() == flags.nonzero().flatten().tolist()
