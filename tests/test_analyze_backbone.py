@@ -179,7 +179,7 @@ def tiny(*options: str) -> Config:
 def test_the_figures_are_those_that_training_chooses_by():
     config = tiny("--model.condition=auto", "--loss.phi0=auto", "--loss.psi0=auto", "--compare.rows")
     data, device = build_datasets(config.data).train, torch.device("cpu")
-    net, settled, _ = prepare(config, data, device)
+    net, settled, *_ = prepare(config, data, device)
     maps = look(net, data, 100, config, device)
     seen = survey_of(net, maps, config)
     name = settled.model.condition

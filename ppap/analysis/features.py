@@ -18,7 +18,7 @@ from ppap.data.patch_labels import LabelRule, labels_of
 from ppap.methods.choices import Choices, look_and_choose
 from ppap.methods.guidance import PATCHES
 from ppap.methods.hidden_positives import draw_pool
-from ppap.nets.feature_cache import cached
+from ppap.nets.feature_cache import cached, frozen_of
 from ppap.nets.model import Network, PPAPNet, build_net, patch_rows
 from ppap.runs.randomness import own_randomness
 from ppap.settings.config import Config
@@ -36,6 +36,8 @@ class Prepared(NamedTuple):
     """Without auto."""
     choices: Choices
     """What stands in the place of auto."""
+    source: Dataset[dict[str, Any]]
+    """The training images, or their cached features if the survey made or read them."""
 
 
 def prepare(config: Config, dataset: SegmentationDataset, device: torch.device) -> Prepared:
@@ -52,13 +54,18 @@ def prepare(config: Config, dataset: SegmentationDataset, device: torch.device) 
     """
     torch.manual_seed(config.train.seed)
     net = build_net(config.model).to(device)
+    source: Dataset[dict[str, Any]] = dataset
+
+    def looked_at() -> Dataset[dict[str, Any]]:
+        nonlocal source
+        source = _source(net, dataset, config, device)
+        return source
+
     with own_randomness():
         clusters = dataset.classes + config.train.extra_clusters
-        choices, condition = look_and_choose(
-            config, net, lambda: _source(net, dataset, config, device), device, clusters
-        )
+        choices, condition = look_and_choose(config, net, looked_at, device, clusters)
     net.condition = None if condition is None else condition.to(device)
-    return Prepared(net, with_choices(config, choices), choices)
+    return Prepared(net, with_choices(config, choices), choices, source)
 
 
 def with_choices(config: Config, choices: Choices) -> Config:
@@ -93,7 +100,7 @@ class Patches(NamedTuple):
 @torch.no_grad()
 def training_patches(
     net: PPAPNet,
-    dataset: SegmentationDataset,
+    source: Dataset[dict[str, Any]],
     images: int,
     *,
     seed: int,
@@ -104,24 +111,23 @@ def training_patches(
 
     Args:
         net: network on its device, in training or evaluation mode.
-        dataset: training images.
+        source: training images, or their cached features.
         images: images in the batch, at most those there are.
         seed: of the draw.
         rule: class of a patch, see :func:`ppap.evaluation.patches.labels_of`.
         workers: loader processes.
     """
     device, patch = next(net.parameters()).device, net.backbone.patch_size
-    loader = train_loader(dataset, min(images, len(dataset)), seed, workers)
+    loader = train_loader(source, min(images, len(source)), seed, workers)
     batch = next(iter(loader))
     features, labels = [], []
-    parts = zip(batch["image"].split(_BATCH), batch["label"].split(_BATCH), strict=True)
-    for image, label in each(
-        tqdm(parts, desc="features", total=-(-images // _BATCH), leave=False, disable=None)
-    ):
-        features.append(patch_rows(net(image.to(device)).guidance))
-        labels.append(labels_of(label, patch, rule))
+    count = len(batch["label"])
+    for i in each(tqdm(range(0, count, _BATCH), desc="features", leave=False, disable=None)):
+        part = {name: value[i : i + _BATCH] for name, value in batch.items()}
+        frozen = frozen_of(part, device) if "before" in part else net.frozen(part["image"].to(device))
+        features.append(patch_rows(net.guidance_of(frozen)))
+        labels.append(labels_of(part["label"], patch, rule))
     features, labels = torch.cat(features), torch.cat(labels).to(device)
-    count = len(batch["image"])
     place = torch.arange(count, device=device).repeat_interleave(len(features) // count)
     return Patches(features, labels, place)
 

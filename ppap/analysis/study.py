@@ -165,7 +165,7 @@ def settle(study: Path, config: Config) -> Config:
             raise DataError(f"{path} is damaged; start anew in another folder") from None
         return with_choices(config, choices)
     dataset = build_datasets(config.data, ("train",)).train
-    _, settled, choices = prepare(config, dataset, pick_device(config.train.device))
+    _, settled, choices, _ = prepare(config, dataset, pick_device(config.train.device))
     RunDir(study).write_sealed(path.name, choices.to_dict())
     return settled
 

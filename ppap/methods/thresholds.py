@@ -49,18 +49,17 @@ class NegativeSizes:
     def __init__(self, patches: Tensor, anchors: Tensor, cfg: PropagationConfig, **options: Any) -> None:
         """Args: (N, D) features, (A,) rows of anchors, thresholds and steps; options of ``propagate``."""
         self.relations = propagate(patches, anchors, replace(cfg, psi0=0.0), precision="fp32", **options)
-        rel, self.patches = self.relations, len(patches)
+        rel = self.relations
         # A patch is a negative where its cosine to the proxy, less what the walk added to psi, is below psi0.
-        self.margins = torch.empty(len(anchors), self.patches, device=patches.device)
+        self.margins = torch.empty(len(anchors), len(patches), device=patches.device)
         for rows in torch.arange(len(anchors), device=patches.device).split(_ROWS):
-            sim = rel.proxies[rows] @ rel.features.T
-            positive = sim > rel.phi[rows, None]
-            self.margins[rows] = (sim - rel.psi[rows, None]).masked_fill_(positive, torch.inf)
+            sim = torch.mm(rel.proxies[rows], rel.features.T, out=self.margins[rows[0] : rows[-1] + 1])
+            sim.masked_fill_(sim > rel.phi[rows, None], torch.inf).sub_(rel.psi[rows, None])
         self.margins[torch.arange(len(anchors), device=patches.device), anchors] = torch.inf
 
     def share(self, psi0: float) -> float:
         """Mean negative set [share of the patches]."""
-        return (self.margins < psi0).sum(dim=1).double().mean().item() / self.patches
+        return (self.margins < psi0).count_nonzero().item() / self.margins.numel()
 
 
 class SetSizes:

@@ -129,14 +129,18 @@ class PPAPNet(Network):
         Args:
             frozen: what :meth:`frozen` returned; its tensors may have been stored in half precision since.
         """
+        guidance, code = self.guidance_of(frozen), self.code_of(frozen)
+        z = F.normalize(self.projection(patch_rows(code)).float(), dim=1)
+        return Streams(guidance, code, z, frozen.grid)
+
+    def guidance_of(self, frozen: FrozenTokens) -> Tensor:
+        """What patches are compared by (B, D, h, w): conditioned, and in training without some channels."""
         guidance = self.compared(frozen.guidance)
         if self.guidance_dropout > 0:
             # Whole channels per image: similarities within an image keep their value, those across images
             # shrink.
             guidance = dropout2d(guidance, self.guidance_dropout, training=self.training)
-        code = self.code_of(frozen)
-        z = F.normalize(self.projection(patch_rows(code)).float(), dim=1)
-        return Streams(guidance, code, z, frozen.grid)
+        return guidance
 
     def code(self, x: Tensor) -> Tensor:
         """The code of images (B, 3, H, W), as :meth:`forward` gives it; no guidance, hence one block less."""

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     out = new_folder(arguments.out)
     device = pick_device(arguments.device)
     dataset = build_datasets(arguments.data, ("train",)).train
-    net, config, _ = prepare(arguments.config(arguments.seed), dataset, device)
+    net, config, *_ = prepare(arguments.config(arguments.seed), dataset, device)
     net.eval()
     pool = None
     if arguments.hidden:

@@ -110,7 +110,7 @@ def measure_all(arguments: SetArguments) -> None:
     dataset = build_datasets(arguments.data, ("train",)).train
     if not dataset.labelled:
         raise DataError("the training images have no labels, by which sets are measured; give labels/train")
-    net, config, _ = prepare(arguments.config(arguments.seeds[0]), dataset, device)
+    net, config, *_ = prepare(arguments.config(arguments.seeds[0]), dataset, device)
     net.train(arguments.dropout)
     arguments = replace(arguments, model=config.model, loss=config.loss, compare=config.compare)
     make_folder(out)

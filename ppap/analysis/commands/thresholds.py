@@ -65,9 +65,9 @@ def main(argv: Sequence[str]) -> None:
     given = replace(
         config, loss=replace(config.loss, phi0=0.0, psi0=0.0), optim=replace(config.optim, lr=1e-3)
     )
-    net, settled, _ = prepare(given, dataset, device)  # the condition alone is to choose here
+    net, settled, _, source = prepare(given, dataset, device)  # the condition alone is to choose here
     patches = training_patches(
-        net, dataset, arguments.images, seed=arguments.seed, workers=arguments.data.workers
+        net, source, arguments.images, seed=arguments.seed, workers=arguments.data.workers
     )
     loss, clusters = config.loss, dataset.classes
     aim = min(loss.positives / clusters, 0.5)
