@@ -33,7 +33,7 @@ def tiny(*options: str) -> Config:
 def test_preparing_chooses_what_is_auto_and_nothing_else(capsys):
     config = tiny(*AUTO, "--optim.lr=auto", "--compare.fixed-phi0=None")
     data, device = build_datasets(config.data).train, torch.device("cpu")
-    net, settled, choices = prepare(config, data, device)
+    net, settled, choices, _ = prepare(config, data, device)
     assert not autos(settled) and settled.model.condition == "clip:0.031"
     assert (settled.loss.phi0, settled.loss.psi0) == (choices.phi0, choices.psi0)
     assert settled.compare.fixed_phi0 == choices.fixed_phi0
@@ -41,7 +41,7 @@ def test_preparing_chooses_what_is_auto_and_nothing_else(capsys):
     features = net.features(data[0]["image"][None])
     assert not torch.allclose(net.compared(features), features)
     given = tiny("--compare.fixed-phi0=0.4")
-    net, settled, choices = prepare(given, data, device)
+    net, settled, choices, _ = prepare(given, data, device)
     assert settled == given and net.condition is None and choices == Choices()
     own = tiny(*AUTO, "--compare.fixed-phi0=0.4")
     assert prepare(own, data, device).config.compare.fixed_phi0 == 0.4

@@ -65,6 +65,27 @@ def test_scores_with_crf_get_a_table_of_their_own(tmp_path):
     assert {"cluster_miou", "crf/cluster_miou", "crf/linear_accuracy"} <= set(summary["ppap"])
 
 
+@pytest.mark.parametrize("crf", ["none", "native"])
+@pytest.mark.parametrize("init", ["kmeans", "linkage"])
+def test_cluster_scores_are_means_over_clusterings(tmp_path, init, crf):
+    if crf == "native" and native.reason() is not None:
+        pytest.skip(str(native.reason()))
+    options = ["--compare.rows", "frozen", *COMPARE[-3:], f"--eval.crf={crf}", f"--eval.cluster-init={init}"]
+    one = tiny_run(tmp_path / "one", *options)
+    three = tiny_run(tmp_path / "three", *options, "--compare.clusterings=3")
+    first, record = (json.loads((run / "comparison.json").read_text()) for run in (one, three))
+    scores = record["scores"]["frozen"]
+    every = [scores["plain"]["cluster"], *scores["clusterings"]]
+    assert len({score["miou"] for score in every}) > 1, "of several seeds"
+    assert scores["plain"] == first["scores"]["frozen"]["plain"], "the first is that of a run with one alone"
+    assert scores["crf"] == first["scores"]["frozen"]["crf"]
+    for key in ("miou", "accuracy"):
+        mean = float(np.mean([score[key] for score in every]))
+        assert record["summary"]["frozen"][f"cluster_{key}"] == pytest.approx(mean)
+    assert "mean score of 3 clusterings" in (three / "report.md").read_text()
+    assert "mean score" not in (one / "report.md").read_text()
+
+
 def test_cached_features_give_the_same_rows(run, tmp_path):
     options = [*COMPARE, "--loss.phi0=0.3", "--data.cache-features", f"--data.cache-dir={tmp_path / 'cache'}"]
     cached = json.loads((tiny_run(tmp_path / "run", *options) / "comparison.json").read_text())["summary"]

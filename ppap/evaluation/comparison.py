@@ -26,7 +26,7 @@ from ppap.evaluation.evaluate import CodeOf, Evaluation, evaluate
 from ppap.methods.engine import Engine, build_engine
 from ppap.methods.finite import Skips
 from ppap.methods.table import TITLES
-from ppap.nets.clustering import cosine_kmeans
+from ppap.nets.clustering import cosine_kmeans, linked_clusters
 from ppap.nets.model import patch_rows
 from ppap.nets.probes import ClusterProbe, LinearProbe
 from ppap.runs.randomness import own_randomness
@@ -77,7 +77,7 @@ def compare(
             tqdm.write(f"{TITLES[name]:<19} left out: --model.condition is none, so it is the row above")
             continue
         code_of, batch_code, source = _row(name, config, data, training_set, engine, should_stop)
-        probes = _probes(batch_code, source, data.train.classes, engine, config, should_stop)
+        probes, clusterings = _probes(batch_code, source, data.train.classes, engine, config, should_stop)
         scores = evaluate(
             code_of,
             probes,
@@ -87,6 +87,7 @@ def compare(
             device=engine.device,
             workers=config.data.workers,
             should_stop=should_stop,
+            clusterings=clusterings,
         )
         rows[name] = Row(code_of, probes, scores)
         summary = " ".join(f"{key} {value:.2f}" for key, value in scores.summary().items())
@@ -153,19 +154,30 @@ def _probes(
     engine: Engine,
     config: Config,
     should_stop: Callable[[], bool],
-) -> tuple[ClusterProbe, LinearProbe]:
+) -> tuple[tuple[ClusterProbe, LinearProbe], list[ClusterProbe]]:
+    """Both probes, and the further clusterings of ``compare.clusterings``."""
+    settings, seed = config.compare, config.train.seed
     with own_randomness():
-        codes, labels = codes_of(batch_code, source, config.compare.images, config, should_stop)
-        return fit_probes(
+        codes, labels = codes_of(batch_code, source, settings.images, config, should_stop)
+        probes = fit_probes(
             codes,
             labels,
             classes,
             config,
-            seed=config.train.seed,
+            seed=seed,
             patch_size=engine.net.backbone.patch_size,
             device=engine.device,
             should_stop=should_stop,
         )
+        further = []
+        for i in each(range(1, settings.clusterings if config.eval.cluster_init != "random" else 1)):
+            further.append(fitted_clusters(codes, classes, config, further_seed(seed, i), engine.device))
+    return probes, further
+
+
+def further_seed(seed: int, number: int) -> int:
+    """Of a further clustering, `number` 1 and up: apart from those of runs whose seeds follow each other."""
+    return seed + 1_000 * number
 
 
 @torch.no_grad()
@@ -216,14 +228,14 @@ def fit_probes(
         should_stop: asked after each step; True raises InterruptedError.
 
     Returns:
-        The best cluster probe of ``compare.starts``, by its loss over all codes (by k-means' own sum of
-        squares), and the linear probe.
+        The cluster probe, the best of ``compare.starts`` by its loss over all codes, or as
+        :func:`fit_clusters` makes it; and the linear probe.
     """
     settings = config.compare
     torch.manual_seed(seed)
     linear = LinearProbe(codes.shape[1], classes).to(device)
-    kmeans = config.eval.cluster_init == "kmeans"
-    drawn = 0 if kmeans else settings.starts
+    fitted = config.eval.cluster_init != "random"
+    drawn = 0 if fitted else settings.starts
     starts = [ClusterProbe(codes.shape[1], classes).to(device) for _ in range(drawn)]
     parameters = [p for probe in (linear, *starts) for p in probe.parameters()]
     optimiser = torch.optim.Adam(parameters, lr=settings.lr)
@@ -242,18 +254,25 @@ def fit_probes(
         schedule.step()
         if should_stop():
             raise InterruptedError
-    if kmeans:
-        probe = ClusterProbe(codes.shape[1], classes).to(device)
-        fit_clusters(probe, codes, starts=settings.starts, seed=seed)
-        return probe, linear
+    if fitted:
+        return fitted_clusters(codes, classes, config, seed, device), linear
     with torch.no_grad():
         parts = [codes[i : i + settings.batch_size] for i in range(0, len(codes), settings.batch_size)]
         total = sum(cluster_losses(starts, part.to(device)) * len(part) for part in parts)
     return starts[int(total.argmin())], linear
 
 
-def fit_clusters(probe: ClusterProbe, codes: Tensor, *, starts: int, seed: int) -> None:
-    """Put k-means' centres of the patches of codes (n, D, h, w) into a cluster probe.
+def fitted_clusters(
+    codes: Tensor, classes: int, config: Config, seed: int, device: torch.device
+) -> ClusterProbe:
+    """A cluster probe as :func:`fit_clusters` makes it."""
+    probe = ClusterProbe(codes.shape[1], classes).to(device)
+    fit_clusters(probe, codes, config, seed)
+    return probe
+
+
+def fit_clusters(probe: ClusterProbe, codes: Tensor, config: Config, seed: int) -> None:
+    """Put centres of the patches of codes (n, D, h, w), found as ``eval.cluster_init`` says, into a probe.
 
     Raises:
         NumberError: the code is not finite.
@@ -261,9 +280,13 @@ def fit_clusters(probe: ClusterProbe, codes: Tensor, *, starts: int, seed: int) 
     """
     if not torch.isfinite(codes).all():
         raise NumberError("the code is not finite: no clusters can be found in it")
-    centres = cosine_kmeans(patch_rows(codes), len(probe.clusters), starts=starts, seed=seed).centres
+    rows, clusters = patch_rows(codes), len(probe.clusters)
+    if config.eval.cluster_init == "linkage":
+        found = linked_clusters(rows, clusters, seed=seed)
+    else:
+        found = cosine_kmeans(rows, clusters, starts=config.compare.starts, seed=seed)
     with torch.no_grad():
-        probe.clusters.copy_(centres)
+        probe.clusters.copy_(found.centres)
 
 
 def settle_clusters(
@@ -289,7 +312,7 @@ def settle_clusters(
         return
     with own_randomness():
         codes, _ = codes_of(batch_code, source, config.compare.images, config, should_stop)
-        fit_clusters(engine.cluster, codes, starts=config.compare.starts, seed=config.train.seed)
+        fit_clusters(engine.cluster, codes, config, config.train.seed)
 
 
 def cluster_losses(starts: Sequence[ClusterProbe], code: Tensor) -> Tensor:

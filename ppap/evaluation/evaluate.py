@@ -6,6 +6,7 @@ published: the code is resized to the image, then probed; metrics are computed a
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -54,6 +55,8 @@ class Evaluation:
     """What a reader must know, such as why there are no scores with CRF."""
     counts: dict[str, ConfusionMatrix] = field(default_factory=dict, compare=False, repr=False)
     """``cluster``, ``linear``, ``crf/cluster`` ... -> pixels of each prediction and class."""
+    clusterings: list[Scores] = field(default_factory=list)
+    """Of further cluster probes, without CRF; the summary has the mean over them and the first one."""
 
     def summary(self) -> dict[str, float]:
         """Flat numbers [%], such as ``cluster_miou`` and ``crf/linear_accuracy``."""
@@ -62,12 +65,17 @@ class Evaluation:
             for probe, score in scores.items():
                 flat[f"{prefix}{probe}_miou"] = score.miou
                 flat[f"{prefix}{probe}_accuracy"] = score.accuracy
+        if self.clusterings:
+            every = [self.plain["cluster"], *self.clusterings]
+            flat["cluster_miou"] = fmean(scores.miou for scores in every)
+            flat["cluster_accuracy"] = fmean(scores.accuracy for scores in every)
         return flat
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain containers for JSON."""
         parts = {"plain": self.plain, "crf": self.crf}
         out = {part: {k: asdict(score) for k, score in scores.items()} for part, scores in parts.items()}
+        out["clusterings"] = [asdict(score) for score in self.clusterings]
         out["majority_vote"] = asdict(self.majority) if self.majority else None
         return {**out, "empty_clusters": self.empty_clusters, "notes": self.notes}
 
@@ -82,6 +90,7 @@ def evaluate(
     device: torch.device,
     workers: int | None = 0,
     should_stop: Callable[[], bool] = lambda: False,
+    clusterings: Sequence[ClusterProbe] = (),
 ) -> Evaluation:
     """Measure the probes on all images of a labelled dataset; ranks share them, and have the same result.
 
@@ -95,6 +104,7 @@ def evaluate(
         device: where images go.
         workers: loader processes; None = one for each core, at most 8.
         should_stop: asked after each batch; True ends the evaluation with InterruptedError.
+        clusterings: further cluster probes, which are measured without CRF.
 
     Raises:
         UsageError: the CRF cannot run on `device`.
@@ -102,11 +112,19 @@ def evaluate(
         NumberError: the code is not finite.
     """
     require_crf(config.crf, device)
+    further: list[tuple[ClusterProbe, None]] = [(probe, None) for probe in clusterings]
     if config.crf == "none":
         passing = {"patch_size": patch_size, "device": device, "workers": workers, "should_stop": should_stop}
-        return evaluate_each(code_of, [probes], dataset, config, **passing)[0]
-    counts = _counts(probes, dataset)
-    batches = _batches(code_of, dataset, config.batch_size, device, workers, should_stop)
+        result, *others = evaluate_each(code_of, [probes, *further], dataset, config, **passing)
+        return replace(result, clusterings=[other.plain["cluster"] for other in others])
+    counts, counts_of_others = _counts(probes, dataset), [_counts(pair, dataset) for pair in further]
+    batches = _counting(
+        _batches(code_of, dataset, config.batch_size, device, workers, should_stop),
+        further,
+        patch_size,
+        counts_of_others,
+        device,
+    )
     picture, where = _picture_source(dataset, config.crf_image), crf_device(config.crf, device)
     tasks = _crf_tasks(batches, probes, patch_size, counts, picture, where)
 
@@ -116,7 +134,9 @@ def evaluate(
                 counts[f"crf/{probe}"].update(labels, result.payload)
 
     together(count)
-    return _evaluation(counts, dataset, config)
+    without = replace(config, crf="none")
+    others = [_evaluation(own, dataset, without).plain["cluster"] for own in counts_of_others]
+    return replace(_evaluation(counts, dataset, config), clusterings=others)
 
 
 def evaluate_each(
@@ -134,10 +154,9 @@ def evaluate_each(
     counts = [_counts(pair, dataset) for pair in probes]
 
     def count() -> None:
-        for batch, code in _batches(code_of, dataset, config.batch_size, device, workers, should_stop):
-            labels = batch["label"].to(device, non_blocking=True)
-            for pair, own in zip(probes, counts, strict=True):
-                _count_plain(code, labels, pair, patch_size, own)
+        batches = _batches(code_of, dataset, config.batch_size, device, workers, should_stop)
+        for _ in _counting(batches, probes, patch_size, counts, device):
+            pass
 
     together(count)
     return [_evaluation(own, dataset, replace(config, crf="none")) for own in counts]
@@ -213,6 +232,15 @@ def _batches(code_of, dataset, batch_size, device, workers, should_stop) -> Iter
         yield batch, code
         if should_stop():
             raise InterruptedError
+
+
+def _counting(batches, probes, patch_size, counts, device) -> Iterator[tuple[dict, Tensor]]:
+    """The batches, counted on the way for several pairs of probes without CRF."""
+    for batch, code in batches:
+        labels = batch["label"].to(device, non_blocking=True)
+        for pair, own in zip(probes, counts, strict=True):
+            _count_plain(code, labels, pair, patch_size, own)
+        yield batch, code
 
 
 def _crf_tasks(batches, probes, patch_size, counts, picture, where) -> Iterator[CRFTask]:

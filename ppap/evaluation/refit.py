@@ -8,9 +8,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ppap.data import SegmentationDataset
-from ppap.evaluation.comparison import BatchCode, codes_of, fit_probes
+from ppap.evaluation.comparison import BatchCode, codes_of, fit_probes, fitted_clusters
 from ppap.evaluation.evaluate import CodeOf, evaluate_each
 from ppap.methods.engine import Engine
+from ppap.nets.probes import ClusterProbe, LinearProbe
 from ppap.runs.randomness import own_randomness
 from ppap.settings.config import Config
 from ppap.stopping import each
@@ -47,21 +48,20 @@ def refit_clusters(
     Raises:
         NumberError: the code is not finite.
     """
-    settings, patch = replace(config.compare, starts=1), engine.net.backbone.patch_size
-    probes = []
+    one_start = replace(config, compare=replace(config.compare, starts=1))
+    patch = engine.net.backbone.patch_size
+    probes: list[tuple[ClusterProbe, LinearProbe | None]] = []
     with own_randomness():
-        codes, labels = codes_of(batch_code, source, settings.images, config)
+        codes, labels = codes_of(batch_code, source, config.compare.images, config)
         for seed in each(tqdm(seeds, desc="refit", unit="probe", disable=None)):
-            fitted = fit_probes(
-                codes,
-                labels,
-                val.classes,
-                replace(config, compare=settings),
-                seed=seed,
-                patch_size=patch,
-                device=engine.device,
+            if config.eval.cluster_init != "random":
+                found = fitted_clusters(codes, val.classes, one_start, seed, engine.device)
+                probes.append((found, None))
+                continue
+            pair = fit_probes(
+                codes, labels, val.classes, one_start, seed=seed, patch_size=patch, device=engine.device
             )
-            probes.append(fitted)
+            probes.append(pair)
         found = evaluate_each(
             code_of,
             probes,
@@ -98,8 +98,8 @@ def refit_table(
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "Each refitted probe: k-means from another seed on the finished code, without CRF."
-        if config.eval.cluster_init == "kmeans"
+        "Each refitted probe: clusters from another seed on the finished code, without CRF."
+        if config.eval.cluster_init != "random"
         else f"Each refitted probe: {settings.steps} steps of {settings.batch_size} images on the finished "
         f"code, Adam from {settings.lr:g} to 0, without CRF. The checkpoint's own was trained along with it.",
     ]

@@ -1,4 +1,5 @@
-"""k-means of patches by cosine, scikit-learn's, and what it says of features without labels.
+"""k-means of patches by cosine, average linkage of its centres, both scikit-learn's, and what they say of
+features without labels.
 
 Legend: n rows, D channels, K clusters.
 """
@@ -18,11 +19,13 @@ ROWS = 2**15
 """Rows at most that centres are fitted to, drawn with the seed; thousands for every cluster."""
 
 
+FINE = 4
+"""Centres of k-means for each cluster, which average linkage merges."""
 _SCORED = 2**12  # rows that are scored: seconds for the widest backbones
 
 
 class Clusters(NamedTuple):
-    """Result of :func:`cosine_kmeans`."""
+    """Result of :func:`cosine_kmeans` and :func:`linked_clusters`."""
 
     centres: Tensor
     """(K, D) float32, unit norm, on the CPU."""
@@ -49,10 +52,54 @@ def cosine_kmeans(rows: Tensor, clusters: int, *, starts: int = 3, seed: int = 0
     Raises:
         DataError: fewer rows than clusters.
     """
-    from sklearn.cluster import KMeans  # takes a second, which most commands can spare
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
+    unit = _thinned(rows, clusters, seed)
+    means, labels = _kmeans(unit, clusters, starts, seed)
+    return Clusters(F.normalize(means, dim=1), torch.bincount(labels, minlength=clusters))
 
+
+def linked_clusters(rows: Tensor, clusters: int, *, seed: int = 0) -> Clusters:
+    """k-means with ``FINE`` centres per cluster, merged by average linkage of their cosines (UPGMA).
+
+    k-means divides the rows into parts of much the same size, so that a large class takes several clusters
+    and small ones share theirs. Here the parts are small to begin with, and those join that are alike,
+    however many rows that makes.
+
+    Args:
+        rows: (n, D) of any norm; more than ``ROWS`` are thinned out at random.
+        clusters: K.
+        seed: of all that is drawn.
+
+    Returns:
+        Of each cluster the direction of its unit rows' mean; rows belong to the nearest of them, which moves
+        few of them.
+
+    Raises:
+        DataError: fewer rows than clusters.
+    """
+    from sklearn.cluster import AgglomerativeClustering
+
+    unit = _thinned(rows, clusters, seed)
+    fine = min(FINE * clusters, len(unit))
+    means, labels = _kmeans(unit, fine, 1, seed)
+    parts = torch.bincount(labels, minlength=fine)
+    if clusters > 1:
+        centres = F.normalize(means.double(), dim=1)
+        # Distances are given, since a centre of rows that are 0 has no direction.
+        linked = AgglomerativeClustering(clusters, metric="precomputed", linkage="average")
+        owner = torch.from_numpy(linked.fit_predict((1 - centres @ centres.T).clamp(min=0).numpy()))
+    else:
+        owner = torch.zeros(fine, dtype=torch.int64)
+    sums = torch.zeros(clusters, means.shape[1]).index_add_(0, owner, means * parts[:, None])
+    sizes = torch.zeros(clusters, dtype=torch.int64).index_add_(0, owner, parts)
+    return Clusters(F.normalize(sums, dim=1), sizes)
+
+
+def _thinned(rows: Tensor, clusters: int, seed: int) -> np.ndarray:
+    """At most ``ROWS`` unit rows, fp32.
+
+    Raises:
+        DataError: fewer rows than clusters.
+    """
     if len(rows) < clusters:
         raise DataError(
             f"{len(rows)} patches cannot form {clusters} clusters; give more images, or fewer clusters"
@@ -60,12 +107,20 @@ def cosine_kmeans(rows: Tensor, clusters: int, *, starts: int = 3, seed: int = 0
     if len(rows) > ROWS:
         order = drawn_order(len(rows), seed, 7)
         rows = rows[torch.from_numpy(np.sort(order[:ROWS]))]
-    unit = F.normalize(rows.float(), dim=1).cpu().numpy()
+    unit: np.ndarray = F.normalize(rows.float(), dim=1).cpu().numpy()
+    return unit
+
+
+def _kmeans(unit: np.ndarray, clusters: int, starts: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Means (K, D) fp32 and the cluster of each row (n,) int64; one thread."""
+    from sklearn.cluster import KMeans  # takes a second, which most commands can spare
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters: see `empty`
         fitted = KMeans(clusters, n_init=starts, random_state=seed % 2**32).fit(unit)
-    centres = F.normalize(torch.from_numpy(fitted.cluster_centers_).float(), dim=1)
-    return Clusters(centres, torch.from_numpy(np.bincount(fitted.labels_, minlength=clusters)))
+    return torch.from_numpy(fitted.cluster_centers_).float(), torch.from_numpy(fitted.labels_).long()
 
 
 def dense_score(rows: Tensor, clusters: int, *, seed: int = 0) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from ppap.escaping import markdown, visible
 from ppap.evaluation.comparison import Row, table
 from ppap.evaluation.evaluate import Evaluation
 from ppap.methods.engine import Engine
+from ppap.nets.clustering import FINE
 from ppap.pictures.curves import curves
 from ppap.reports.provenance import device_name, versions
 from ppap.reports.records import RANDOM_WARNING, summaries
@@ -131,8 +132,12 @@ _OWN_IMAGES = (
 )
 
 
+_FITTED = {"kmeans": "k-means", "linkage": "average linkage"}
+
+
 def _scores_text(config: Config) -> str:
-    clusters = "the clusters of k-means on its code" if config.eval.cluster_init == "kmeans" else "clusters"
+    how = _FITTED.get(config.eval.cluster_init)
+    clusters = f"the clusters of {how} on its code" if how else "clusters"
     return (
         f"Of the linear probe that was trained along with the network and {clusters}, as `ppap eval` "
         "measures them. The comparison, where there is one, fits probes of its own to every row."
@@ -153,11 +158,13 @@ def comparison_lines(config: Config, results: Sequence[Mapping[str, Mapping[str,
         lines += ["", *table(results, crf=True)]
     if len(results) > 1:
         lines += ["", f"Mean ± standard deviation of {len(results)} seeds."]
-    clusters = (
-        f"clusters by k-means, the best of {compare.starts} starts"
-        if config.eval.cluster_init == "kmeans"
-        else f"of {compare.starts} cluster probes the one with the least loss"
-    )
+    clusters = {
+        "kmeans": f"clusters by k-means, the best of {compare.starts} starts",
+        "linkage": f"clusters by k-means with {FINE} centres for each, merged by average linkage",
+        "random": f"of {compare.starts} cluster probes the one with the least loss",
+    }[config.eval.cluster_init]
+    if compare.clusterings > 1 and config.eval.cluster_init != "random":
+        clusters += f", mean score of {compare.clusterings} clusterings (with CRF: of the first)"
     lines += [
         "",
         f"Every row's probes: {compare.steps} steps of {compare.batch_size} images, Adam from {compare.lr:g} "

@@ -150,14 +150,16 @@ def measure(checkpoint: Checkpoint, arguments: MeasureOptions) -> Measured:
 
 
 def _clusters_are_renewed(checkpoint: Checkpoint, arguments: MeasureOptions) -> bool:
-    """Whether k-means is to replace centres that were trained along with the network.
+    """Whether fitted centres are to replace those of the run.
 
     Raises:
-        UsageError: the other way round.
+        UsageError: centres that train along with the network are to replace fitted ones.
     """
     stored, asked = settings_of(checkpoint).eval.cluster_init, arguments.eval.cluster_init
-    if (stored, asked) == ("kmeans", "random"):
-        raise UsageError("--eval.cluster-init random: this run's centres are those of k-means; leave it out")
+    if asked == "random" and stored != asked:
+        raise UsageError(
+            f"--eval.cluster-init random: this run's centres are those of {stored}; leave it out"
+        )
     return stored != asked
 
 
@@ -201,7 +203,10 @@ def _measure_probes(
         train_frozen_probes(engine, material(), arguments.frozen_steps or checkpoint.info["step"])
         code_of, batch_code = engine.frozen_code, engine.frozen_code_of
     elif _clusters_are_renewed(checkpoint, arguments):
-        print("clusters: fitted anew by k-means, to the codes of the training images", flush=True)
+        print(
+            f"clusters: fitted anew to the codes of the training images, by {config.eval.cluster_init}",
+            flush=True,
+        )
         settle_clusters(engine, batch_code, material())
     settings = config.eval
     if trained_without_labels(checkpoint.info):

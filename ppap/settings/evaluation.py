@@ -70,10 +70,11 @@ class EvalConfig:
     pixels have; left-out = their pixels are not counted."""
     batch_size: int = 16
     """Images per batch."""
-    cluster_init: Literal["random", "kmeans"] = "random"
+    cluster_init: Literal["random", "kmeans", "linkage"] = "random"
     """Centres of the cluster probe. random = drawn, and trained along with the network (published); kmeans =
     fitted by k-means on the codes of the training images, without labels, before they are measured and at the
-    end, so that they do not hang on the draw."""
+    end, so that they do not hang on the draw; linkage = likewise by k-means with four centres per cluster,
+    which average linkage merges by their cosines, so that clusters may be of very different size."""
     crf: Literal["native", "pydensecrf", "none"] = "none"
     """Dense CRF on the class scores, beside the results without it, which are always reported: native = the
     library of ppap, on the GPU of the evaluation if its CUDA library was built, else on all threads;
@@ -114,11 +115,15 @@ class CompareConfig:
     lr: float = 0.05
     """Adam's first rate; it falls to 0 along a cosine, so that the probes settle."""
     starts: int = 5
-    """Cluster probes from different initial weights; the one with the least probe loss counts."""
+    """Cluster probes from different initial weights; the one with the least probe loss counts. Not for
+    --eval.cluster-init linkage, which starts once."""
+    clusterings: int = 1
+    """Clusterings of every row, from other seeds, whose mean score the table has where --eval.cluster-init is
+    kmeans or linkage: a single one may lie several points off. With CRF and in pictures: the first."""
 
     def __post_init__(self) -> None:
         check_field(len(set(self.rows)) == len(self.rows), "compare.rows", self.rows, "name each row once")
-        for name in ("images", "steps", "batch_size", "starts"):
+        for name in ("images", "steps", "batch_size", "starts", "clusterings"):
             value = getattr(self, name)
             check_field(value >= 1, f"compare.{name.replace('_', '-')}", value, "give at least 1")
         check_rate("compare.lr", self.lr)
