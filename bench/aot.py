@@ -74,7 +74,7 @@ _OPTIONAL = {
     "similarity": {"p_unit": "unit"},
     "finish": {"p_phi": "thresholds"},
     "group": {"p_row": "weights", "p_mean": "means"},
-    "add_rows": {"p_factor": "weighted"},
+    "add_rows": {"p_second": "summed", "p_factor": "weighted"},
 }
 
 

@@ -195,9 +195,12 @@ def facts(out: Path, known: Known) -> dict[str, Any]:
             f"every trained row: {steps} steps of {one.train.batch_size} images, otherwise the preset "
             "`folder`; mean ± standard deviation over seeds; bold: more than two standard deviations of the "
             "difference",
-            "condition, thresholds and rates chosen without labels by each run; clusters by k-means, mean of "
-            f"{one.compare.clusterings} clusterings of each code (with CRF: the first); "
-            "settings of the preset were chosen on msrc21",
+            "condition, thresholds and rates chosen without labels by each run; settings of the preset were "
+            "chosen on msrc21",
+            f"clusters by {one.eval.cluster_init}; scores are means of {one.compare.clusterings} clusterings "
+            "of each code, with CRF those of the first"
+            if one.compare.clusterings > 1
+            else f"clusters by {one.eval.cluster_init}, one clustering of each code",
             "hp without its recoloured view, as in its settings for Potsdam, so that all train on the same "
             "tokens",
         ],

@@ -251,10 +251,7 @@ def add_rows_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """target[index[i]] += (source[i] + second[i]) factor[i] scale; indices differ.
-
-    A program owns ROWS whole rows.
-    """
+    """target[index[i]] += (source[i] + second[i]) factor[i] scale; indices differ. Owns ROWS whole rows."""
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     o_channel = tl.arange(0, BLOCK)
     m_row = o_row < rows
@@ -355,7 +352,7 @@ def log_sum_exp(logits: Logits) -> tuple[torch.Tensor, torch.Tensor]:
 def weights(logits: Logits, lse_C: torch.Tensor) -> Planes:
     """d loss / d logits (C, N) of every anchor as operands, 0 in rows without positives."""
     bits = logits.positive
-    shape = (1 + logits.right.split, bits.counts.shape[0], bits.groups * 128)
+    shape = (2 if logits.right.split else 1, bits.counts.shape[0], bits.groups * 128)
     stack = torch.empty(shape, dtype=logits.right.high.dtype, device=logits.scale.device)
     found = Planes(stack, 1 / FP16_WEIGHT_SCALE, bits.rows, bits.columns)
     _over_tiles(weights_kernel, "weights", logits, (lse_C, logits.count_C, found.high, found.low))

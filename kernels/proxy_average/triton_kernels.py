@@ -155,7 +155,8 @@ def finish_kernel(
     m_out = m_row[:, None] & (o_channel < width)[None, :]
     o_out = o_row[:, None] * width + o_channel[None, :]
     tl.store(p_proxy + o_out, b_proxy, m_out)
-    store_planes(p_high, p_low, o_row[:, None] * WIDTH + o_channel[None, :], b_proxy, m_sum, SPLIT, ROUND)
+    o_plane = o_row[:, None] * WIDTH + o_channel[None, :]
+    store_planes(p_high, None, p_low, o_plane, b_proxy, m_sum, SPLIT, ROUND)
     if p_phi is not None:
         b_query = tl.load(p_query + o_out, m_out, other=0.0)
         b_movement = 1.0 - tl.sum(b_query * b_proxy, 1)

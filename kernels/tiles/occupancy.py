@@ -80,5 +80,5 @@ def _groups_at_once() -> int:
 
 
 def bytes_per_row(columns: int, row_block: int) -> int:
-    """Bytes of one row of an :class:`Occupancy`, at most."""
+    """Bytes of one row of an :class:`Occupancy` and of :func:`flags`, at most."""
     return -(-5 * (columns // 128 + 2) // row_block) + 16

@@ -50,7 +50,7 @@ class Planes:
         With `twice` there is another high one where there are two.
         """
         split = precision == "fp32"
-        count = plane_count(precision) + (twice and split)
+        count = 3 if twice and split else plane_count(precision)
         shape = (count, padded(rows, multiple), padded_channels(width))
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
         stack = torch.empty(shape, dtype=dtype, device=device)

@@ -16,10 +16,11 @@ _LARGEST = tl.constexpr(3.4028234663852886e38)
 
 
 @triton.jit
-def store_planes(p_high, p_low, o_entry, b_value, m_entry, SPLIT: tl.constexpr, ROUND: tl.constexpr):
+def store_planes(p_high, p_again, p_low, o_entry, b_value, m_entry, SPLIT: tl.constexpr, ROUND: tl.constexpr):
     """Store fp32 values as one 16-bit plane, or as high and low of values times SPLIT_SCALE.
 
-    ROUND serves the interpreter, which cuts bf16 off where the hardware rounds to the nearest.
+    With `p_again` the high one is stored there, too. ROUND serves the interpreter, which cuts bf16 off where
+    the hardware rounds to the nearest.
     """
     if SPLIT:
         b_value = b_value * SPLIT_SCALE
@@ -29,6 +30,8 @@ def store_planes(p_high, p_low, o_entry, b_value, m_entry, SPLIT: tl.constexpr, 
         b_value = (b_bits & -65536).to(tl.float32, bitcast=True)
     b_high = b_value.to(p_high.dtype.element_ty)
     tl.store(p_high + o_entry, b_high, m_entry)
+    if p_again is not None:
+        tl.store(p_again + o_entry, b_high, m_entry)
     if SPLIT:
         tl.store(p_low + o_entry, (b_value - b_high.to(tl.float32)).to(p_low.dtype.element_ty), m_entry)
 
@@ -99,10 +102,7 @@ def rows_kernel(
     if p_high is not None:
         m_out = (o_row < out_rows)[:, None] & (o_channel < WIDTH)[None, :]
         o_out = o_row[:, None] * WIDTH + o_channel[None, :]
-        store_planes(p_high, p_low, o_out, b_x, m_out, SPLIT, ROUND)
-        if p_again is not None:
-            # Of split planes alone, which are fp16.
-            tl.store(p_again + o_out, (b_x * SPLIT_SCALE).to(p_again.dtype.element_ty), m_out)
+        store_planes(p_high, p_again, p_low, o_out, b_x, m_out, SPLIT, ROUND)
 
 
 def rounding(plane: torch.Tensor | None) -> bool:

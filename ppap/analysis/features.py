@@ -65,6 +65,7 @@ def prepare(config: Config, dataset: SegmentationDataset, device: torch.device) 
         clusters = dataset.classes + config.train.extra_clusters
         choices, condition = look_and_choose(config, net, looked_at, device, clusters)
     net.condition = None if condition is None else condition.to(device)
+    net.train()  # whoever looked left it in evaluation mode
     return Prepared(net, with_choices(config, choices), choices, source)
 
 

@@ -1,9 +1,10 @@
 """The same probes on several codes: what a method is worth, apart from the noise of its probes.
 
 Every row (plain colours, frozen features, a fixed threshold, PPAP) gets the same treatment: the codes of the
-training images are computed once, a linear probe and several cluster probes are trained on them with the same
-steps, rate, batches and seed, and of the cluster probes the one with the least probe loss is kept. Labels
-choose nothing; they train the linear probe, match clusters to classes, and score.
+training images are computed once, a linear probe is trained on them with the same steps, rate, batches and
+seed, and clusters are found in them as ``eval.cluster_init`` says: of several cluster probes trained like it
+the one with the least loss, or fitted centres, from several seeds if ``compare.clusterings`` asks for a mean
+score. Labels choose nothing; they train the linear probe, match clusters to classes, and score.
 
 Legend: n training images, B images, D channels, h w patch grid, H W pixels.
 """

@@ -118,13 +118,9 @@ def evaluate(
         result, *others = evaluate_each(code_of, [probes, *further], dataset, config, **passing)
         return replace(result, clusterings=[other.plain["cluster"] for other in others])
     counts, counts_of_others = _counts(probes, dataset), [_counts(pair, dataset) for pair in further]
-    batches = _counting(
-        _batches(code_of, dataset, config.batch_size, device, workers, should_stop),
-        further,
-        patch_size,
-        counts_of_others,
-        device,
-    )
+    batches = _batches(code_of, dataset, config.batch_size, device, workers, should_stop)
+    if further:
+        batches = _counting(batches, further, patch_size, counts_of_others, device)
     picture, where = _picture_source(dataset, config.crf_image), crf_device(config.crf, device)
     tasks = _crf_tasks(batches, probes, patch_size, counts, picture, where)
 

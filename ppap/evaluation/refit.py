@@ -30,8 +30,8 @@ def refit_clusters(
 ) -> list[dict[str, float]]:
     """Scores of one fresh cluster probe per seed, fitted to the code of the training images.
 
-    Steps, rate and batches are those of the comparison; each probe is a single start, so that its noise is
-    seen whole.
+    Steps, rate and batches are those of the comparison, where probes are trained; each is a single start, so
+    that its noise is seen whole.
 
     Args:
         code_of: images -> code.
@@ -40,13 +40,14 @@ def refit_clusters(
         source: training images to fit to, or their cached features.
         val: labelled validation images.
         config: of the run.
-        seeds: of initial weights and batches, one per probe.
+        seeds: of all that is drawn for a probe, one each.
 
     Returns:
         Per seed ``cluster_accuracy`` and ``cluster_miou`` [%], without CRF.
 
     Raises:
         NumberError: the code is not finite.
+        DataError: fewer patches than clusters.
     """
     one_start = replace(config, compare=replace(config.compare, starts=1))
     patch = engine.net.backbone.patch_size

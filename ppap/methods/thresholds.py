@@ -52,9 +52,11 @@ class NegativeSizes:
         rel = self.relations
         # A patch is a negative where its cosine to the proxy, less what the walk added to psi, is below psi0.
         self.margins = torch.empty(len(anchors), len(patches), device=patches.device)
-        for rows in torch.arange(len(anchors), device=patches.device).split(_ROWS):
-            sim = torch.mm(rel.proxies[rows], rel.features.T, out=self.margins[rows[0] : rows[-1] + 1])
-            sim.masked_fill_(sim > rel.phi[rows, None], torch.inf).sub_(rel.psi[rows, None])
+        for first in range(0, len(anchors), _ROWS):
+            rows = slice(first, first + _ROWS)
+            sim = torch.mm(rel.proxies[rows], rel.features.T, out=self.margins[rows])
+            positive = sim > rel.phi[rows, None]
+            sim.sub_(rel.psi[rows, None]).masked_fill_(positive, torch.inf)
         self.margins[torch.arange(len(anchors), device=patches.device), anchors] = torch.inf
 
     def share(self, psi0: float) -> float:

@@ -1,5 +1,5 @@
-"""k-means of patches by cosine, average linkage of its centres, both scikit-learn's, and what they say of
-features without labels.
+"""k-means of patches by cosine (scikit-learn's), average linkage of its centres (SciPy's), and what clusters
+say of features without labels.
 
 Legend: n rows, D channels, K clusters.
 """
@@ -18,9 +18,12 @@ from ppap.runs.randomness import drawn_order
 ROWS = 2**15
 """Rows at most that centres are fitted to, drawn with the seed; thousands for every cluster."""
 
-
 FINE = 4
 """Centres of k-means for each cluster, which average linkage merges."""
+
+LEAST = 0.2
+"""Rows that make a group a cluster [average clusters]."""
+
 _SCORED = 2**12  # rows that are scored: seconds for the widest backbones
 
 
@@ -62,7 +65,8 @@ def linked_clusters(rows: Tensor, clusters: int, *, seed: int = 0) -> Clusters:
 
     k-means divides the rows into parts of much the same size, so that a large class takes several clusters
     and small ones share theirs. Here the parts are small to begin with, and those join that are alike,
-    however many rows that makes.
+    however many rows that makes. The tree of joints is cut where K groups have ``LEAST`` of an average
+    cluster's rows; what lies apart in smaller groups makes no cluster of its own.
 
     Args:
         rows: (n, D) of any norm; more than ``ROWS`` are thinned out at random.
@@ -70,28 +74,47 @@ def linked_clusters(rows: Tensor, clusters: int, *, seed: int = 0) -> Clusters:
         seed: of all that is drawn.
 
     Returns:
-        Of each cluster the direction of its unit rows' mean; rows belong to the nearest of them, which moves
-        few of them.
+        Of each cluster the direction of its unit rows' mean, and the rows that are nearest to it.
 
     Raises:
         DataError: fewer rows than clusters.
     """
-    from sklearn.cluster import AgglomerativeClustering
-
     unit = _thinned(rows, clusters, seed)
     fine = min(FINE * clusters, len(unit))
     means, labels = _kmeans(unit, fine, 1, seed)
-    parts = torch.bincount(labels, minlength=fine)
-    if clusters > 1:
-        centres = F.normalize(means.double(), dim=1)
-        # Distances are given, since a centre of rows that are 0 has no direction.
-        linked = AgglomerativeClustering(clusters, metric="precomputed", linkage="average")
-        owner = torch.from_numpy(linked.fit_predict((1 - centres @ centres.T).clamp(min=0).numpy()))
-    else:
-        owner = torch.zeros(fine, dtype=torch.int64)
-    sums = torch.zeros(clusters, means.shape[1]).index_add_(0, owner, means * parts[:, None])
-    sizes = torch.zeros(clusters, dtype=torch.int64).index_add_(0, owner, parts)
-    return Clusters(F.normalize(sums, dim=1), sizes)
+    sizes = torch.bincount(labels, minlength=fine)
+    owner = _grouped(F.normalize(means.double(), dim=1), sizes, clusters)
+    kept = owner >= 0
+    # Where there are fewer distinct rows than parts, one without rows has a direction, but no weight.
+    weighted = means[kept] * sizes[kept, None].clamp(min=1e-6)
+    centres = F.normalize(torch.zeros(clusters, means.shape[1]).index_add_(0, owner[kept], weighted), dim=1)
+    nearest = (torch.from_numpy(unit) @ centres.T).argmax(dim=1)
+    return Clusters(centres, torch.bincount(nearest, minlength=clusters))
+
+
+def _grouped(centres: Tensor, sizes: Tensor, clusters: int) -> Tensor:
+    """Group 0 .. K - 1 of each part, or -1 where it belongs to none: see :func:`linked_clusters`.
+
+    Args:
+        centres: (M, D) float64, unit or 0, M >= K.
+        sizes: (M,) int64 rows of each part.
+        clusters: K.
+    """
+    from scipy.cluster.hierarchy import cut_tree, linkage
+    from scipy.spatial.distance import squareform
+
+    if clusters == 1 or len(centres) == clusters:
+        return torch.arange(len(centres)).clamp(max=clusters - 1)
+    distances = (1 - centres @ centres.T).clamp(min=0).fill_diagonal_(0).numpy()
+    tree = linkage(squareform(distances, checks=False), "average")
+    counts = range(clusters, min(2 * clusters, len(centres)) + 1)
+    cuts = [torch.from_numpy(cut).long() for cut in cut_tree(tree, counts).T]
+    rows = [torch.zeros(int(cut.max()) + 1, dtype=torch.int64).index_add_(0, cut, sizes) for cut in cuts]
+    enough = [int((own >= LEAST * sizes.sum() / clusters).sum()) >= clusters for own in rows]
+    chosen = enough.index(True) if any(enough) else 0
+    largest = rows[chosen].argsort(descending=True, stable=True)[:clusters]
+    group = torch.full((counts[chosen],), -1).index_copy_(0, largest, torch.arange(clusters))
+    return group[cuts[chosen]]
 
 
 def _thinned(rows: Tensor, clusters: int, seed: int) -> np.ndarray:

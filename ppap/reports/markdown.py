@@ -154,7 +154,8 @@ _POSITIVES_TEXT = (
 def comparison_lines(config: Config, results: Sequence[Mapping[str, Mapping[str, float]]]) -> list[str]:
     """The table of one or more seeds, and how it was made."""
     compare, lines = config.compare, table(results)
-    if all("crf/cluster_miou" in row for row in results[0].values()):
+    with_crf = all("crf/cluster_miou" in row for row in results[0].values())
+    if with_crf:
         lines += ["", *table(results, crf=True)]
     if len(results) > 1:
         lines += ["", f"Mean ± standard deviation of {len(results)} seeds."]
@@ -164,7 +165,8 @@ def comparison_lines(config: Config, results: Sequence[Mapping[str, Mapping[str,
         "random": f"of {compare.starts} cluster probes the one with the least loss",
     }[config.eval.cluster_init]
     if compare.clusterings > 1 and config.eval.cluster_init != "random":
-        clusters += f", mean score of {compare.clusterings} clusterings (with CRF: of the first)"
+        clusters += f", mean score of {compare.clusterings} clusterings"
+        clusters += " (with CRF: of the first)" if with_crf else ""
     lines += [
         "",
         f"Every row's probes: {compare.steps} steps of {compare.batch_size} images, Adam from {compare.lr:g} "
