@@ -75,15 +75,22 @@ def test_cluster_scores_are_means_over_clusterings(tmp_path, init, crf):
     three = tiny_run(tmp_path / "three", *options, "--compare.clusterings=3")
     first, record = (json.loads((run / "comparison.json").read_text()) for run in (one, three))
     scores = record["scores"]["frozen"]
-    every = [scores["plain"]["cluster"], *scores["clusterings"]]
+    other = {"kmeans": "linkage", "linkage": "kmeans"}[init]
+    assert {name: len(found) for name, found in scores["clusterings"].items()} == {"": 2, other: 3}
+    every = [scores["plain"]["cluster"], *scores["clusterings"][""]]
     assert len({score["miou"] for score in every}) > 1, "of several seeds"
     assert scores["plain"] == first["scores"]["frozen"]["plain"], "the first is that of a run with one alone"
     assert scores["crf"] == first["scores"]["frozen"]["crf"]
     for key in ("miou", "accuracy"):
         mean = float(np.mean([score[key] for score in every]))
         assert record["summary"]["frozen"][f"cluster_{key}"] == pytest.approx(mean)
+        mean = float(np.mean([score[key] for score in scores["clusterings"][other]]))
+        assert record["summary"]["frozen"][f"{other}/cluster_{key}"] == pytest.approx(mean)
     assert "mean score of 3 clusterings" in (three / "report.md").read_text()
     assert "mean score" not in (one / "report.md").read_text()
+    title = comparison.FITTED[other]
+    head = f"| [%] | cluster accuracy | cluster mIoU | the same by {title} | linear accuracy |"
+    assert head in (three / "report.md").read_text() and title not in first["summary"]["frozen"]
 
 
 def test_cached_features_give_the_same_rows(run, tmp_path):

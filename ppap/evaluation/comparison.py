@@ -11,7 +11,7 @@ Legend: n training images, B images, D channels, h w patch grid, H W pixels.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from ppap.runs.randomness import own_randomness
 from ppap.settings.config import Config
 from ppap.stopping import each
 
+FITTED: dict[Literal["kmeans", "linkage"], str] = {"kmeans": "k-means", "linkage": "average linkage"}
+"""Ways of ``eval.cluster_init`` to find clusters in finished codes -> what a report calls them."""
 BatchCode = Callable[[dict[str, Tensor]], Tensor]
 """Batch of images or of cached tokens -> code (B, D, h, w)."""
 
@@ -155,9 +157,9 @@ def _probes(
     engine: Engine,
     config: Config,
     should_stop: Callable[[], bool],
-) -> tuple[tuple[ClusterProbe, LinearProbe], list[ClusterProbe]]:
-    """Both probes, and the further clusterings of ``compare.clusterings``."""
-    settings, seed = config.compare, config.train.seed
+) -> tuple[tuple[ClusterProbe, LinearProbe], dict[str, list[ClusterProbe]]]:
+    """Both probes, and further clusterings: see ``compare.clusterings``."""
+    settings, seed, init = config.compare, config.train.seed, config.eval.cluster_init
     with own_randomness():
         codes, labels = codes_of(batch_code, source, settings.images, config, should_stop)
         probes = fit_probes(
@@ -170,14 +172,19 @@ def _probes(
             device=engine.device,
             should_stop=should_stop,
         )
-        further = []
-        for i in each(range(1, settings.clusterings if config.eval.cluster_init != "random" else 1)):
-            further.append(fitted_clusters(codes, classes, config, further_seed(seed, i), engine.device))
+        further: dict[str, list[ClusterProbe]] = {}
+        for name in (name for name in FITTED if init in FITTED and settings.clusterings > 1):
+            other = replace(config, eval=replace(config.eval, cluster_init=name))
+            numbers = range(name == init, settings.clusterings)
+            seeds = [further_seed(seed, number) for number in each(numbers)]
+            further["" if name == init else name] = [
+                fitted_clusters(codes, classes, other, one, engine.device) for one in seeds
+            ]
     return probes, further
 
 
 def further_seed(seed: int, number: int) -> int:
-    """Of a further clustering, `number` 1 and up: apart from those of runs whose seeds follow each other."""
+    """Of clustering `number`, 0 the first: apart from those of runs whose seeds follow each other."""
     return seed + 1_000 * number
 
 
@@ -345,8 +352,12 @@ def table(results: Sequence[Mapping[str, Mapping[str, float]]], *, crf: bool = F
         results: one per seed: row name -> :meth:`Evaluation.summary`.
         crf: the scores with CRF instead of those without.
     """
-    heads = ("cluster accuracy", "cluster mIoU", "linear accuracy", "linear mIoU")
+    heads = ["cluster accuracy", "cluster mIoU", "linear accuracy", "linear mIoU"]
     cells = [("crf/" if crf else "") + head.lower().replace(" ", "_") for head in heads]
+    for name, title in () if crf else FITTED.items():
+        if any(f"{name}/cluster_miou" in scores for result in results for scores in result.values()):
+            heads.insert(2, f"the same by {title}")
+            cells.insert(2, f"{name}/cluster_miou")
     title = "with CRF [%]" if crf else "[%]"
     lines = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for name in (name for name in TITLES if name in results[0]):

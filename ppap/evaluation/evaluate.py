@@ -4,9 +4,10 @@ Legend: B images, D channels, h w patch grid, H W pixels, C classes, K clusters.
 published: the code is resized to the image, then probed; metrics are computed at the validation crop's size.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -55,27 +56,31 @@ class Evaluation:
     """What a reader must know, such as why there are no scores with CRF."""
     counts: dict[str, ConfusionMatrix] = field(default_factory=dict, compare=False, repr=False)
     """``cluster``, ``linear``, ``crf/cluster`` ... -> pixels of each prediction and class."""
-    clusterings: list[Scores] = field(default_factory=list)
-    """Of further cluster probes, without CRF; the summary has the mean over them and the first one."""
+    clusterings: dict[str, list[Scores]] = field(default_factory=dict)
+    """Of further cluster probes, without CRF, by name: of "" the summary has the mean over them and the first
+    one, of others the mean over them alone."""
 
     def summary(self) -> dict[str, float]:
-        """Flat numbers [%], such as ``cluster_miou`` and ``crf/linear_accuracy``."""
+        """Flat numbers [%], such as ``cluster_miou``, ``crf/linear_accuracy``, ``linkage/cluster_miou``."""
         flat = {}
         for prefix, scores in (("", self.plain), ("crf/", self.crf)):
             for probe, score in scores.items():
                 flat[f"{prefix}{probe}_miou"] = score.miou
                 flat[f"{prefix}{probe}_accuracy"] = score.accuracy
-        if self.clusterings:
-            every = [self.plain["cluster"], *self.clusterings]
-            flat["cluster_miou"] = fmean(scores.miou for scores in every)
-            flat["cluster_accuracy"] = fmean(scores.accuracy for scores in every)
+        for name, scores in self.clusterings.items():
+            every = scores if name else [self.plain["cluster"], *scores]
+            prefix = f"{name}/" if name else ""
+            flat[f"{prefix}cluster_miou"] = fmean(score.miou for score in every)
+            flat[f"{prefix}cluster_accuracy"] = fmean(score.accuracy for score in every)
         return flat
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain containers for JSON."""
         parts = {"plain": self.plain, "crf": self.crf}
         out = {part: {k: asdict(score) for k, score in scores.items()} for part, scores in parts.items()}
-        out["clusterings"] = [asdict(score) for score in self.clusterings]
+        out["clusterings"] = {
+            k: [asdict(score) for score in scores] for k, scores in self.clusterings.items()
+        }
         out["majority_vote"] = asdict(self.majority) if self.majority else None
         return {**out, "empty_clusters": self.empty_clusters, "notes": self.notes}
 
@@ -90,7 +95,7 @@ def evaluate(
     device: torch.device,
     workers: int | None = 0,
     should_stop: Callable[[], bool] = lambda: False,
-    clusterings: Sequence[ClusterProbe] = (),
+    clusterings: Mapping[str, Sequence[ClusterProbe]] = MappingProxyType({}),
 ) -> Evaluation:
     """Measure the probes on all images of a labelled dataset; ranks share them, and have the same result.
 
@@ -104,7 +109,7 @@ def evaluate(
         device: where images go.
         workers: loader processes; None = one for each core, at most 8.
         should_stop: asked after each batch; True ends the evaluation with InterruptedError.
-        clusterings: further cluster probes, which are measured without CRF.
+        clusterings: further cluster probes, which are measured without CRF, see :class:`Evaluation`.
 
     Raises:
         UsageError: the CRF cannot run on `device`.
@@ -112,11 +117,13 @@ def evaluate(
         NumberError: the code is not finite.
     """
     require_crf(config.crf, device)
-    further: list[tuple[ClusterProbe, None]] = [(probe, None) for probe in clusterings]
+    further: list[tuple[ClusterProbe, None]] = [
+        (probe, None) for several in clusterings.values() for probe in several
+    ]
     if config.crf == "none":
         passing = {"patch_size": patch_size, "device": device, "workers": workers, "should_stop": should_stop}
         result, *others = evaluate_each(code_of, [probes, *further], dataset, config, **passing)
-        return replace(result, clusterings=[other.plain["cluster"] for other in others])
+        return replace(result, clusterings=_by_name(clusterings, others))
     counts, counts_of_others = _counts(probes, dataset), [_counts(pair, dataset) for pair in further]
     batches = _batches(code_of, dataset, config.batch_size, device, workers, should_stop)
     if further:
@@ -131,8 +138,16 @@ def evaluate(
 
     together(count)
     without = replace(config, crf="none")
-    others = [_evaluation(own, dataset, without).plain["cluster"] for own in counts_of_others]
-    return replace(_evaluation(counts, dataset, config), clusterings=others)
+    others = [_evaluation(own, dataset, without) for own in counts_of_others]
+    return replace(_evaluation(counts, dataset, config), clusterings=_by_name(clusterings, others))
+
+
+def _by_name(
+    clusterings: Mapping[str, Sequence[ClusterProbe]], evaluations: Sequence[Evaluation]
+) -> dict[str, list[Scores]]:
+    """Scores of the cluster probes, which stand in the same order in both."""
+    scores = iter(one.plain["cluster"] for one in evaluations)
+    return {name: [next(scores) for _ in probes] for name, probes in clusterings.items()}
 
 
 def evaluate_each(

@@ -5,7 +5,7 @@ from typing import Any
 
 from ppap.data import SegmentationDataset
 from ppap.escaping import markdown, visible
-from ppap.evaluation.comparison import Row, table
+from ppap.evaluation.comparison import FITTED, Row, table
 from ppap.evaluation.evaluate import Evaluation
 from ppap.methods.engine import Engine
 from ppap.nets.clustering import FINE
@@ -132,12 +132,9 @@ _OWN_IMAGES = (
 )
 
 
-_FITTED = {"kmeans": "k-means", "linkage": "average linkage"}
-
-
 def _scores_text(config: Config) -> str:
-    how = _FITTED.get(config.eval.cluster_init)
-    clusters = f"the clusters of {how} on its code" if how else "clusters"
+    init = config.eval.cluster_init
+    clusters = "clusters" if init == "random" else f"the clusters of {FITTED[init]} on its code"
     return (
         f"Of the linear probe that was trained along with the network and {clusters}, as `ppap eval` "
         "measures them. The comparison, where there is one, fits probes of its own to every row."

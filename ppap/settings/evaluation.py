@@ -119,7 +119,8 @@ class CompareConfig:
     --eval.cluster-init linkage, which starts once."""
     clusterings: int = 1
     """Clusterings of every row, from other seeds, whose mean score the table has where --eval.cluster-init is
-    kmeans or linkage: a single one may lie several points off. With CRF and in pictures: the first."""
+    kmeans or linkage: a single one may lie several points off. With more than one, the other way stands
+    beside it. With CRF and in pictures: the first."""
 
     def __post_init__(self) -> None:
         check_field(len(set(self.rows)) == len(self.rows), "compare.rows", self.rows, "name each row once")
