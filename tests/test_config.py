@@ -32,7 +32,7 @@ def test_the_folder_preset_leaves_to_the_data_what_depends_on_it():
     config = preset("folder")
     assert (config.model.condition, config.loss.phi0, config.loss.psi0) == ("auto", "auto", "auto")
     assert (config.optim.lr, config.optim.projection_lr) == ("auto", 1e-3)
-    assert (config.eval.cluster_init, config.train.least_steps) == ("kmeans", 400)
+    assert (config.eval.cluster_init, config.train.least_steps) == ("linkage", 400)
 
 
 def test_the_preset_of_vits16_has_the_published_values():

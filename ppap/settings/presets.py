@@ -54,9 +54,9 @@ def folder() -> Config:
         optim=OptimConfig(
             name="adamw", lr="auto", projection_lr=1e-3, weight_decay=0.01, linear_lr=5e-3, cluster_lr=5e-3
         ),
-        eval=EvalConfig(cluster_init="kmeans"),
+        eval=EvalConfig(cluster_init="linkage"),
         # Wide features need a gentler, longer linear probe: at a rate of 0.05 all rows lose 4 points of mIoU.
-        # One clustering of 21 lies 2 points from the next (docs/results/what-decides.md): means of five.
+        # One clustering lies 2 points from the next (docs/results/what-decides.md): means of five.
         compare=CompareConfig(
             rows=("frozen", "conditioned", "ppap"), starts=3, clusterings=5, steps=600, lr=0.005
         ),
