@@ -89,7 +89,7 @@ def test_cluster_scores_are_means_over_clusterings(tmp_path, init, crf):
     assert "mean score of 3 clusterings" in (three / "report.md").read_text()
     assert "mean score" not in (one / "report.md").read_text()
     title = comparison.FITTED[other]
-    head = f"| [%] | cluster accuracy | cluster mIoU | the same by {title} | linear accuracy |"
+    head = f"| [%] | cluster accuracy | cluster mIoU | cluster mIoU by {title} | linear accuracy |"
     assert head in (three / "report.md").read_text() and title not in first["summary"]["frozen"]
 
 

@@ -137,7 +137,7 @@ def test_refitted_probes_show_their_noise(run, tmp_path, capsys):
     options = ["--refit-clusters=3", "--eval.crf=none", f"--out={tmp_path / 'a.json'}"]
     main([str(run), *options])
     text = capsys.readouterr().out
-    assert "| mean of 3 refitted |" in text and "| the checkpoint's own |" in text
+    assert "| mean of 3 refitted |" in text and "| as scored above |" in text
     refit = json.loads((tmp_path / "a.json").read_text())["refit_clusters"]
     assert refit["seeds"] == [1, 2, 3]
     values = refit["cluster_miou"]["values"]

@@ -356,7 +356,7 @@ def table(results: Sequence[Mapping[str, Mapping[str, float]]], *, crf: bool = F
     cells = [("crf/" if crf else "") + head.lower().replace(" ", "_") for head in heads]
     for name, title in () if crf else FITTED.items():
         if any(f"{name}/cluster_miou" in scores for result in results for scores in result.values()):
-            heads.insert(2, f"the same by {title}")
+            heads.insert(2, f"cluster mIoU by {title}")
             cells.insert(2, f"{name}/cluster_miou")
     title = "with CRF [%]" if crf else "[%]"
     lines = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ppap.data import SegmentationDataset
-from ppap.evaluation.comparison import BatchCode, codes_of, fit_probes, fitted_clusters
+from ppap.evaluation.comparison import FITTED, BatchCode, codes_of, fit_probes, fitted_clusters
 from ppap.evaluation.evaluate import CodeOf, evaluate_each
 from ppap.methods.engine import Engine
 from ppap.nets.probes import ClusterProbe, LinearProbe
@@ -93,15 +93,16 @@ def refit_table(
         ("standard deviation", lambda key: spread[key]["std"]),
         ("least", lambda key: spread[key]["min"]),
         ("largest", lambda key: spread[key]["max"]),
-        ("the checkpoint's own", lambda key: own[key]),
+        ("as scored above", lambda key: own[key]),
     ):
         cells = ["-" if of(key) is None else f"{of(key):.2f}" for key in _COLUMNS]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Each refitted probe: clusters from another seed on the finished code, without CRF."
-        if config.eval.cluster_init != "random"
-        else f"Each refitted probe: {settings.steps} steps of {settings.batch_size} images on the finished "
-        f"code, Adam from {settings.lr:g} to 0, without CRF. The checkpoint's own was trained along with it.",
-    ]
-    return lines
+    if config.eval.cluster_init == "random":
+        how = (
+            f"{settings.steps} steps of {settings.batch_size} images on the finished code, Adam from "
+            f"{settings.lr:g} to 0, without CRF. The checkpoint's own was trained along with it."
+        )
+    else:
+        title = FITTED[config.eval.cluster_init]
+        how = f"clusters by {title} from another seed on the finished code, without CRF."
+    return [*lines, "", f"Each refitted probe: {how}"]

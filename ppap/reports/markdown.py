@@ -158,7 +158,7 @@ def comparison_lines(config: Config, results: Sequence[Mapping[str, Mapping[str,
         lines += ["", f"Mean ± standard deviation of {len(results)} seeds."]
     clusters = {
         "kmeans": f"clusters by k-means, the best of {compare.starts} starts",
-        "linkage": f"clusters by k-means with {FINE} centres for each, merged by average linkage",
+        "linkage": f"clusters by average linkage of {FINE} times as many small ones that k-means finds",
         "random": f"of {compare.starts} cluster probes the one with the least loss",
     }[config.eval.cluster_init]
     if compare.clusterings > 1 and config.eval.cluster_init != "random":

@@ -53,7 +53,7 @@ class MeasureOptions:
     """Training steps of the probes with --frozen; None = as many as the checkpoint was trained."""
     refit_clusters: int = 0
     """Fit this many fresh cluster probes, each with a seed of its own, to the finished code, and show how far
-    their scores lie apart; 0 = off. They are fitted as those of --compare are."""
+    their scores lie apart; 0 = off. They are fitted as the comparison's are."""
     names: str | None = None
     """names.json of `ppap atlas`: also show the scores of its names, where every cluster counts as the class
     that it is called, and one that is ignored or called otherwise as wrong."""
