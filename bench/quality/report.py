@@ -125,7 +125,7 @@ COLOURS = {
 
 
 def draw(path: Path, results: Mapping[str, Rows]) -> None:
-    """Bars of the cluster mIoU with standard deviations, a group per data set."""
+    """Bars of the cluster mIoU, with standard deviations of several seeds, a group per data set."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -137,7 +137,9 @@ def draw(path: Path, results: Mapping[str, Rows]) -> None:
     for place, row in enumerate(names):
         shown = [(i, rows[row]) for i, rows in enumerate(results.values()) if row in rows]
         found = [mean_and_deviation(values(seeds)) for _, seeds in shown]
-        means, spread = [mean for mean, _ in found], [deviation or 0.0 for _, deviation in found]
+        # An error bar of length 0 would look like certainty: a single seed has none.
+        means = [mean for mean, _ in found]
+        spread = [np.nan if deviation is None else deviation for _, deviation in found]
         left = [i - 0.425 + width * (place + 0.5) for i, _ in shown]
         axis.bar(
             left,
