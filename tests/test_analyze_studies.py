@@ -240,6 +240,10 @@ def test_means_and_missing_values():
     assert mean_and_deviation([1.0, None, 3.0]) == (2.0, pytest.approx(2**0.5))
     assert mean_and_deviation([4.0]) == (4.0, None) and mean_and_deviation([None]) is None
     assert score_lines({"a": [{}]})[-1] == "| a | - | - | - | - |"
+    both = score_lines({"a": [{"cluster_miou": 3.0, "kmeans/cluster_miou": 2.0}], "b": [{}]})
+    assert both[0].endswith("| linear mIoU | cluster mIoU by k-means |")
+    assert both[2:] == ["| a | - | 3.0 | - | - | 2.0 |", "| b | - | - | - | - | - |"]
+    assert "k-means" not in score_lines({"a": [{"kmeans/cluster_miou": 2.0}]}, crf=True)[0]
 
 
 def test_runs_side_by_side(runs, tmp_path):

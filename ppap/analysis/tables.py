@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ppap.evaluation.comparison import FITTED
+
 SCORES = ("cluster_accuracy", "cluster_miou", "linear_accuracy", "linear_miou")
 """Keys of a summary of scores, in the order of the paper's tables; with CRF they begin with ``crf/``."""
 
@@ -41,19 +43,24 @@ def score_lines(
 ) -> list[str]:
     """A Markdown table: a row per name, the four scores as mean ± deviation over its runs.
 
+    Without CRF the mIoU by the other way to find clusters stands behind them, where runs have it.
+
     Args:
         rows: name -> summaries of its runs.
         crf: the scores with CRF.
         extra: further columns: head -> row name -> text.
     """
     extra = extra or {}
-    heads = [*(name.replace("_", " ").replace("miou", "mIoU") for name in SCORES), *extra]
+    measured = {key for seeds in rows.values() for summary in seeds for key in summary}
+    others = {f"{init}/cluster_miou": f"cluster mIoU by {title}" for init, title in FITTED.items()}
+    others = {key: head for key, head in others.items() if key in measured and not crf}
+    heads = [*(name.replace("_", " ").replace("miou", "mIoU") for name in SCORES), *others.values(), *extra]
     lines = [
         f"| {'with CRF [%]' if crf else '[%]'} | " + " | ".join(heads) + " |",
         "|---|" + "---:|" * len(heads),
     ]
     for name, seeds in rows.items():
-        keys = [f"crf/{key}" if crf else key for key in SCORES]
+        keys = [*(f"crf/{key}" if crf else key for key in SCORES), *others]
         cells = [spread_text([summary.get(key) for summary in seeds]) for key in keys]
         cells += [column.get(name, "") for column in extra.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
