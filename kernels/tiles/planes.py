@@ -156,7 +156,7 @@ def raw_product(left: Planes, right: Planes) -> torch.Tensor:
     """
     columns = slice(left.width)
     out = product(left.stack.flatten(0, 1)[:, columns], right.high[: right.rows])
-    if left.split and right.low is not None:
+    if right.low is not None:
         add_product(out[: left.rows], left.high[: left.rows, columns], right.low[: right.rows])
     return out.view(*left.stack.shape[:2], -1)
 
@@ -179,6 +179,6 @@ def add_transposed_product(
         target = product(both.T, same, target)
     else:
         add_product(target, both.T, same)
-    if left.split and right.low is not None:
+    if right.low is not None:
         add_product(target, left.high[:, columns].T, right.low)
     return target

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ppap.evaluation.comparison import FITTED
+from ppap.evaluation.comparison import other_ways
 
 SCORES = ("cluster_accuracy", "cluster_miou", "linear_accuracy", "linear_miou")
 """Keys of a summary of scores, in the order of the paper's tables; with CRF they begin with ``crf/``."""
@@ -51,9 +51,7 @@ def score_lines(
         extra: further columns: head -> row name -> text.
     """
     extra = extra or {}
-    measured = {key for seeds in rows.values() for summary in seeds for key in summary}
-    others = {f"{init}/cluster_miou": f"cluster mIoU by {title}" for init, title in FITTED.items()}
-    others = {key: head for key, head in others.items() if key in measured and not crf}
+    others = {} if crf else other_ways(summary for seeds in rows.values() for summary in seeds)
     heads = [*(name.replace("_", " ").replace("miou", "mIoU") for name in SCORES), *others.values(), *extra]
     lines = [
         f"| {'with CRF [%]' if crf else '[%]'} | " + " | ".join(heads) + " |",

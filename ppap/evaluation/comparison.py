@@ -9,7 +9,7 @@ score. Labels choose nothing; they train the linear probe, match clusters to cla
 Legend: n training images, B images, D channels, h w patch grid, H W pixels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -345,6 +345,13 @@ def colour_code(patch_size: int) -> CodeOf:
     return code_of
 
 
+def other_ways(summaries: Iterable[Mapping[str, float]]) -> dict[str, str]:
+    """Keys of the mIoU by other ways to find clusters than that of the runs -> heads of their columns."""
+    measured = {key for summary in summaries for key in summary}
+    keys = {f"{name}/cluster_miou": f"cluster mIoU by {title}" for name, title in FITTED.items()}
+    return {key: head for key, head in keys.items() if key in measured}
+
+
 def table(results: Sequence[Mapping[str, Mapping[str, float]]], *, crf: bool = False) -> list[str]:
     """Markdown table of the rows' scores, with mean and standard deviation over several seeds.
 
@@ -354,10 +361,9 @@ def table(results: Sequence[Mapping[str, Mapping[str, float]]], *, crf: bool = F
     """
     heads = ["cluster accuracy", "cluster mIoU", "linear accuracy", "linear mIoU"]
     cells = [("crf/" if crf else "") + head.lower().replace(" ", "_") for head in heads]
-    for name, title in () if crf else FITTED.items():
-        if any(f"{name}/cluster_miou" in scores for result in results for scores in result.values()):
-            heads.insert(2, f"cluster mIoU by {title}")
-            cells.insert(2, f"{name}/cluster_miou")
+    if not crf:
+        others = other_ways(scores for result in results for scores in result.values())
+        heads[2:2], cells[2:2] = others.values(), others
     title = "with CRF [%]" if crf else "[%]"
     lines = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for name in (name for name in TITLES if name in results[0]):
