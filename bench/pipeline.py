@@ -149,7 +149,7 @@ def stages(engine: Engine, data: Datasets, place: Path, images: int) -> Timed:
     def measured(crf: str) -> Callable[[], object]:
         chosen = replace(config.eval, crf=crf)
         workers = config.data.workers
-        return lambda: evaluate(engine.code, engine.probes, data.val, chosen, workers=workers, **size)
+        return lambda: evaluate(engine.code_of, engine.probes, data.val, chosen, workers=workers, **size)
 
     return {
         FORWARD: (forward, None),

@@ -106,12 +106,12 @@ def test_cached_features_give_the_same_rows(run, tmp_path):
 def test_variants_start_from_the_same_weights_and_see_the_same_batches(tmp_path):
     trainer = Trainer(*parse_arguments([*TINY, f"--train.out={tmp_path / 'run'}", "--train.steps=6"])[:3])
     trainer.run()
-    same = comparison.train_variant(trainer.config, trainer.training_set, trainer.engine, lambda: False)
+    same = comparison.train_variant(trainer.config, trainer.sources.train, trainer.engine, lambda: False)
     theirs = trainer.engine.weights()
     for name, value in same.weights().items():
         assert torch.equal(value, theirs[name]), name
     with pytest.raises(InterruptedError):
-        comparison.train_variant(trainer.config, trainer.training_set, trainer.engine, lambda: True)
+        comparison.train_variant(trainer.config, trainer.sources.train, trainer.engine, lambda: True)
 
 
 def test_settings_of_the_rows():

@@ -50,9 +50,9 @@ def scenes(count=7):
     return build_datasets(data, ("val",)).val
 
 
-def code_of(image):
+def code_of(batch):
     """A fixed map of images (B, 3, 32, 32) to a code (B, 12, 4, 4)."""
-    return F.pixel_unshuffle(F.avg_pool2d(image, 4), 2)
+    return F.pixel_unshuffle(F.avg_pool2d(batch["image"], 4), 2)
 
 
 def test_pixel_scores_are_those_of_the_resized_code():
@@ -184,9 +184,8 @@ def test_the_crf_may_see_the_published_picture():
     from ppap.evaluation.evaluate import _picture_source
 
     dataset = scenes(1)
-    sample = dataset[0]
-    original = _picture_source(dataset, "original")(0, sample["image"])
-    published = _picture_source(dataset, "published")(0, sample["image"])
+    original = _picture_source(dataset, "original")(0)
+    published = _picture_source(dataset, "published")(0)
     assert (original == dataset.pixels(0)).all()
     difference = original.astype(int) - torch.as_tensor(published).numpy().astype(int)
     assert set(np.unique(difference)) == {0, 1}, "truncation makes some values 1 too low"
@@ -321,9 +320,9 @@ def test_a_checkpoint_of_another_architecture(finished, tmp_path):
 def test_several_pairs_share_one_pass():
     passes = []
 
-    def counted(image):
-        passes.append(len(image))
-        return code_of(image)
+    def counted(batch):
+        passes.append(len(batch["image"]))
+        return code_of(batch)
 
     pairs = [probes(), (probes(seed=3)[0], None)]
     several = {"patch_size": 8, "device": torch.device("cpu")}

@@ -35,9 +35,9 @@ def scenes():
     return build_datasets(data, ("val",)).val
 
 
-def code_of(image):
+def code_of(batch):
     """A fixed map of images (B, 3, 32, 32) to a code (B, 12, 4, 4)."""
-    return F.pixel_unshuffle(F.avg_pool2d(image, 4), 2)
+    return F.pixel_unshuffle(F.avg_pool2d(batch["image"], 4), 2)
 
 
 def stated(dataset, probes, *, drop=False):
@@ -51,7 +51,7 @@ def stated(dataset, probes, *, drop=False):
     counts = [np.zeros((clusters, classes), np.int64), np.zeros((classes, classes), np.int64)]
     for i in range(len(dataset)):
         sample = dataset[i]
-        code = code_of(sample["image"][None])
+        code = code_of({"image": sample["image"][None]})
         code = F.interpolate(code, size=sample["label"].shape, mode="bilinear", align_corners=False)
         truth = sample["label"].numpy().ravel()
         for matrix, probe in zip(counts, probes, strict=True):

@@ -1,4 +1,4 @@
-"""Training from cached frozen tokens: equal to training from images, never from a stale or half-made one."""
+"""Training and validating from cached frozen tokens: as from images, never from stale or half-made ones."""
 
 import dataclasses
 import json
@@ -10,8 +10,10 @@ from PIL import Image
 
 from ppap.data import build_datasets
 from ppap.errors import DataError, NumberError
+from ppap.eval import main as evaluate
 from ppap.methods.engine import build_engine
 from ppap.nets.feature_cache import cache_features, frozen_of
+from ppap.nets.backbone import Backbone
 from ppap.settings.config import DataConfig, ModelConfig
 from tests.runs import make_folder, settled_demo, tiny_run
 
@@ -73,9 +75,29 @@ def test_training_agrees_with_and_without(tmp_path):
     # Threshold flips of rounded similarities are part of the difference.
     assert cached == pytest.approx(plain, rel=5e-3)
     assert losses(tiny_run(tmp_path / "again", *options)) == cached
-    assert len(list((tmp_path / "cache" / "features").iterdir())) == 1, (
-        "the second run read the first one's cache"
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 2, (
+        "the second run read the first one's caches, of training and of validation images"
     )
+
+
+def test_validation_and_rows_read_the_cache_and_eval_agrees(tmp_path, monkeypatch):
+    options = ["--data.cache-features", f"--data.cache-dir={tmp_path / 'cache'}", "--train.val-every=2"]
+    rows = ["--compare.rows", "frozen", "ppap"]
+    tiny_run(tmp_path / "first", *options, *rows)
+    passes = []
+    tokens = Backbone.tokens
+
+    def counted(self, x):
+        passes.append(len(x))
+        return tokens(self, x)
+
+    monkeypatch.setattr(Backbone, "tokens", counted)
+    again = tiny_run(tmp_path / "again", *options, *rows)
+    assert [images for images in passes if images > 1] == [4], "the four of the report's pictures alone"
+    evaluate([str(again), f"--out={tmp_path / 'scores.json'}", "--eval.crf=none"])
+    scores = json.loads((tmp_path / "scores.json").read_text())["summary"]
+    final = json.loads((again / "evaluation-final.json").read_text())["summary"]
+    assert {key: final[key] for key in scores} == scores
 
 
 def test_a_stopped_computation_goes_on(net, images, tmp_path, monkeypatch):

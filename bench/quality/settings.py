@@ -7,6 +7,7 @@ condition and probes.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from ppap.analysis.study import Cell
 from ppap.errors import UsageError, unknown_name
@@ -37,7 +38,13 @@ def data_sets(data: Path) -> list[str]:
     return found
 
 
-def base_config(data: Path, name: str, weights: str, steps: int = STEPS) -> Config:
+def base_config(
+    data: Path,
+    name: str,
+    weights: str,
+    steps: int = STEPS,
+    amp: Literal["auto", "off", "fp16", "bf16"] = "auto",
+) -> Config:
     """Settings of all runs on one data set.
 
     Args:
@@ -45,6 +52,7 @@ def base_config(data: Path, name: str, weights: str, steps: int = STEPS) -> Conf
         name: of the data set, a folder of `data`.
         weights: ``--model.weights``.
         steps: of a training.
+        amp: ``--optim.amp``.
 
     Raises:
         UsageError: there is no such folder.
@@ -65,6 +73,7 @@ def base_config(data: Path, name: str, weights: str, steps: int = STEPS) -> Conf
         # One view of an image, as in its settings for Potsdam, so that it trains on cached features like the
         # others; the warm-up is a third of the run.
         hp=HPConfig(consistency=0.0, warmup=steps // 3, renew_every=50),
+        optim=replace(config.optim, amp=amp),
         eval=replace(config.eval, crf="native", pictures=4),
         train=replace(config.train, batch_size=BATCH, steps=steps, save_every=0),
     )

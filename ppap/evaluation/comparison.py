@@ -23,11 +23,12 @@ from tqdm import tqdm
 from ppap.data import Datasets, EpochSampler, val_loader
 from ppap.data.loading import stream
 from ppap.errors import NumberError
-from ppap.evaluation.evaluate import CodeOf, Evaluation, evaluate
+from ppap.evaluation.evaluate import BatchCode, Evaluation, evaluate
 from ppap.methods.engine import Engine, build_engine
 from ppap.methods.finite import Skips
 from ppap.methods.table import TITLES
 from ppap.nets.clustering import cosine_kmeans, linked_clusters
+from ppap.nets.feature_cache import Sources
 from ppap.nets.model import patch_rows
 from ppap.nets.probes import ClusterProbe, LinearProbe
 from ppap.runs.randomness import own_randomness
@@ -36,8 +37,8 @@ from ppap.stopping import each
 
 FITTED: dict[Literal["kmeans", "linkage"], str] = {"kmeans": "k-means", "linkage": "average linkage"}
 """Ways of ``eval.cluster_init`` to find clusters in finished codes -> what a report calls them."""
-BatchCode = Callable[[dict[str, Tensor]], Tensor]
-"""Batch of images or of cached tokens -> code (B, D, h, w)."""
+CodeOf = Callable[[Tensor], Tensor]
+"""Images (B, 3, H, W) -> code (B, D, h, w)."""
 
 
 class Row(NamedTuple):
@@ -53,7 +54,7 @@ class Row(NamedTuple):
 def compare(
     config: Config,
     data: Datasets,
-    training_set: Dataset[dict[str, Any]],
+    sources: Sources,
     engine: Engine,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Row]:
@@ -62,7 +63,7 @@ def compare(
     Args:
         config: of the run; rows that need training repeat it with another method.
         data: the datasets; the validation images need labels.
-        training_set: what the run was trained on: ``data.train`` or its cached features.
+        sources: of the training and of the validation images.
         engine: the run's trained network, for the row of its method and for frozen.
         should_stop: asked between batches; True ends the comparison with InterruptedError.
 
@@ -79,10 +80,10 @@ def compare(
         if name == "conditioned" and engine.net.condition is None:
             tqdm.write(f"{TITLES[name]:<19} left out: --model.condition is none, so it is the row above")
             continue
-        code_of, batch_code, source = _row(name, config, data, training_set, engine, should_stop)
-        probes, clusterings = _probes(batch_code, source, data.train.classes, engine, config, should_stop)
+        code_of, batch_code, own = _row(name, config, data, sources, engine, should_stop)
+        probes, clusterings = _probes(batch_code, own.train, data.train.classes, engine, config, should_stop)
         scores = evaluate(
-            code_of,
+            batch_code,
             probes,
             data.val,
             config.eval,
@@ -90,6 +91,7 @@ def compare(
             device=engine.device,
             workers=config.data.workers,
             should_stop=should_stop,
+            source=own.val,
             clusterings=clusterings,
         )
         rows[name] = Row(code_of, probes, scores)
@@ -102,21 +104,21 @@ def _row(
     name: str,
     config: Config,
     data: Datasets,
-    training_set: Dataset[dict[str, Any]],
+    sources: Sources,
     engine: Engine,
     should_stop: Callable[[], bool],
-) -> tuple[CodeOf, BatchCode, Dataset[dict[str, Any]]]:
-    """Code of images, code of batches, and the dataset that gives these batches."""
+) -> tuple[CodeOf, BatchCode, Sources]:
+    """Code of images, code of batches, and what gives these batches."""
     if name == "colour":
         code_of = colour_code(engine.net.backbone.patch_size)
-        return code_of, lambda batch: code_of(batch["image"].to(engine.device)), data.train
+        return code_of, lambda batch: code_of(batch["image"].to(engine.device)), Sources(data.train, data.val)
     if name == "frozen":
-        return engine.frozen_code, engine.frozen_code_of, training_set
+        return engine.frozen_code, engine.frozen_code_of, sources
     if name == "conditioned":
-        return engine.conditioned_code, engine.conditioned_code_of, training_set
+        return engine.conditioned_code, engine.conditioned_code_of, sources
     if name != config.method:
-        engine = train_variant(variant(config, name), training_set, engine, should_stop)
-    return engine.code, engine.code_of, training_set
+        engine = train_variant(variant(config, name), sources.train, engine, should_stop)
+    return engine.code, engine.code_of, sources
 
 
 def variant(config: Config, method: str) -> Config:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from ppap.data import SegmentationDataset, val_loader
@@ -36,8 +36,8 @@ PROBES = ("cluster", "linear")
 _EXTRA = {"many-to-one": "each counts as its most frequent class", "left-out": "their pixels left out"}
 _PREFIXES = ("", "crf/")
 
-CodeOf = Callable[[Tensor], Tensor]
-"""Images (B, 3, H, W) -> code (B, D, h, w)."""
+BatchCode = Callable[[dict[str, Tensor]], Tensor]
+"""Batch of images or of cached tokens -> code (B, D, h, w)."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Evaluation:
 
 
 def evaluate(
-    code_of: CodeOf,
+    code_of: BatchCode,
     probes: tuple[ClusterProbe, LinearProbe | None],
     dataset: SegmentationDataset,
     config: EvalConfig,
@@ -95,12 +95,13 @@ def evaluate(
     device: torch.device,
     workers: int | None = 0,
     should_stop: Callable[[], bool] = lambda: False,
+    source: Dataset[dict[str, Any]] | None = None,
     clusterings: Mapping[str, Sequence[ClusterProbe]] = MappingProxyType({}),
 ) -> Evaluation:
     """Measure the probes on all images of a labelled dataset; ranks share them, and have the same result.
 
     Args:
-        code_of: images on `device` -> code; called without gradient.
+        code_of: batch of `source` -> code on `device`; called without gradient.
         probes: cluster and linear probe, on `device`; a linear probe that never saw a label is None, and has
             no scores.
         dataset: labelled images.
@@ -109,6 +110,7 @@ def evaluate(
         device: where images go.
         workers: loader processes; None = one for each core, at most 8.
         should_stop: asked after each batch; True ends the evaluation with InterruptedError.
+        source: what is read in place of the images: their cached features; None = the images.
         clusterings: further cluster probes, which are measured without CRF, see :class:`Evaluation`.
 
     Raises:
@@ -121,11 +123,12 @@ def evaluate(
         (probe, None) for several in clusterings.values() for probe in several
     ]
     if config.crf == "none":
+        pairs = [probes, *further]
         passing = {"patch_size": patch_size, "device": device, "workers": workers, "should_stop": should_stop}
-        result, *others = evaluate_each(code_of, [probes, *further], dataset, config, **passing)
+        result, *others = evaluate_each(code_of, pairs, dataset, config, source=source, **passing)
         return replace(result, clusterings=_by_name(clusterings, others))
     counts, counts_of_others = _counts(probes, dataset), [_counts(pair, dataset) for pair in further]
-    batches = _batches(code_of, dataset, config.batch_size, device, workers, should_stop)
+    batches = _batches(code_of, source or dataset, config.batch_size, device, workers, should_stop)
     if further:
         batches = _counting(batches, further, patch_size, counts_of_others, device)
     picture, where = _picture_source(dataset, config.crf_image), crf_device(config.crf, device)
@@ -151,7 +154,7 @@ def _by_name(
 
 
 def evaluate_each(
-    code_of: CodeOf,
+    code_of: BatchCode,
     probes: Sequence[tuple[ClusterProbe, LinearProbe | None]],
     dataset: SegmentationDataset,
     config: EvalConfig,
@@ -160,12 +163,13 @@ def evaluate_each(
     device: torch.device,
     workers: int | None = 0,
     should_stop: Callable[[], bool] = lambda: False,
+    source: Dataset[dict[str, Any]] | None = None,
 ) -> list[Evaluation]:
     """:func:`evaluate` without CRF of several pairs of probes, in one pass of the network over the images."""
     counts = [_counts(pair, dataset) for pair in probes]
 
     def count() -> None:
-        batches = _batches(code_of, dataset, config.batch_size, device, workers, should_stop)
+        batches = _batches(code_of, source or dataset, config.batch_size, device, workers, should_stop)
         for _ in _counting(batches, probes, patch_size, counts, device):
             pass
 
@@ -237,7 +241,7 @@ def _batches(code_of, dataset, batch_size, device, workers, should_stop) -> Iter
     loader = val_loader(dataset, batch_size, workers, pin_memory=device.type == "cuda")
     for batch in each(tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=None)):
         with torch.no_grad():
-            code = code_of(batch["image"].to(device, non_blocking=True))
+            code = code_of(batch)
         if not torch.isfinite(code).all():
             raise NumberError("the network's code is not finite; check the images and the weights")
         yield batch, code
@@ -268,7 +272,7 @@ def _crf_tasks(batches, probes, patch_size, counts, picture, where) -> Iterator[
             log_probabilities = tuple(
                 (sharp[probe] * score).log_softmax(dim=0).to(where) for probe, score in scores.items()
             )
-            yield CRFTask(picture(index, batch["image"][i]), log_probabilities, payload=truth)
+            yield CRFTask(picture(index), log_probabilities, payload=truth)
 
 
 def _count_plain(code, labels, probes, patch_size, counts) -> None:
@@ -289,11 +293,11 @@ def _counted(scores, counts, dim: int) -> dict[str, Tensor]:
     return {"cluster": cluster, "linear": linear.narrow(dim, 0, counts["cluster"].classes)}
 
 
-def _picture_source(dataset: SegmentationDataset, choice: str) -> Callable[[int, Tensor], Any]:
-    """(index, normalised image (3, H, W)) -> the (H, W, 3) uint8 picture that the CRF sees."""
+def _picture_source(dataset: SegmentationDataset, choice: str) -> Callable[[int], Any]:
+    """Index -> the (H, W, 3) uint8 picture that the CRF sees."""
     if choice == "published":
-        return lambda index, image: to_uint8(denormalise(image), truncate=True)
-    return lambda index, image: dataset.pixels(index)
+        return lambda index: to_uint8(denormalise(dataset[index]["image"]), truncate=True)
+    return dataset.pixels
 
 
 @torch.no_grad()

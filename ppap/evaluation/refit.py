@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ppap.data import SegmentationDataset
-from ppap.evaluation.comparison import FITTED, BatchCode, codes_of, fit_probes, fitted_clusters
-from ppap.evaluation.evaluate import CodeOf, evaluate_each
+from ppap.evaluation.comparison import FITTED, codes_of, fit_probes, fitted_clusters
+from ppap.evaluation.evaluate import BatchCode, evaluate_each
 from ppap.methods.engine import Engine
+from ppap.nets.feature_cache import Sources
 from ppap.nets.probes import ClusterProbe, LinearProbe
 from ppap.runs.randomness import own_randomness
 from ppap.settings.config import Config
@@ -20,10 +20,9 @@ _COLUMNS = {"cluster_accuracy": "cluster accuracy", "cluster_miou": "cluster mIo
 
 
 def refit_clusters(
-    code_of: CodeOf,
-    batch_code: BatchCode,
+    code_of: BatchCode,
     engine: Engine,
-    source: Dataset[dict[str, Any]],
+    sources: Sources,
     val: SegmentationDataset,
     config: Config,
     seeds: Sequence[int],
@@ -34,10 +33,9 @@ def refit_clusters(
     that its noise is seen whole.
 
     Args:
-        code_of: images -> code.
-        batch_code: the same of a batch of the training images.
+        code_of: batch -> code.
         engine: whose code it is; its own probes are not touched.
-        source: training images to fit to, or their cached features.
+        sources: of the training images, to fit to, and of the validation images.
         val: labelled validation images.
         config: of the run.
         seeds: of all that is drawn for a probe, one each.
@@ -53,7 +51,7 @@ def refit_clusters(
     patch = engine.net.backbone.patch_size
     probes: list[tuple[ClusterProbe, LinearProbe | None]] = []
     with own_randomness():
-        codes, labels = codes_of(batch_code, source, config.compare.images, config)
+        codes, labels = codes_of(code_of, sources.train, config.compare.images, config)
         for seed in each(tqdm(seeds, desc="refit", unit="probe", disable=None)):
             if config.eval.cluster_init != "random":
                 found = fitted_clusters(codes, val.classes, one_start, seed, engine.device)
@@ -71,6 +69,7 @@ def refit_clusters(
             patch_size=patch,
             device=engine.device,
             workers=config.data.workers,
+            source=sources.val,
         )
     return [{key: value for key, value in scores.summary().items() if "cluster" in key} for scores in found]
 

@@ -1,21 +1,21 @@
-"""Frozen tokens of every training image, computed once and kept on disk.
+"""Frozen tokens of every image, computed once and kept on disk.
 
 Everything below the trained block sees the same crops every epoch, so it gives the same tokens. The cache
-holds what :class:`ppap.nets.model.FrozenTokens` holds, in half precision, and the labels; training from it
-skips the images and all frozen blocks.
+holds what :class:`ppap.nets.model.FrozenTokens` holds, in half precision, and the labels; training and
+validating from it skips the images and all frozen blocks.
 """
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ppap.data import SegmentationDataset, val_loader
+from ppap.data import Datasets, SegmentationDataset, val_loader
 from ppap.errors import NumberError
 from ppap.kernels.cache import cache_folder
 from ppap.nets.model import FrozenTokens, Network
@@ -73,7 +73,7 @@ def frozen_of(batch: dict[str, torch.Tensor], device: torch.device, prefix: str 
 
 
 def is_cached(net: Network, dataset: SegmentationDataset, data: DataConfig) -> bool:
-    """Whether training caches its features: ``cache_features`` and ``cache_limit_gib``, which is said."""
+    """Whether a run caches the features of `dataset`: ``cache_features`` and its limit, which is said."""
     limit = data.cache_limit_gib
     if not data.cache_features or limit is None:
         return data.cache_features
@@ -103,15 +103,30 @@ def cached(
     )
 
 
-def training_set(
+def source_of(
     config: Config, dataset: SegmentationDataset, net: Network, device: torch.device
 ) -> SegmentationDataset | CachedFeatures:
-    """The training images, or their frozen tokens where ``--data.cache-features`` and its limit say so.
+    """What a run reads in place of `dataset`: the images, or their frozen tokens where
+    ``--data.cache-features`` and its limit say so.
 
     Raises:
         DataError, NumberError: see :func:`cache_features`.
     """
     return cached(net, dataset, config, device) if is_cached(net, dataset, config.data) else dataset
+
+
+class Sources(NamedTuple):
+    """What a run reads in place of its images: the images themselves, or their cached features."""
+
+    train: SegmentationDataset | CachedFeatures
+    val: SegmentationDataset | CachedFeatures | None
+    """None = there are no validation images, or no labels of theirs."""
+
+
+def sources_of(config: Config, data: Datasets, net: Network, device: torch.device) -> Sources:
+    """:func:`source_of` for the images of training, and for those of validation where they have labels."""
+    train, val = source_of(config, data.train, net, device), data.val
+    return Sources(train, source_of(config, val, net, device) if val is not None and val.labelled else None)
 
 
 @torch.no_grad()
@@ -148,7 +163,7 @@ def cache_features(
     store = _store(root, meta)
     with store.made() as part:
         if part is None:
-            print(f"features: read from {store.path}")
+            print(f"features: those of {len(dataset)} images read from {store.path}")
         else:
             left = part.left
             to_go = f"{len(left)} of {len(dataset)} images to go"

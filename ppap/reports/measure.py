@@ -23,7 +23,7 @@ from ppap.evaluation.names import Names, read_names
 from ppap.evaluation.neighbours import NeighbourEvaluation, build_bank, evaluate_neighbours, map_source
 from ppap.evaluation.refit import refit_clusters, refit_table
 from ppap.methods.engine import Engine, for_inference, load_engine, pick_device
-from ppap.nets.feature_cache import CachedFeatures, training_set
+from ppap.nets.feature_cache import CachedFeatures, Sources, source_of
 from ppap.parallel import world
 from ppap.reports.provenance import provenance
 from ppap.reports.records import (
@@ -185,13 +185,13 @@ def _datasets(config: Config, neighbours: bool, fitted: bool) -> Datasets:
 def _measure_probes(
     engine: Engine, checkpoint: Checkpoint, config: Config, datasets: Datasets, arguments: MeasureOptions
 ) -> Measured:
-    dataset, code_of, batch_code = datasets.val, engine.code, engine.code_of
+    dataset, code_of = datasets.val, engine.code_of
     trained = checkpoint.info["labelled"]
     named = None
 
     @functools.cache
     def material() -> SegmentationDataset | CachedFeatures:
-        return training_set(config, datasets.train, engine.net, engine.device)
+        return source_of(config, datasets.train, engine.net, engine.device)
 
     if arguments.names is not None:
         if _clusters_are_renewed(checkpoint, arguments):
@@ -201,16 +201,17 @@ def _measure_probes(
     if arguments.frozen:
         trained = datasets.train.labelled
         train_frozen_probes(engine, material(), arguments.frozen_steps or checkpoint.info["step"])
-        code_of, batch_code = engine.frozen_code, engine.frozen_code_of
+        code_of = engine.frozen_code_of
     elif _clusters_are_renewed(checkpoint, arguments):
         print(
             f"clusters: fitted anew to the codes of the training images, by {config.eval.cluster_init}",
             flush=True,
         )
-        settle_clusters(engine, batch_code, material())
+        settle_clusters(engine, code_of, material())
     settings = config.eval
     if trained_without_labels(checkpoint.info):
         settings = dataclasses.replace(settings, unmatched=settings.extra_clusters)
+    source = source_of(config, dataset, engine.net, engine.device)
     result = evaluate(
         code_of,
         (engine.cluster, engine.linear if trained else None),
@@ -219,6 +220,7 @@ def _measure_probes(
         patch_size=engine.net.backbone.patch_size,
         device=engine.device,
         workers=config.data.workers,
+        source=source,
     )
     if not result.crf and (missing := native_crf_missing(engine.device)):
         result.notes.append(missing)
@@ -232,7 +234,7 @@ def _measure_probes(
         lines += ["", *found]
     if arguments.refit_clusters:
         numbers = range(config.train.seed + 1, config.train.seed + 1 + arguments.refit_clusters)
-        summaries = refit_clusters(code_of, batch_code, engine, material(), datasets.val, config, numbers)
+        summaries = refit_clusters(code_of, engine, Sources(material(), source), dataset, config, numbers)
         spread = spread_of(summaries)
         lines += ["", *refit_table(spread, result.summary(), config)]
         record["refit_clusters"] = {"seeds": list(numbers), **spread}

@@ -78,7 +78,7 @@ class DataConfig:
     workers: int | None = None
     """Loader processes; 0 = load in the main process, None = one for each core, at most 8."""
     cache_features: bool = False
-    """Compute the frozen tokens of the training images once and train from disk; equal within rounding."""
+    """Compute the frozen tokens of all images once; train and validate from disk, equal within rounding."""
     cache_limit_gib: float | None = None
     """Features that would fill more on disk [GiB] are computed anew in every pass; None = no limit."""
     cache_dtype: Literal["fp16", "bf16"] = "fp16"

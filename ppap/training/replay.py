@@ -19,7 +19,7 @@ from ppap.data.loading import stream
 from ppap.errors import DataError
 from ppap.escaping import visible
 from ppap.methods.engine import Engine, load_engine, pick_device
-from ppap.nets.feature_cache import training_set
+from ppap.nets.feature_cache import source_of
 from ppap.runs.checkpoint import Checkpoint, load_checkpoint
 from ppap.settings.config import from_dict
 
@@ -76,7 +76,7 @@ def prepare(
     config = replace(config, data=as_trained(place, checkpoint.info))
     where = pick_device(device)
     engine = load_engine(checkpoint, where, config)
-    images = training_set(config, build_datasets(config.data).train, engine.net, where)
+    images = source_of(config, build_datasets(config.data).train, engine.net, where)
     _, _, batch = next(stream(engine.start(images, facts["step"])))
     if batch["index"].tolist() != facts["index"].tolist():
         raise DataError("the data give another batch for this step; give the data of the run by --root")

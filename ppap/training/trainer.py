@@ -27,7 +27,7 @@ from ppap.methods.drift import Watch
 from ppap.methods.engine import Engine, build_engine, load_engine, new_backbone, pick_device
 from ppap.methods.restore import restore
 from ppap.methods.table import METHODS
-from ppap.nets.feature_cache import training_set
+from ppap.nets.feature_cache import sources_of
 from ppap.nets.hub import offline
 from ppap.nets.model import Network
 from ppap.reports.markdown import write_report
@@ -107,9 +107,9 @@ class Trainer:
                 f"--train.steps or --train.epochs ask for {self.total} steps, {path} has done {self.step}; "
                 "give as many or more"
             )
-        self.loader = self.engine.start(self.training_set, self.step, lambda: anywhere(self.stop))
+        self.loader = self.engine.start(self.sources.train, self.step, lambda: anywhere(self.stop))
         watched = config.method != "frozen" and parallel.world().first
-        self.watch = Watch(self.engine, self.training_set) if watched else None
+        self.watch = Watch(self.engine, self.sources.train) if watched else None
         self.skips = SkipLog(self.engine, path, self.data.train.name, lambda: contents(self))
         if checkpoint is not None:
             self.skips.restore(state.get("skips"), str(checkpoint.path))
@@ -122,8 +122,8 @@ class Trainer:
             backbone = new_backbone(config)
             net = Network(backbone).to(device)
             with own_randomness():
-                self.training_set = training_set(config, self.data.train, net, device)
-                clusters, source = classes + config.train.extra_clusters, lambda: self.training_set
+                self.sources = sources_of(config, self.data, net, device)
+                clusters, source = classes + config.train.extra_clusters, lambda: self.sources.train
                 looking = partial(look_and_choose, config, net, source, device, clusters)
                 choices, condition = parallel.from_first(looking)
             self.engine = build_engine(
@@ -131,7 +131,7 @@ class Trainer:
             )
             return {}
         self.engine = load_engine(checkpoint, device, config)
-        self.training_set = training_set(config, self.data.train, self.engine.net, device)
+        self.sources = sources_of(config, self.data, self.engine.net, device)
         if self.engine.classes != classes:
             raise DataError(
                 f"the data has {classes} classes, {checkpoint.path} {self.engine.classes}; "
@@ -319,7 +319,7 @@ class Trainer:
 
     def _settle(self, stop: StopRequest) -> None:
         """Clusters of the code as it is now, where ``--eval.cluster-init`` asks for that."""
-        engine, source = self.engine, self.training_set
+        engine, source = self.engine, self.sources.train
         try:
             by_first(
                 engine.cluster, lambda: settle_clusters(engine, engine.code_of, source, lambda: stop.asked)
@@ -333,7 +333,7 @@ class Trainer:
         """Both probes of a network on the labelled validation images, without CRF."""
         try:
             return evaluate(
-                engine.code,
+                engine.code_of,
                 (engine.cluster, engine.linear if self.data.train.labelled else None),
                 self.data.val,
                 replace(self.config.eval, crf="none"),
@@ -341,6 +341,7 @@ class Trainer:
                 device=engine.device,
                 workers=self.config.data.workers,
                 should_stop=lambda: stop.asked,
+                source=self.sources.val,
             )
         except InterruptedError:
             self._stop()
@@ -353,7 +354,7 @@ class Trainer:
             return {}
         tqdm.write("comparison: the same probes for every row")
         try:
-            rows = compare(self.config, self.data, self.training_set, self.engine, lambda: stop.asked)
+            rows = compare(self.config, self.data, self.sources, self.engine, lambda: stop.asked)
         except InterruptedError:
             self._stop()
         self.run_dir.write_sealed(
