@@ -86,11 +86,14 @@ def test_cluster_scores_are_means_over_clusterings(tmp_path, init, crf):
         assert record["summary"]["frozen"][f"cluster_{key}"] == pytest.approx(mean)
         mean = float(np.mean([score[key] for score in scores["clusterings"][other]]))
         assert record["summary"]["frozen"][f"{other}/cluster_{key}"] == pytest.approx(mean)
-    assert "mean score of 3 clusterings" in (three / "report.md").read_text()
-    assert "mean score" not in (one / "report.md").read_text()
+    reports = [(run / "report.md").read_text() for run in (one, three)]
+    assert "mean ± standard deviation of the scores of 3 clusterings" in reports[1]
+    miou = [score["miou"] for score in every]
+    assert f" | {np.mean(miou):.1f} ± {np.std(miou, ddof=1):.1f} | " in reports[1]
+    assert not {"clusterings", "±"} & set(reports[0].split())
     title = comparison.FITTED[other]
     head = f"| [%] | cluster accuracy | cluster mIoU | cluster mIoU by {title} | linear accuracy |"
-    assert head in (three / "report.md").read_text() and title not in first["summary"]["frozen"]
+    assert head in reports[1] and title not in first["summary"]["frozen"]
 
 
 def test_cached_features_give_the_same_rows(run, tmp_path):

@@ -11,6 +11,7 @@ Legend: n training images, B images, D channels, h w patch grid, H W pixels.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -95,9 +96,17 @@ def compare(
             clusterings=clusterings,
         )
         rows[name] = Row(code_of, probes, scores)
-        summary = " ".join(f"{key} {value:.2f}" for key, value in scores.summary().items())
-        tqdm.write(f"{TITLES[name]:<19} {summary}")
+        tqdm.write(f"{TITLES[name]:<19} {summary_text(scores)}")
     return rows
+
+
+def summary_text(scores: Evaluation) -> str:
+    """One line of a row's scores, with standard deviations where they are means over several clusterings."""
+    spread = scores.spread()
+    return " ".join(
+        f"{key} {value:.2f}" + (f" ± {spread[key]:.2f}" if key in spread else "")
+        for key, value in scores.summary().items()
+    )
 
 
 def _row(
@@ -354,12 +363,18 @@ def other_ways(summaries: Iterable[Mapping[str, float]]) -> dict[str, str]:
     return {key: head for key, head in keys.items() if key in measured}
 
 
-def table(results: Sequence[Mapping[str, Mapping[str, float]]], *, crf: bool = False) -> list[str]:
+def table(
+    results: Sequence[Mapping[str, Mapping[str, float]]],
+    *,
+    crf: bool = False,
+    spread: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> list[str]:
     """Markdown table of the rows' scores, with mean and standard deviation over several seeds.
 
     Args:
         results: one per seed: row name -> :meth:`Evaluation.summary`.
         crf: the scores with CRF instead of those without.
+        spread: row name -> :meth:`Evaluation.spread`, shown where there is one seed.
     """
     heads = ["cluster accuracy", "cluster mIoU", "linear accuracy", "linear mIoU"]
     cells = [("crf/" if crf else "") + head.lower().replace(" ", "_") for head in heads]
@@ -373,8 +388,10 @@ def table(results: Sequence[Mapping[str, Mapping[str, float]]], *, crf: bool = F
         values = np.array([[result[name].get(cell, np.nan) for cell in cells] for result in results])
         texts = ["-" if np.isnan(value) else f"{value:.1f}" for value in values.mean(axis=0)]
         if len(results) > 1:
-            spread = values.std(axis=0, ddof=1)
-            pairs = zip(texts, spread, strict=True)
-            texts = [text if text == "-" else f"{text} ± {value:.1f}" for text, value in pairs]
+            deviations = values.std(axis=0, ddof=1)
+        else:
+            deviations = np.array([spread.get(name, {}).get(cell, np.nan) for cell in cells])
+        pairs = zip(texts, deviations, strict=True)
+        texts = [text if np.isnan(value) else f"{text} ± {value:.1f}" for text, value in pairs]
         lines.append(f"| {TITLES[name]} | " + " | ".join(texts) + " |")
     return lines

@@ -6,7 +6,7 @@ published: the code is resized to the image, then probed; metrics are computed a
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from statistics import fmean
+from statistics import fmean, stdev
 from types import MappingProxyType
 from typing import Any
 
@@ -67,11 +67,20 @@ class Evaluation:
             for probe, score in scores.items():
                 flat[f"{prefix}{probe}_miou"] = score.miou
                 flat[f"{prefix}{probe}_accuracy"] = score.accuracy
+        return {**flat, **self._over_clusterings(fmean)}
+
+    def spread(self) -> dict[str, float]:
+        """Standard deviations [points] over the clusterings that scores of :meth:`summary` are means of."""
+        return self._over_clusterings(stdev)
+
+    def _over_clusterings(self, statistic: Callable[[Sequence[float]], float]) -> dict[str, float]:
+        """A statistic of the cluster scores of several clusterings; nothing where there is but one."""
+        flat = {}
         for name, scores in self.clusterings.items():
             every = scores if name else [self.plain["cluster"], *scores]
             prefix = f"{name}/" if name else ""
-            flat[f"{prefix}cluster_miou"] = fmean(score.miou for score in every)
-            flat[f"{prefix}cluster_accuracy"] = fmean(score.accuracy for score in every)
+            flat[f"{prefix}cluster_miou"] = statistic([score.miou for score in every])
+            flat[f"{prefix}cluster_accuracy"] = statistic([score.accuracy for score in every])
         return flat
 
     def to_dict(self) -> dict[str, Any]:

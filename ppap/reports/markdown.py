@@ -1,6 +1,7 @@
 """``report.md`` of a run: what was run, how it went, the last scores, curves and a strip of images."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ppap.data import SegmentationDataset
@@ -63,7 +64,8 @@ def write_report(
         if hint:
             lines += ["", f"> **Step {last['step']}: {hint}**"]
     if comparison:
-        lines += ["", "## Comparison", "", *comparison_lines(config, [summaries(comparison)])]
+        spread = {name: row.scores.spread() for name, row in comparison.items()}
+        lines += ["", "## Comparison", "", *comparison_lines(config, [summaries(comparison)], spread)]
         if has_strip:
             path = run.pictures / "comparison.png"
             draw_comparison(engine, dataset, comparison, config.eval.pictures, path)
@@ -148,9 +150,13 @@ _POSITIVES_TEXT = (
 )
 
 
-def comparison_lines(config: Config, results: Sequence[Mapping[str, Mapping[str, float]]]) -> list[str]:
-    """The table of one or more seeds, and how it was made."""
-    compare, lines = config.compare, table(results)
+def comparison_lines(
+    config: Config,
+    results: Sequence[Mapping[str, Mapping[str, float]]],
+    spread: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> list[str]:
+    """The table of one or more seeds, and how it was made; `spread` as :func:`table` has it."""
+    compare, lines = config.compare, table(results, spread=spread)
     with_crf = all("crf/cluster_miou" in row for row in results[0].values())
     if with_crf:
         lines += ["", *table(results, crf=True)]
@@ -162,7 +168,8 @@ def comparison_lines(config: Config, results: Sequence[Mapping[str, Mapping[str,
         "random": f"of {compare.starts} cluster probes the one with the least loss",
     }[config.eval.cluster_init]
     if compare.clusterings > 1 and config.eval.cluster_init != "random":
-        clusters += f", mean score of {compare.clusterings} clusterings"
+        deviations = " ± standard deviation" if any(spread.values()) else ""
+        clusters += f", mean{deviations} of the scores of {compare.clusterings} clusterings"
         clusters += " (with CRF: of the first)" if with_crf else ""
     lines += [
         "",
