@@ -3,7 +3,8 @@
 RUN is a run directory, a checkpoint folder, or a set of seeds (every run is measured, with mean and standard
 deviation). --eval.protocol neighbours, the default for ImageNet-S, labels by nearest neighbours among the
 labelled training images. --refit-clusters 5 shows the noise of the cluster probe alone. Settings under --data
-and --eval that are not given are those of the run: ppap eval RUN --help shows them as defaults.
+and --eval that are not given are those of the run, but for folders and the CRF; ppap eval RUN --help shows
+them.
 """
 
 import contextlib

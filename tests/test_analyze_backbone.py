@@ -253,7 +253,7 @@ def test_the_page_of_a_plain_folder_has_no_scores(tmp_path, capsys, monkeypatch)
     record = json.loads((tmp_path / "page" / "backbone.json").read_text())
     assert record["purity"] == record["frozen"] == {} and record["chance"] is None
     main(["backbone", *options, *model, *SMALL, f"--out={tmp_path / 'again'}"])
-    assert "images read from" in capsys.readouterr().out
+    assert "images: read from" in capsys.readouterr().out
     again = json.loads((tmp_path / "again" / "backbone.json").read_text())
     assert again["rows"] == record["rows"] and again["neighbours"] == record["neighbours"]
 

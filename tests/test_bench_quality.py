@@ -17,8 +17,8 @@ from tests.runs import make_folder
 def options(tmp_path, monkeypatch):
     """Two data sets of 40 x 50 pixels with the embedded backbone."""
 
-    def small(data, name, weights, steps):
-        config = settings.base_config(data, name, weights, steps)
+    def small(*arguments):
+        config = settings.base_config(*arguments)
         sides = {"resolution": 32, "eval_resolution": 32, "workers": 0, "ignore_ids": (9, 255)}
         return replace(
             config,
@@ -161,3 +161,12 @@ def test_the_difference_of_two_rows():
     assert (found.mean, round(found.deviation, 6)) == (3.0, round(2**0.5, 6)) and found.clear
     assert not report.difference([3.0, 5.0], [1.0, 3.0]).clear
     assert not report.difference([3.0], [1.0]).clear, "one seed says nothing of the spread"
+
+
+def test_precision_is_that_of_every_run_and_said(options, tmp_path):
+    quality.main([*options, "--sets=one", "--rows=ppap", "--seeds=0", "--amp=bf16"])
+    out = tmp_path / "out"
+    config = json.loads((out / "one/cells/ppap-0/config.json").read_text())["config"]
+    assert config["optim"]["amp"] == "bf16" and "--optim.amp bf16" in (out / "quality.md").read_text()
+    with pytest.raises(UsageError, match="--amp auto and bf16; give one folder for each"):
+        quality.main([*options, "--sets=two", "--rows=ppap", "--seeds=0"])

@@ -184,8 +184,9 @@ def test_the_crf_may_see_the_published_picture():
     from ppap.evaluation.evaluate import _picture_source
 
     dataset = scenes(1)
-    original = _picture_source(dataset, "original")(0)
-    published = _picture_source(dataset, "published")(0)
+    original = _picture_source(dataset, "original")(0, None)
+    published = _picture_source(dataset, "published")(0, None)
+    assert (_picture_source(dataset, "published")(0, dataset[0]["image"]) == published).all()
     assert (original == dataset.pixels(0)).all()
     difference = original.astype(int) - torch.as_tensor(published).numpy().astype(int)
     assert set(np.unique(difference)) == {0, 1}, "truncation makes some values 1 too low"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from ppap.data import build_datasets
 from ppap.errors import DataError, NumberError
 from ppap.eval import main as evaluate
 from ppap.methods.engine import build_engine
-from ppap.nets.feature_cache import cache_features, frozen_of
 from ppap.nets.backbone import Backbone
+from ppap.nets.feature_cache import cache_features, frozen_of
 from ppap.settings.config import DataConfig, ModelConfig
 from tests.runs import make_folder, settled_demo, tiny_run
 
@@ -81,23 +82,34 @@ def test_training_agrees_with_and_without(tmp_path):
 
 
 def test_validation_and_rows_read_the_cache_and_eval_agrees(tmp_path, monkeypatch):
-    options = ["--data.cache-features", f"--data.cache-dir={tmp_path / 'cache'}", "--train.val-every=2"]
-    rows = ["--compare.rows", "frozen", "ppap"]
-    tiny_run(tmp_path / "first", *options, *rows)
+    monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
+    options = ["--data.cache-features", "--train.val-every=2", "--compare.rows", "frozen", "ppap"]
+    tiny_run(tmp_path / "first", *options)
     passes = []
-    tokens = Backbone.tokens
+    before = Backbone.tokens_before
 
     def counted(self, x):
         passes.append(len(x))
-        return tokens(self, x)
+        return before(self, x)
 
-    monkeypatch.setattr(Backbone, "tokens", counted)
-    again = tiny_run(tmp_path / "again", *options, *rows)
-    assert [images for images in passes if images > 1] == [4], "the four of the report's pictures alone"
-    evaluate([str(again), f"--out={tmp_path / 'scores.json'}", "--eval.crf=none"])
-    scores = json.loads((tmp_path / "scores.json").read_text())["summary"]
+    def scores_of_eval(name, *options):
+        out = tmp_path / name
+        evaluate([str(again), f"--out={out}", "--eval.crf=none", *options])
+        return json.loads(out.read_text())["summary"]
+
+    monkeypatch.setattr(Backbone, "tokens_before", counted)
+    again = tiny_run(tmp_path / "again", *options)
+    images = [count for count in passes if count > 1]  # of single ones shapes are learned
+    assert images == [4], "for the report's pictures alone"
+    passes.clear()
+    scores = scores_of_eval("cached.json")
+    assert max(passes) == 1, "eval reads what the run left"
     final = json.loads((again / "evaluation-final.json").read_text())["summary"]
     assert {key: final[key] for key in scores} == scores
+    shutil.rmtree(tmp_path / "cache")
+    passes.clear()
+    assert scores_of_eval("images.json") == pytest.approx(scores, abs=0.5)
+    assert sum(count for count in passes if count > 1) == 3 and not (tmp_path / "cache").exists()
 
 
 def test_a_stopped_computation_goes_on(net, images, tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--amp",
         choices=["auto", "off", "fp16", "bf16"],
         default="auto",
-        help="mixed precision, as --optim.amp; on CPUs with AVX512-BF16 or AMX bf16 takes a third off a step",
+        help="mixed precision, as --optim.amp; bf16 is faster on CPUs with AVX512-BF16 or AMX",
     )
     parser.add_argument(
         "--jobs",
@@ -174,8 +174,8 @@ def stored(out: Path) -> dict[str, Config]:
     }
 
 
-def shared_settings(out: Path, more: Mapping[str, Config]) -> tuple[int, str]:
-    """Steps of a training and name of the backbone, the same for all data sets of a folder and of `more`.
+def shared_settings(out: Path, more: Mapping[str, Config]) -> tuple[int, str, str]:
+    """Steps of a training, backbone and precision, the same for all data sets of a folder and of `more`.
 
     Raises:
         UsageError: they are not.
@@ -183,27 +183,28 @@ def shared_settings(out: Path, more: Mapping[str, Config]) -> tuple[int, str]:
     configs = [*stored(out).values(), *more.values()]
     steps = {config.train.steps for config in configs}
     weights = {config.model.weights for config in configs}
-    for option, values in (("--steps", steps), ("--weights", weights)):
+    precisions = {config.optim.amp for config in configs}
+    for option, values in (("--steps", steps), ("--weights", weights), ("--amp", precisions)):
         if len(values) > 1:
             raise UsageError(
                 f"--out {out} would hold runs of {option} {' and '.join(map(str, sorted(values)))}; give one "
                 "folder for each"
             )
-    return steps.pop(), Path(weights.pop()).name
+    return steps.pop(), Path(weights.pop()).name, precisions.pop()
 
 
 def facts(out: Path, known: Known) -> dict[str, Any]:
     """How it was measured."""
-    steps, weights = shared_settings(out, {})
+    steps, weights, amp = shared_settings(out, {})
     configs = stored(out)
     one = next(iter(configs.values()))
     side = one.data.resolution
     return {
         "lines": [
             f"backbone {weights}, frozen tokens of {side} x {side} crops",
-            f"every trained row: {steps} steps of {one.train.batch_size} images, otherwise the preset "
-            "`folder`; mean ± standard deviation over seeds; bold: more than two standard deviations of the "
-            "difference",
+            f"every trained row: {steps} steps of {one.train.batch_size} images, --optim.amp {amp}, "
+            "otherwise the preset `folder`; mean ± standard deviation over seeds; bold: more than two "
+            "standard deviations of the difference",
             "condition, thresholds and rates chosen without labels by each run; settings of the preset were "
             "chosen on msrc21",
             f"clusters by {one.eval.cluster_init}; scores are means of {one.compare.clusterings} clusterings "

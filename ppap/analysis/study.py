@@ -27,7 +27,7 @@ from ppap.errors import DataError, NumberError, PpapError, Stopped, UsageError
 from ppap.evaluation.crf import require_crf
 from ppap.methods.choices import Choices, autos
 from ppap.methods.engine import pick_device
-from ppap.nets.feature_cache import cached, is_cached
+from ppap.nets.feature_cache import sources_of
 from ppap.nets.model import build_net
 from ppap.parallel import own_cores
 from ppap.reports.measure import MeasureOptions, check_protocol, measure, settings_of, write_record
@@ -120,7 +120,7 @@ def _check_same(path: Path, kind: str, config: Config) -> None:
 def check(config: Config, jobs: int, *, splits: Sequence[str] = ("train", "val")) -> None:
     """Refuse what would stop the cells: data without labels, missing weights; nothing is written.
 
-    With several jobs the cache of features, where it is wanted, is made here, so that no two make it at once.
+    With several jobs the caches of features that are wanted are made here, so that no two make one at once.
 
     Args:
         config: settings that the cells share.
@@ -140,8 +140,8 @@ def check(config: Config, jobs: int, *, splits: Sequence[str] = ("train", "val")
         if split is None or not split.labelled:
             raise DataError(f"there are no labels to score with; give labels/{name}")
     net = build_net(config.model)
-    if jobs > 1 and is_cached(net, data.train, config.data):
-        cached(net.to(device), data.train, config, device)
+    if jobs > 1:
+        sources_of(config, data, net.to(device), device)
 
 
 def settle(study: Path, config: Config) -> Config:
@@ -257,8 +257,9 @@ def _checkpoint(path: Path, config: Config) -> dict[str, Any]:
     out.unlink(missing_ok=True)  # of a start that was stopped before the cell's record
     checkpoint = load_checkpoint(path)
     settings = settings_of(checkpoint)
+    data = replace(settings.data, cache_dir=config.data.cache_dir)
     scored = replace(settings.eval, crf=config.eval.crf)
-    options = MeasureOptions(device=config.train.device, data=settings.data, eval=scored)
+    options = MeasureOptions(device=config.train.device, data=data, eval=scored)
     check_protocol(options, 1)
     record, lines = measure(checkpoint, options)
     write_record(out, record)

@@ -281,7 +281,11 @@ def _crf_tasks(batches, probes, patch_size, counts, picture, where) -> Iterator[
             log_probabilities = tuple(
                 (sharp[probe] * score).log_softmax(dim=0).to(where) for probe, score in scores.items()
             )
-            yield CRFTask(picture(index), log_probabilities, payload=truth)
+            yield CRFTask(
+                picture(index, batch["image"][i] if "image" in batch else None),
+                log_probabilities,
+                payload=truth,
+            )
 
 
 def _count_plain(code, labels, probes, patch_size, counts) -> None:
@@ -302,11 +306,14 @@ def _counted(scores, counts, dim: int) -> dict[str, Tensor]:
     return {"cluster": cluster, "linear": linear.narrow(dim, 0, counts["cluster"].classes)}
 
 
-def _picture_source(dataset: SegmentationDataset, choice: str) -> Callable[[int], Any]:
-    """Index -> the (H, W, 3) uint8 picture that the CRF sees."""
-    if choice == "published":
-        return lambda index: to_uint8(denormalise(dataset[index]["image"]), truncate=True)
-    return dataset.pixels
+def _picture_source(dataset: SegmentationDataset, choice: str) -> Callable[[int, Tensor | None], Any]:
+    """(index, normalised image (3, H, W) if it was read) -> the (H, W, 3) uint8 picture that the CRF sees."""
+
+    def published(index: int, image: Tensor | None) -> Any:
+        image = dataset[index]["image"] if image is None else image
+        return to_uint8(denormalise(image), truncate=True)
+
+    return published if choice == "published" else lambda index, image: dataset.pixels(index)
 
 
 @torch.no_grad()

@@ -81,8 +81,8 @@ def is_cached(net: Network, dataset: SegmentationDataset, data: DataConfig) -> b
     size = sum(kind.size for kind in kinds.values()) / 2**30
     if size > limit:
         print(
-            f"features: {size:.0f} GiB would be cached, more than --data.cache-limit-gib {limit:g}; they are "
-            "computed anew in every pass"
+            f"features of {len(dataset)} images: {size:.0f} GiB would be cached, more than "
+            f"--data.cache-limit-gib {limit:g}; they are computed anew in every pass"
         )
     return size <= limit
 
@@ -113,6 +113,25 @@ def source_of(
         DataError, NumberError: see :func:`cache_features`.
     """
     return cached(net, dataset, config, device) if is_cached(net, dataset, config.data) else dataset
+
+
+def kept_source(
+    config: Config, dataset: SegmentationDataset, net: Network
+) -> SegmentationDataset | CachedFeatures:
+    """As :func:`source_of` for one pass: nothing is written, features are read where a run has left them.
+
+    Raises:
+        DataError: they are damaged.
+    """
+    data = config.data
+    if not data.cache_features:
+        return dataset
+    store = _store(cache_root(data.cache_dir), _describe(net, dataset, data.cache_dtype))
+    if not store.path.exists():
+        return dataset
+    store.verify()
+    print(f"features of {len(dataset)} images: read from {store.path}")
+    return CachedFeatures(store.path, dataset)
 
 
 class Sources(NamedTuple):
@@ -163,11 +182,11 @@ def cache_features(
     store = _store(root, meta)
     with store.made() as part:
         if part is None:
-            print(f"features: those of {len(dataset)} images read from {store.path}")
+            print(f"features of {len(dataset)} images: read from {store.path}")
         else:
             left = part.left
-            to_go = f"{len(left)} of {len(dataset)} images to go"
-            print(f"features: {store.size / 2**20:.0f} MiB into {store.path}, {to_go}")
+            size = f"{store.size / 2**20:.0f} MiB into {store.path}"
+            print(f"features of {len(dataset)} images: {size}, {len(left)} to go")
             _fill(part, net, val_loader(_Part(dataset, left), batch_size, workers), dtype, device)
     return CachedFeatures(store.path, dataset)
 

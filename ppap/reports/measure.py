@@ -23,7 +23,7 @@ from ppap.evaluation.names import Names, read_names
 from ppap.evaluation.neighbours import NeighbourEvaluation, build_bank, evaluate_neighbours, map_source
 from ppap.evaluation.refit import refit_clusters, refit_table
 from ppap.methods.engine import Engine, for_inference, load_engine, pick_device
-from ppap.nets.feature_cache import CachedFeatures, Sources, source_of
+from ppap.nets.feature_cache import CachedFeatures, Sources, kept_source, source_of
 from ppap.parallel import world
 from ppap.reports.provenance import provenance
 from ppap.reports.records import (
@@ -211,7 +211,7 @@ def _measure_probes(
     settings = config.eval
     if trained_without_labels(checkpoint.info):
         settings = dataclasses.replace(settings, unmatched=settings.extra_clusters)
-    source = source_of(config, dataset, engine.net, engine.device)
+    source = kept_source(config, dataset, engine.net)
     result = evaluate(
         code_of,
         (engine.cluster, engine.linear if trained else None),

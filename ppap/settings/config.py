@@ -152,8 +152,8 @@ class OptimConfig:
     cluster_lr: float = 1e-3
     """Learning rate of the cluster probe (Adam)."""
     amp: Literal["auto", "off", "fp16", "bf16"] = "auto"
-    """Mixed precision of the forward pass: auto = fp16 with loss scaling on CUDA, off on CPUs, where bf16 pays
-    with AVX512-BF16 or AMX."""
+    """Mixed precision of the forward pass: auto = fp16 with loss scaling on CUDA, off on CPUs; on those with
+    AVX512-BF16 or AMX bf16 is faster."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "projection_lr", "linear_lr", "cluster_lr"):

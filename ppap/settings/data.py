@@ -80,7 +80,8 @@ class DataConfig:
     cache_features: bool = False
     """Compute the frozen tokens of all images once; train and validate from disk, equal within rounding."""
     cache_limit_gib: float | None = None
-    """Features that would fill more on disk [GiB] are computed anew in every pass; None = no limit."""
+    """Features of a split that would fill more [GiB on disk] are computed anew in every pass; None = all are
+    kept."""
     cache_dtype: Literal["fp16", "bf16"] = "fp16"
     """Type of the cached tokens."""
     cache_dir: str | None = None
