@@ -15,9 +15,9 @@ from ppap.evaluation.comparison import (
     cluster_losses,
     colour_code,
     fit_probes,
-    table,
     variant,
 )
+from ppap.evaluation.tables import table
 from ppap.kernels import native
 from ppap.methods.loss import PPAPLoss
 from ppap.methods.ppap import SWITCHES
@@ -86,6 +86,9 @@ def test_cluster_scores_are_means_over_clusterings(tmp_path, init, crf):
         assert record["summary"]["frozen"][f"cluster_{key}"] == pytest.approx(mean)
         mean = float(np.mean([score[key] for score in scores["clusterings"][other]]))
         assert record["summary"]["frozen"][f"{other}/cluster_{key}"] == pytest.approx(mean)
+    if crf == "native":
+        assert record["summary"]["frozen"]["crf/without/cluster_miou"] == scores["plain"]["cluster"]["miou"]
+        assert "| of the same clusters without CRF |" in (three / "report.md").read_text()
     reports = [(run / "report.md").read_text() for run in (one, three)]
     assert "mean ± standard deviation of the scores of 3 clusterings" in reports[1]
     miou = [score["miou"] for score in every]

@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.quality.settings import TRAINED, UNTRAINED
 from ppap.analysis import set_report
-from ppap.analysis.tables import has_crf, mean_and_deviation, score_lines
+from ppap.evaluation.tables import has_crf, mean_and_deviation, score_lines
 from ppap.methods.table import TITLES
 
 Rows = Mapping[str, Mapping[int, Mapping[str, float]]]

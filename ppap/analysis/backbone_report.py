@@ -8,8 +8,8 @@ from typing import Any
 
 from ppap.analysis.backbone import LabelFree
 from ppap.analysis.backbone_labels import SHARES, Frozen, Purity
-from ppap.analysis.tables import spread_text
 from ppap.escaping import markdown, visible
+from ppap.evaluation.tables import spread_text
 
 RAW_MEDIAN = 0.3
 """Median cosine of two random patches from which on those of raw features are said to crowd together."""

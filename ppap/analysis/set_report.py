@@ -8,8 +8,8 @@ from typing import Any
 
 from ppap.analysis.paper import Setting, set_quality, text
 from ppap.analysis.set_quality import Decile, Quality
-from ppap.analysis.tables import mean_and_deviation, spread_text
 from ppap.escaping import markdown
+from ppap.evaluation.tables import mean_and_deviation, spread_text
 
 TITLES = {
     "ppap": "PPAP",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppap.analysis.tables import SCORES, Summary, mean_and_deviation
+from ppap.evaluation.tables import SCORES, Summary, mean_and_deviation
 
 Points = Mapping[float, Sequence[Summary]]
 """Value -> summaries of the runs that have it."""

@@ -9,12 +9,10 @@ score. Labels choose nothing; they train the linear probe, match clusters to cla
 Legend: n training images, B images, D channels, h w patch grid, H W pixels.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -354,44 +352,3 @@ def colour_code(patch_size: int) -> CodeOf:
         return torch.cat([mean, (square - mean.square()).clamp(min=0).sqrt()], dim=1)
 
     return code_of
-
-
-def other_ways(summaries: Iterable[Mapping[str, float]]) -> dict[str, str]:
-    """Keys of the mIoU by other ways to find clusters than that of the runs -> heads of their columns."""
-    measured = {key for summary in summaries for key in summary}
-    keys = {f"{name}/cluster_miou": f"cluster mIoU by {title}" for name, title in FITTED.items()}
-    return {key: head for key, head in keys.items() if key in measured}
-
-
-def table(
-    results: Sequence[Mapping[str, Mapping[str, float]]],
-    *,
-    crf: bool = False,
-    spread: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
-) -> list[str]:
-    """Markdown table of the rows' scores, with mean and standard deviation over several seeds.
-
-    Args:
-        results: one per seed: row name -> :meth:`Evaluation.summary`.
-        crf: the scores with CRF instead of those without.
-        spread: row name -> :meth:`Evaluation.spread`, shown where there is one seed.
-    """
-    heads = ["cluster accuracy", "cluster mIoU", "linear accuracy", "linear mIoU"]
-    cells = [("crf/" if crf else "") + head.lower().replace(" ", "_") for head in heads]
-    if not crf:
-        others = other_ways(scores for result in results for scores in result.values())
-        heads[2:2], cells[2:2] = others.values(), others
-    title = "with CRF [%]" if crf else "[%]"
-    lines = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
-    for name in (name for name in TITLES if name in results[0]):
-        # A probe that never saw a label has no scores.
-        values = np.array([[result[name].get(cell, np.nan) for cell in cells] for result in results])
-        texts = ["-" if np.isnan(value) else f"{value:.1f}" for value in values.mean(axis=0)]
-        if len(results) > 1:
-            deviations = values.std(axis=0, ddof=1)
-        else:
-            deviations = np.array([spread.get(name, {}).get(cell, np.nan) for cell in cells])
-        pairs = zip(texts, deviations, strict=True)
-        texts = [text if np.isnan(value) else f"{text} ± {value:.1f}" for text, value in pairs]
-        lines.append(f"| {TITLES[name]} | " + " | ".join(texts) + " |")
-    return lines

@@ -33,6 +33,8 @@ _CHANNELS = 64
 # Scores per pixel that are held at a time where they are only counted: 256 MiB in fp32.
 _SCORES = 2**26
 PROBES = ("cluster", "linear")
+UNREFINED = "crf/without/cluster_miou"
+"""Of the one clustering that has scores with CRF, where others are means: its mIoU without."""
 _EXTRA = {"many-to-one": "each counts as its most frequent class", "left-out": "their pixels left out"}
 _PREFIXES = ("", "crf/")
 
@@ -67,6 +69,8 @@ class Evaluation:
             for probe, score in scores.items():
                 flat[f"{prefix}{probe}_miou"] = score.miou
                 flat[f"{prefix}{probe}_accuracy"] = score.accuracy
+        if self.crf and self.clusterings:  # with CRF the first clustering alone is measured
+            flat[UNREFINED] = flat["cluster_miou"]
         return {**flat, **self._over_clusterings(fmean)}
 
     def spread(self) -> dict[str, float]:

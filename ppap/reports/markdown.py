@@ -6,8 +6,9 @@ from typing import Any
 
 from ppap.data import SegmentationDataset
 from ppap.escaping import markdown, visible
-from ppap.evaluation.comparison import FITTED, Row, table
+from ppap.evaluation.comparison import FITTED, Row
 from ppap.evaluation.evaluate import Evaluation
+from ppap.evaluation.tables import table
 from ppap.methods.engine import Engine
 from ppap.nets.clustering import FINE
 from ppap.pictures.curves import curves

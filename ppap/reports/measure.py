@@ -15,13 +15,14 @@ from ppap.data import Datasets, SegmentationDataset, build_datasets
 from ppap.data.base import SPLITS
 from ppap.data.ids import as_trained, trained_without_labels
 from ppap.errors import DataError, UsageError
-from ppap.evaluation.comparison import settle_clusters, table
+from ppap.evaluation.comparison import settle_clusters
 from ppap.evaluation.crf import native_crf_missing, require_crf
 from ppap.evaluation.evaluate import Evaluation, evaluate
 from ppap.evaluation.frozen import train_frozen_probes
 from ppap.evaluation.names import Names, read_names
 from ppap.evaluation.neighbours import NeighbourEvaluation, build_bank, evaluate_neighbours, map_source
 from ppap.evaluation.refit import refit_clusters, refit_table
+from ppap.evaluation.tables import table
 from ppap.methods.engine import Engine, for_inference, load_engine, pick_device
 from ppap.nets.feature_cache import CachedFeatures, Sources, kept_source, source_of
 from ppap.parallel import world

@@ -10,7 +10,7 @@ from typing import Any
 
 from ppap.errors import DataError, Stopped, UsageError
 from ppap.escaping import markdown
-from ppap.evaluation.comparison import table
+from ppap.evaluation.tables import table
 from ppap.methods.table import TITLES
 from ppap.reports.markdown import comparison_lines
 from ppap.reports.records import FINAL_SCORES, shared_provenance, spread_of

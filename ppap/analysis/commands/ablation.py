@@ -7,9 +7,9 @@ from pathlib import Path
 from ppap.analysis import paper
 from ppap.analysis.arguments import Out, check_seeds, parse_with_preset, run_config
 from ppap.analysis.study import Cell, check, choices_of, open_study, run_cells
-from ppap.analysis.tables import Summary, has_crf, score_lines
 from ppap.errors import UsageError
 from ppap.escaping import markdown
+from ppap.evaluation.tables import Summary, has_crf, score_lines
 from ppap.methods.choices import Choices
 from ppap.reports.records import shared_provenance, spread_of
 from ppap.runs.rundir import RunDir

@@ -8,14 +8,14 @@ from typing import Any, Literal
 from ppap.analysis import paper
 from ppap.analysis.arguments import Out, check_seeds, parse_with_preset, run_config
 from ppap.analysis.study import Cell, check, choices_of, open_study, run_cells
-from ppap.analysis.tables import (
+from ppap.escaping import markdown
+from ppap.evaluation.tables import (
     SCORES,
     Summary,
     has_crf,
     score_lines,
     spread_text,
 )
-from ppap.escaping import markdown
 from ppap.methods.table import METHODS, TITLES
 from ppap.reports.records import shared_provenance, spread_of
 from ppap.runs.rundir import RunDir

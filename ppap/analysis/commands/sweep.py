@@ -9,9 +9,9 @@ from typing import Any, Literal
 from ppap.analysis import sweep_figure
 from ppap.analysis.arguments import Out, check_seeds, parse_with_preset, run_config
 from ppap.analysis.study import Cell, check, open_study, run_cells, settle
-from ppap.analysis.tables import Summary, has_crf, score_lines
 from ppap.errors import UsageError
 from ppap.escaping import markdown
+from ppap.evaluation.tables import Summary, has_crf, score_lines
 from ppap.reports.records import shared_provenance, spread_of
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, LossConfig, of_seed
