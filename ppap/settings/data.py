@@ -138,7 +138,7 @@ class DataConfig:
             and len({*self.label_ids} - {-1}) == len([i for i in self.label_ids if i >= 0]),
             "data.label-ids",
             self.label_ids,
-            "give different ids from 0 to 255",
+            "give different ids from 0 to 999, -1 for a class without one",
         )
         check_field(
             not self.label_ids or self.classes in (None, len(self.label_ids)),
