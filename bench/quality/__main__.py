@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from bench.quality import report
 from bench.quality.known import Known
@@ -18,7 +18,7 @@ from ppap.cli import run
 from ppap.errors import UsageError
 from ppap.reports.sharing import public_config
 from ppap.runs.lock import alone
-from ppap.settings.config import Config, from_dict, of_seed, to_dict
+from ppap.settings.config import Amp, Config, from_dict, of_seed, to_dict
 
 POOL = 256
 """Patches of HP's reference pool where sets are measured, one of each of as many images."""
@@ -59,7 +59,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=STEPS, help="of a training")
     parser.add_argument(
         "--amp",
-        choices=["auto", "off", "fp16", "bf16"],
+        choices=get_args(Amp),
         default="auto",
         help="mixed precision, as --optim.amp; bf16 is faster on CPUs with AVX512-BF16 or AMX",
     )
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
         check(config, options.jobs)
     make_folder(options.out)
     with alone(options.out, f"--out {options.out}"):
-        shared_settings(options.out, configs)
+        check_shared(options.out, configs)
         studies = {
             name: open_study(str(options.out / name), "quality", of_seed(config, 0))
             for name, config in configs.items()
@@ -174,11 +174,11 @@ def stored(out: Path) -> dict[str, Config]:
     }
 
 
-def shared_settings(out: Path, more: Mapping[str, Config]) -> tuple[int, str, str]:
-    """Steps of a training, backbone and precision, the same for all data sets of a folder and of `more`.
+def check_shared(out: Path, more: Mapping[str, Config]) -> None:
+    """Refuse other steps, another backbone or precision than those of the data sets that are in a folder.
 
     Raises:
-        UsageError: they are not.
+        UsageError: all of them and of `more` are not the same.
     """
     configs = [*stored(out).values(), *more.values()]
     steps = {config.train.steps for config in configs}
@@ -190,21 +190,19 @@ def shared_settings(out: Path, more: Mapping[str, Config]) -> tuple[int, str, st
                 f"--out {out} would hold runs of {option} {' and '.join(map(str, sorted(values)))}; give one "
                 "folder for each"
             )
-    return steps.pop(), Path(weights.pop()).name, precisions.pop()
 
 
 def facts(out: Path, known: Known) -> dict[str, Any]:
     """How it was measured."""
-    steps, weights, amp = shared_settings(out, {})
     configs = stored(out)
-    one = next(iter(configs.values()))
-    side = one.data.resolution
+    one = next(iter(configs.values()))  # all are alike: see check_shared
+    side, train = one.data.resolution, one.train
     return {
         "lines": [
-            f"backbone {weights}, frozen tokens of {side} x {side} crops",
-            f"every trained row: {steps} steps of {one.train.batch_size} images, --optim.amp {amp}, "
-            "otherwise the preset `folder`; mean ± standard deviation over seeds; bold: more than two "
-            "standard deviations of the difference",
+            f"backbone {Path(one.model.weights).name}, frozen tokens of {side} x {side} crops",
+            f"every trained row: {train.steps} steps of {train.batch_size} images, --optim.amp "
+            f"{one.optim.amp}, otherwise the preset `folder`; mean ± standard deviation over seeds; bold: "
+            "more than two standard deviations of the difference",
             "condition, thresholds and rates chosen without labels by each run; settings of the preset were "
             "chosen on msrc21",
             f"clusters by {one.eval.cluster_init}; scores are means of {one.compare.clusterings} clusterings "

@@ -7,11 +7,10 @@ condition and probes.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from ppap.analysis.study import Cell
 from ppap.errors import UsageError, unknown_name
-from ppap.settings.config import Config, HPConfig, of_seed
+from ppap.settings.config import Amp, Config, HPConfig, of_seed
 from ppap.settings.presets import folder
 
 UNTRAINED = ("colour", "frozen", "conditioned")
@@ -43,7 +42,7 @@ def base_config(
     name: str,
     weights: str,
     steps: int = STEPS,
-    amp: Literal["auto", "off", "fp16", "bf16"] = "auto",
+    amp: Amp = "auto",
 ) -> Config:
     """Settings of all runs on one data set.
 

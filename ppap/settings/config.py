@@ -132,6 +132,10 @@ class LossConfig:
             check_field(value >= 1, f"loss.{name.replace('_', '-')}", value, "give at least 1")
 
 
+Amp = Literal["auto", "off", "fp16", "bf16"]
+"""Mixed precision of the forward pass."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Optimisers of the network and of the two probes (protocol: no schedule, no warm-up)."""
@@ -151,7 +155,7 @@ class OptimConfig:
     """Learning rate of the linear probe (Adam)."""
     cluster_lr: float = 1e-3
     """Learning rate of the cluster probe (Adam)."""
-    amp: Literal["auto", "off", "fp16", "bf16"] = "auto"
+    amp: Amp = "auto"
     """Mixed precision of the forward pass: auto = fp16 with loss scaling on CUDA, off on CPUs; on those with
     AVX512-BF16 or AMX bf16 is faster."""
 

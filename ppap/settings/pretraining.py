@@ -9,7 +9,7 @@ import tyro
 
 from ppap.errors import unknown_name
 from ppap.settings.checks import check_field, check_rate
-from ppap.settings.config import ModelConfig
+from ppap.settings.config import Amp, ModelConfig
 from ppap.settings.distillation import DistillConfig
 
 
@@ -147,7 +147,7 @@ class PretrainOptimConfig:
     """Share of the steps with a rising rate."""
     clip_norm: float = 3.0
     """Largest L2 norm of the gradient."""
-    amp: Literal["auto", "off", "fp16", "bf16"] = "auto"
+    amp: Amp = "auto"
     """Mixed precision of the forward pass: auto = fp16 with loss scaling on CUDA, off on CPUs."""
 
     def __post_init__(self) -> None:
