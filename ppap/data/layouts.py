@@ -86,7 +86,7 @@ def find_layout(root: str | os.PathLike, images: str | None = None, labels: str 
     """
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise DataError(f"{root}: {'not a' if root.exists() else 'no such'} folder; give --data.root DIR")
+        raise DataError(f"{root}: {'not a' if root.exists() else 'no such'} folder; give another --data.root")
     if images or labels:
         return _by_patterns(root, images, labels)
     for number, (image_dir, label_dir) in enumerate(PAIRS):

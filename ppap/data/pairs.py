@@ -168,7 +168,7 @@ def data_root(config: DataConfig) -> Path:
         raise UsageError(f"--data.root is not given; name the folder of {config.kind}")
     root = Path(config.root).expanduser()
     if not root.is_dir():
-        raise DataError(f"{root}: {'not a' if root.exists() else 'no such'} folder; give --data.root DIR")
+        raise DataError(f"{root}: {'not a' if root.exists() else 'no such'} folder; give another --data.root")
     return root
 
 

@@ -124,14 +124,15 @@ def kept_source(
         DataError: they are damaged.
     """
     data = config.data
-    if not data.cache_features:
+    root = cache_root(data.cache_dir)
+    # Where nothing was ever kept, the images need not be read for the name of a folder.
+    if not data.cache_features or not root.is_dir():
         return dataset
-    store = _store(cache_root(data.cache_dir), _describe(net, dataset, data.cache_dtype))
+    store = _store(root, _describe(net, dataset, data.cache_dtype))
     if not store.path.exists():
         return dataset
     store.verify()
-    print(f"features of {len(dataset)} images: read from {store.path}")
-    return CachedFeatures(store.path, dataset)
+    return _found(store, dataset)
 
 
 class Sources(NamedTuple):
@@ -182,12 +183,16 @@ def cache_features(
     store = _store(root, meta)
     with store.made() as part:
         if part is None:
-            print(f"features of {len(dataset)} images: read from {store.path}")
-        else:
-            left = part.left
-            size = f"{store.size / 2**20:.0f} MiB into {store.path}"
-            print(f"features of {len(dataset)} images: {size}, {len(left)} to go")
-            _fill(part, net, val_loader(_Part(dataset, left), batch_size, workers), dtype, device)
+            return _found(store, dataset)
+        left = part.left
+        size = f"{store.size / 2**20:.0f} MiB into {store.path}"
+        print(f"features of {len(dataset)} images: {size}, {len(left)} to go")
+        _fill(part, net, val_loader(_Part(dataset, left), batch_size, workers), dtype, device)
+    return CachedFeatures(store.path, dataset)
+
+
+def _found(store: Store, dataset: SegmentationDataset) -> CachedFeatures:
+    print(f"features of {len(dataset)} images: read from {store.path}")
     return CachedFeatures(store.path, dataset)
 
 
