@@ -68,6 +68,29 @@ def test_the_rows_share_everything_but_the_method(options, tmp_path):
     assert {config.train.seed for config in trained} == {0, 5}
 
 
+def test_published_data_sets_come_first_and_have_their_names(tmp_path):
+    names = ("dubai", "zoo", "msrc21", "art")
+    for name in names:
+        (tmp_path / name / "images").mkdir(parents=True)
+    assert settings.data_sets(tmp_path) == ["msrc21", "dubai", "art", "zoo"]
+    scores = {
+        "frozen": {
+            0: dict.fromkeys(("cluster_accuracy", "cluster_miou", "linear_accuracy", "linear_miou"), 1.0)
+        }
+    }
+    text = report.write(tmp_path, {"msrc21": scores, "zoo": scores}, {}, {"lines": []})
+    assert "## MSRC-21\n" in text and "## zoo\n" in text
+
+
+def test_tables_are_written_after_each_run(options, monkeypatch):
+    lengths = []
+    monkeypatch.setattr(
+        quality, "summarise", lambda out, known, go=quality.summarise: lengths.append(len(go(out, known)))
+    )
+    quality.main([*options, "--sets=one", "--rows", "colour", "frozen", "--seeds=0"])
+    assert len(lengths) == 3 and lengths[0] < lengths[1] == lengths[2], "each run, and all of a data set"
+
+
 def test_a_missing_data_set_is_refused_with_the_others_named(options):
     with pytest.raises(UsageError, match=r"no data set is called 'oen'; did you mean 'one'"):
         quality.main([*options, "--sets", "oen"])
@@ -97,7 +120,7 @@ def test_what_is_known_is_not_measured_again_and_stands_in_the_tables(options, t
     monkeypatch.setattr(
         quality,
         "run_cells",
-        lambda study, runs, jobs, go=quality.run_cells: made.extend(runs) or go(study, runs, jobs),
+        lambda study, runs, *rest, go=quality.run_cells: made.extend(runs) or go(study, runs, *rest),
     )
     quality.main(
         [*options, "--sets", "one", "--rows", "frozen", "ppap", "--seeds", "0", "1", f"--known={known}"]

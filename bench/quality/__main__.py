@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from bench.quality import report
 from bench.quality.known import Known
-from bench.quality.settings import CORE, STEPS, TRAINED, UNTRAINED, base_config, cells, data_sets
+from bench.quality.settings import CORE, STEPS, TRAINED, UNTRAINED, base_config, cells, data_sets, in_order
 from ppap.analysis.arguments import make_folder
 from ppap.analysis.commands import sets as set_command
 from ppap.analysis.study import check, open_study, run_cells
@@ -104,9 +104,7 @@ def main(argv: Sequence[str]) -> None:
             runs = [run for run in every.values() if run.name in left]
             if len(runs) < len(every):
                 print(f"{len(every) - len(runs)} of {len(every)} runs are known", flush=True)
-            for first in range(0, len(runs), options.jobs):
-                run_cells(studies[name], runs[first : first + options.jobs], options.jobs)
-                summarise(options.out, known)
+            run_cells(studies[name], runs, options.jobs, lambda: summarise(options.out, known))
             if name not in known.sets:
                 measure_sets(config, studies[name], tuple(options.seeds))
             print(summarise(options.out, known), flush=True)
@@ -146,7 +144,7 @@ def sets_of(folder: Path) -> dict[str, Any]:
 def summarise(out: Path, known: Known) -> str:
     """Write the files of all that is finished in the folder, and of what is known."""
     results, sets = {}, dict(known.sets)
-    for name in sorted({*known.results, *(path.parent.name for path in out.glob("*/study.json"))}):
+    for name in in_order({*known.results, *(path.parent.name for path in out.glob("*/study.json"))}):
         rows = known.join(name, finished(out / name))
         if not rows:
             continue

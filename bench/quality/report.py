@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bench.quality.settings import TITLES as DATA_SETS
 from bench.quality.settings import TRAINED, UNTRAINED
 from ppap.analysis import set_report
 from ppap.evaluation.tables import has_crf, mean_and_deviation, score_lines
@@ -51,7 +52,7 @@ def values(row: Mapping[int, Mapping[str, float]], key: str = SCORE) -> list[flo
 def dataset_lines(name: str, rows: Rows, sets: Mapping[str, Any] | None) -> list[str]:
     """The section of one data set."""
     titles = {TITLES[row]: list(rows[row].values()) for row in ORDER if row in rows}
-    lines = [f"## {name}", "", *score_lines(titles)]
+    lines = [f"## {DATA_SETS.get(name, name)}", "", *score_lines(titles)]
     if has_crf(titles):
         lines += ["", *score_lines(titles, crf=True)]
     if "ppap" in rows:
@@ -151,7 +152,7 @@ def draw(path: Path, results: Mapping[str, Rows]) -> None:
             label=TITLES[row],
             error_kw={"linewidth": 1},
         )
-    axis.set_xticks(range(len(results)), list(results))
+    axis.set_xticks(range(len(results)), [DATA_SETS.get(name, name) for name in results])
     axis.set_ylabel("cluster mIoU [%]")
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)

@@ -5,6 +5,7 @@ Settings were chosen on MSRC-21 and are the same on every other data set; what d
 condition and probes.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,8 @@ UNTRAINED = ("colour", "frozen", "conditioned")
 """Rows without a training of their own, measured together."""
 TRAINED = ("fixed", "tps", "ans", "random", "hp", "stego", "ppap", "oracle")
 CORE = (*UNTRAINED, "fixed", "hp", "stego", "ppap")
+TITLES = {"msrc21": "MSRC-21", "make3d": "Make3D", "camvid": "CamVid", "dubai": "Dubai"}
+"""Folders of the published tables, in their order, and what their data sets are called."""
 IGNORED = {"camvid": (11, 255)}
 """Data set -> ids that are no classes, where they are not 255 alone."""
 STEPS, BATCH = 400, 32
@@ -31,10 +34,15 @@ def data_sets(data: Path) -> list[str]:
     Raises:
         UsageError: there are none.
     """
-    found = sorted(path.parent.name for path in data.glob("*/images"))
+    found = in_order(path.parent.name for path in data.glob("*/images"))
     if not found:
         raise UsageError(f"--data {data} has no */images; give a folder of data sets")
     return found
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Data sets as the tables have them: the published ones first."""
+    return sorted(names, key=lambda name: (list(TITLES).index(name) if name in TITLES else len(TITLES), name))
 
 
 def base_config(

@@ -176,13 +176,16 @@ def choices_of(study: Path, cell: str) -> Choices:
     return Choices.from_dict(json.loads(path.read_text()).get("choices") if path.exists() else None)
 
 
-def run_cells(study: Path, cells: Sequence[Cell], jobs: int = 1) -> dict[str, dict[str, Any]]:
+def run_cells(
+    study: Path, cells: Sequence[Cell], jobs: int = 1, after: Callable[[], object] = lambda: None
+) -> dict[str, dict[str, Any]]:
     """Train and measure the cells that are not finished.
 
     Args:
         study: folder of :func:`open_study`.
         cells: with different names.
         jobs: processes at once; with 1 the cells run in this one.
+        after: called here when a cell has been finished.
 
     Returns:
         Cell name -> its record, in the order of `cells`.
@@ -192,21 +195,24 @@ def run_cells(study: Path, cells: Sequence[Cell], jobs: int = 1) -> dict[str, di
         UsageError, DataError, NumberError: what a cell raises; the message names it.
     """
     with alone(study, f"--out {study}"):
-        return _run_cells(study, cells, jobs)
+        return _run_cells(study, cells, jobs, after)
 
 
-def _run_cells(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, dict[str, Any]]:
+def _run_cells(
+    study: Path, cells: Sequence[Cell], jobs: int, after: Callable[[], object]
+) -> dict[str, dict[str, Any]]:
     folder = study / "cells"
     make_folder(folder)
     left = [cell for cell in cells if not (folder / f"{cell.name}.json").exists()]
     if len(left) < len(cells):
         print(f"{len(cells) - len(left)} of {len(cells)} runs were finished before", flush=True)
     if jobs > 1:
-        _run_parallel(folder, left, jobs)
+        _run_parallel(folder, left, jobs, after)
     else:
         for number, cell in enumerate(left):
             print(f"run {number + 1} of {len(left)}: {cell.name}", flush=True)
             run_cell(folder, cell)
+            after()
     return {cell.name: _result(folder, cell) for cell in cells}
 
 
@@ -273,7 +279,7 @@ _MEASURES: dict[str, Callable[[Path, Config], dict[str, Any]]] = {
 }
 
 
-def _run_parallel(folder: Path, cells: Sequence[Cell], jobs: int) -> None:
+def _run_parallel(folder: Path, cells: Sequence[Cell], jobs: int, after: Callable[[], object]) -> None:
     """Processes of their own, which end by themselves; a stop is passed on to them, once."""
     waiting, running = list(cells), {}
     with StopRequest() as stop, tqdm(total=len(cells), desc="runs", unit="run", disable=None) as bar:
@@ -289,6 +295,7 @@ def _run_parallel(folder: Path, cells: Sequence[Cell], jobs: int) -> None:
                     _check_exit(folder, name, process.returncode)
                     bar.update()
                     tqdm.write(f"finished: {name}")
+                    after()
                 if stop.asked:
                     raise Stopped(f"stopped with {len(waiting) + len(running)} runs to go; {_CONTINUE}")
                 time.sleep(0.05)
