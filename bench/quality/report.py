@@ -134,16 +134,17 @@ def draw(path: Path, results: Mapping[str, Rows]) -> None:
     figure = Figure(figsize=(2.2 + 2.2 * len(results), 3.8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    width = 0.85 / max(len(names), 1)
-    for place, row in enumerate(names):
+    groups = [[name for name in names if name in rows] for rows in results.values()]
+    width = 0.85 / max(map(len, groups), default=1)
+    for row in names:
         shown = [(i, rows[row]) for i, rows in enumerate(results.values()) if row in rows]
         found = [mean_and_deviation(values(seeds)) for _, seeds in shown]
         # An error bar of length 0 would look like certainty: a single seed has none.
         means = [mean for mean, _ in found]
         spread = [np.nan if deviation is None else deviation for _, deviation in found]
-        left = [i - 0.425 + width * (place + 0.5) for i, _ in shown]
+        middle = [i + width * (groups[i].index(row) - (len(groups[i]) - 1) / 2) for i, _ in shown]
         axis.bar(
-            left,
+            middle,
             means,
             width,
             yerr=spread,
