@@ -10,7 +10,17 @@ from typing import Any, get_args
 
 from bench.quality import report
 from bench.quality.known import Known
-from bench.quality.settings import CORE, STEPS, TRAINED, UNTRAINED, base_config, cells, data_sets, in_order
+from bench.quality.settings import (
+    CORE,
+    STEGO_BLOCK,
+    STEPS,
+    TRAINED,
+    UNTRAINED,
+    base_config,
+    cells,
+    data_sets,
+    in_order,
+)
 from ppap.analysis.arguments import make_folder
 from ppap.analysis.commands import sets as set_command
 from ppap.analysis.study import check, open_study, run_cells
@@ -207,6 +217,7 @@ def facts(out: Path, known: Known) -> dict[str, Any]:
             "of each code, with CRF those of the first"
             if one.compare.clusterings > 1
             else f"clusters by {one.eval.cluster_init}, one clustering of each code",
+            f"stego with its published weights and shifts of {STEGO_BLOCK}",
             "hp without its recoloured view, as in its settings for Potsdam, so that all train on the same "
             "tokens",
         ],

@@ -13,6 +13,7 @@ from ppap.analysis.study import Cell
 from ppap.errors import UsageError, unknown_name
 from ppap.settings.config import Amp, Config, HPConfig, of_seed
 from ppap.settings.presets import folder
+from ppap.settings.published import published_stego
 
 UNTRAINED = ("colour", "frozen", "conditioned")
 """Rows without a training of their own, measured together."""
@@ -24,6 +25,8 @@ IGNORED = {"camvid": (11, 255)}
 """Data set -> ids that are no classes, where they are not 255 alone."""
 STEPS, BATCH = 400, 32
 """Of every trained row, as the preset has them."""
+STEGO_BLOCK = "cityscapes27"
+"""Of STEGO's published weights and shifts: of five the best on MSRC-21, as the preset's settings are."""
 RESOLUTION = 224
 """Side of the training crops [pixels]."""
 
@@ -80,6 +83,7 @@ def base_config(
         # One view of an image, as in its settings for Potsdam, so that it trains on cached features like the
         # others; the warm-up is a third of the run.
         hp=HPConfig(consistency=0.0, warmup=steps // 3, renew_every=50),
+        stego=published_stego(STEGO_BLOCK).method,
         optim=replace(config.optim, amp=amp),
         eval=replace(config.eval, crf="native", pictures=4),
         train=replace(config.train, batch_size=BATCH, steps=steps, save_every=0),
