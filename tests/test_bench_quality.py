@@ -82,13 +82,15 @@ def test_published_data_sets_come_first_and_have_their_names(tmp_path):
     assert "## MSRC-21\n" in text and "## zoo\n" in text
 
 
-def test_tables_are_written_after_each_run(options, monkeypatch):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_tables_are_written_after_each_run(options, monkeypatch, jobs):
     lengths = []
     monkeypatch.setattr(
         quality, "summarise", lambda out, known, go=quality.summarise: lengths.append(len(go(out, known)))
     )
-    quality.main([*options, "--sets=one", "--rows", "colour", "frozen", "--seeds=0"])
-    assert len(lengths) == 3 and lengths[0] < lengths[1] == lengths[2], "each run, and all of a data set"
+    rows = ["--rows", "colour", "frozen", "conditioned", "--seeds=0"]
+    quality.main([*options, "--sets=one", *rows, f"--jobs={jobs}"])
+    assert len(lengths) == 4 and lengths[0] < lengths[2] == lengths[3], "each run, and all of a data set"
 
 
 def test_a_missing_data_set_is_refused_with_the_others_named(options):

