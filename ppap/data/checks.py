@@ -22,6 +22,18 @@ _MAT, _MAT_HEADER = b"MATLAB 5.0", 128
 _MAT_COMPRESSED = 15
 
 
+def existing_folder(root: str | Path) -> Path:
+    """--data.root with ``~`` resolved.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    path = Path(root).expanduser()
+    if not path.is_dir():
+        raise DataError(f"{path}: {'not a' if path.exists() else 'no such'} folder; give another --data.root")
+    return path
+
+
 def read_list(path: Path) -> str:
     """Text of a list of ids or names.
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ppap.data.base import SPLITS
-from ppap.data.checks import SHOWN
+from ppap.data.checks import SHOWN, existing_folder
 from ppap.data.images import looks_like_mask
 from ppap.data.lists import by_lists, split_lists
 from ppap.data.scan import SUFFIXES, Scan, SplitFiles, scan
@@ -84,9 +84,7 @@ def find_layout(root: str | os.PathLike, images: str | None = None, labels: str 
             others.
         UsageError: labels, and no pattern of their images.
     """
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        raise DataError(f"{root}: {'not a' if root.exists() else 'no such'} folder; give another --data.root")
+    root = existing_folder(root)
     if images or labels:
         return _by_patterns(root, images, labels)
     for number, (image_dir, label_dir) in enumerate(PAIRS):

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ppap.data.base import Datasets, SegmentationDataset
-from ppap.data.checks import Problems, find_incomplete, in_threads
+from ppap.data.checks import Problems, existing_folder, find_incomplete, in_threads
 from ppap.data.images import read_image, read_label
 from ppap.data.transforms import Geometry
 from ppap.errors import DataError, UsageError
@@ -166,10 +166,7 @@ def data_root(config: DataConfig) -> Path:
     """
     if config.root is None:
         raise UsageError(f"--data.root is not given; name the folder of {config.kind}")
-    root = Path(config.root).expanduser()
-    if not root.is_dir():
-        raise DataError(f"{root}: {'not a' if root.exists() else 'no such'} folder; give another --data.root")
-    return root
+    return existing_folder(config.root)
 
 
 def check_classes(config: DataConfig, names: Sequence[str]) -> None:

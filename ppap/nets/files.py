@@ -1,8 +1,9 @@
-"""Files of tensors: read whole and safely, in one piece or in shards."""
+"""Files of tensors: read whole and safely, in one piece or in shards; and written."""
 
 import argparse
 import json
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,23 @@ def read_file(path: Path) -> Any:
         raise DataError(
             f"cannot read weights from {path} ({one_line(error)}); is the file complete?"
         ) from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A new ``.safetensors`` with the permissions of any new file: safetensors lets its owner alone read it.
+
+    Args:
+        path: where to.
+        tensors: contiguous, on the CPU.
+        metadata: of the file's header.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    safetensors.torch.save_file(dict(tensors), path, metadata)
+    path.chmod(mode)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ppap.cli import run
 from ppap.data.transforms import denormalise, to_uint8
 from ppap.errors import DataError, NumberError
 from ppap.nets.backbone import Backbone, build_backbone
-from ppap.nets.files import write_checksums
+from ppap.nets.files import write_checksums, write_tensors
 from ppap.pictures.drawing import strip
 from ppap.runs.checkpoint import replace_folder
 from ppap.settings.config import ModelConfig
@@ -50,11 +49,9 @@ def export_backbone(backbone: Backbone, folder: Path, origin: str, *, half: bool
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        save_file(tensors, aside / "model.safetensors")
+        write_tensors(aside / "model.safetensors", tensors)
         text = json.dumps({"backbone": spec, "origin": origin}, indent=2) + "\n"
         (aside / "config.json").write_text(text, encoding="utf-8")
-        # safetensors makes files that their owner alone can read; others may install or copy this one.
-        (aside / "model.safetensors").chmod((aside / "config.json").stat().st_mode)
         write_checksums(aside)
         replace_folder(aside, folder)
     except OSError as error:
