@@ -22,6 +22,7 @@ from tests.helpers import peak_bytes
 from tests.methods import tiny_engine, tiny_images
 
 TAU, TAU0, WEIGHT = 0.4, 0.07, 0.3
+ALL = torch.arange(22)
 
 
 def case(count=22, chunk=8, seed=0):
@@ -41,17 +42,17 @@ def settings(chunk=8, reweighting=True, budget=2**20):
     return HPSettings(TAU, TAU0, chunk, reweighting, budget)
 
 
-def by_loops(embeddings, a, b, kept, chunk, reweighting, weight):
+def by_loops(embeddings, anchors, a, b, kept, chunk, reweighting, weight):
     """The formulas of the module's docstring, one pair at a time."""
     count, chunks = len(a), []
     for z in embeddings:
-        for start in range(0, count, chunk):
+        for start in range(0, len(anchors), chunk):
             rows = []
-            for i in range(start, min(start + chunk, count)):
+            for k, i in enumerate(anchors[start : start + chunk]):
                 if not a[i].any():
                     continue
                 m = [float(a[i, j]) + weight * float(b[i, j]) for j in range(count)]
-                inside = [j for j in range(count) if j != i and (a[i, j] or kept[i - start, j])]
+                inside = [j for j in range(count) if j != i and (a[i, j] or kept[k, j])]
                 below = math.log(sum(math.exp(z[i] @ z[j] / TAU) for j in inside))
                 rows.append((sum(m), sum(m[j] * (z[i] @ z[j] / TAU - below) for j in range(count))))
             if not rows:
@@ -66,28 +67,32 @@ def by_loops(embeddings, a, b, kept, chunk, reweighting, weight):
 @pytest.mark.parametrize("reweighting", [True, False])
 @pytest.mark.parametrize("weight", [0.0, WEIGHT])
 @pytest.mark.parametrize("budget", [2**20, 1], ids=["one tile", "tiles of a row"])
-def test_loss_against_loops(reweighting, weight, budget):
+@pytest.mark.parametrize("anchors", [range(22), [0, 3, 4, 5, 9, 10, 14, 15, 16, 20, 21]], ids=["all", "some"])
+def test_loss_against_loops(anchors, reweighting, weight, budget):
     z, z_mix, a, b, kept = case()
+    index = torch.tensor(anchors)
     got = hp_loss(
         (z, z_mix),
+        index,
         lambda rows: Positives(a[rows], b[rows]),
         weight,
         kept,
         settings(reweighting=reweighting, budget=budget),
     )
     arrays = [x.numpy() for x in (z, z_mix)]
-    wanted = by_loops(arrays, a.numpy(), b.numpy(), kept.numpy(), 8, reweighting, weight)
+    wanted = by_loops(arrays, anchors, a.numpy(), b.numpy(), kept.numpy(), 8, reweighting, weight)
     assert got.loss.item() == pytest.approx(wanted, rel=1e-12)
+    a, b = a[index], b[index]
     assert got.positives.item() == pytest.approx(a.sum(1).double().mean().item())
     assert got.specific.item() == pytest.approx(b.sum(1).double().mean().item() if weight else 0)
-    tiled = torch.cat([kept, kept, kept])[:22] & ~torch.eye(22, dtype=torch.bool)
+    tiled = torch.cat([kept, kept, kept])[: len(index)] & ~torch.eye(22, dtype=torch.bool)[index]
     assert got.negatives.item() == pytest.approx((tiled & ~a).sum(1).double().mean().item())
 
 
 def test_reweighting_is_the_plain_mean_over_pairs():
     """With r_i = n_i / mean n, a chunk's loss is the mean of logp over all its (weighted) pairs."""
     z, _, a, b, kept = case()
-    got = hp_loss((z,), lambda rows: Positives(a[rows], b[rows]), WEIGHT, kept, settings()).loss
+    got = hp_loss((z,), ALL, lambda rows: Positives(a[rows], b[rows]), WEIGHT, kept, settings()).loss
     parts = []
     for start in range(0, 22, 8):
         rows = [i for i in range(start, min(start + 8, 22)) if a[i].any()]
@@ -103,15 +108,17 @@ def test_reweighting_is_the_plain_mean_over_pairs():
     torch.testing.assert_close(got, torch.stack(parts).mean())
 
 
+@pytest.mark.parametrize("anchors", [range(7), [1, 3, 4, 6, 5]], ids=["all", "some"])
 @pytest.mark.parametrize(("reweighting", "budget"), [(True, 1), (False, 2**20)])
-def test_gradient(reweighting, budget):
+def test_gradient(reweighting, budget, anchors):
     z, z_mix, a, b, kept = (x[..., :7] if x.dtype == torch.bool else x[:, :3] for x in case(chunk=4))
     a, b, limits = a[:7], b[:7], settings(4, reweighting, budget)
     pair = tuple(x[:7].clone().requires_grad_() for x in (z, z_mix))
     assert a[:3].any() and b[3].any() and a[4:].any()
 
     def loss(*embeddings):
-        return hp_loss(embeddings, lambda rows: Positives(a[rows], b[rows]), WEIGHT, kept, limits).loss
+        sets = lambda rows: Positives(a[rows], b[rows])  # noqa: E731
+        return hp_loss(embeddings, torch.tensor(anchors), sets, WEIGHT, kept, limits).loss
 
     assert torch.autograd.gradcheck(loss, pair)
 
@@ -122,11 +129,12 @@ def test_without_positives_the_loss_is_zero_and_bad_numbers_show():
     nothing = torch.zeros_like(a)
     # Published: NaN for a chunk without anchors; here 0, also where the denominator is empty too.
     for k in (kept, torch.zeros_like(kept)):
-        loss = hp_loss((z,), lambda rows: Positives(nothing[rows], b[rows]), WEIGHT, k, settings()).loss
+        loss = hp_loss((z,), ALL, lambda rows: Positives(nothing[rows], b[rows]), WEIGHT, k, settings()).loss
         assert loss == 0 and not torch.autograd.grad(loss, z)[0].any()
     bad = z.detach().clone()
     bad[2, 0] = torch.nan
-    assert hp_loss((bad,), lambda rows: Positives(a[rows], b[rows]), 0.0, kept, settings()).loss.isnan()
+    sets = lambda rows: Positives(a[rows], b[rows])  # noqa: E731
+    assert hp_loss((bad,), ALL, sets, 0.0, kept, settings()).loss.isnan()
 
 
 def test_memory_is_bounded():
@@ -139,7 +147,7 @@ def test_memory_is_bounded():
 
     def run():
         sets = lambda rows: Positives(hidden_positives(features, radius, rows), None)  # noqa: E731
-        hp_loss((z,), sets, 0.0, kept, limits).loss.backward()
+        hp_loss((z,), torch.arange(count), sets, 0.0, kept, limits).loss.backward()
 
     peak = peak_bytes(run)
     assert 3 * 2**20 < peak < budget + 4 * z.numel() * 4, peak
@@ -351,3 +359,23 @@ def test_a_step_is_the_sum_of_its_parts():
     assert values["hp_loss"].item() == pytest.approx(np.mean(wanted), rel=1e-4)
     torch.testing.assert_close(values["consistency_loss"], distance)
     torch.testing.assert_close(values["contrast_loss"], values["hp_loss"] + 0.5 * distance)
+
+
+def test_one_patch_in_a_few_is_an_anchor(monkeypatch):
+    """Each step draws others; a chunk of the loss has the anchors of 784 patches."""
+    seen = []
+    real = hp_loss
+    monkeypatch.setattr("ppap.methods.hp.hp_loss", lambda z, *rest: seen.append(rest) or real(z, *rest))
+    for divisor in (1, 4):
+        engine = tiny_engine("hp", hp=HPConfig(dim=8, pool_size=8, anchor_divisor=divisor), steps=4)
+        loader = iter(engine.start(engine.images))
+        for step in range(2):
+            values = engine.train_step(next(loader), step)
+            assert values["hp_loss"].isfinite()
+    patches = len(seen[0][0])
+    all_patches, few = [rest[0] for rest in seen[:2]], [rest[0] for rest in seen[2:]]
+    assert all(torch.equal(anchors, torch.arange(patches)) for anchors in all_patches)
+    assert [len(anchors) for anchors in few] == [patches // 4] * 2 and not torch.equal(*few)
+    assert [rest[3].shape for rest in seen] == [(patches, patches)] * 2 + [(patches // 4, patches)] * 2
+    assert "every patch an anchor" in tiny_engine("hp").method.describe(64)
+    assert f"{patches // 4} anchors per {patches} patches" in engine.method.describe(patches)

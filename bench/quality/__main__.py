@@ -219,7 +219,7 @@ def facts(out: Path, known: Known) -> dict[str, Any]:
             else f"clusters by {one.eval.cluster_init}, one clustering of each code",
             f"stego with its published weights and shifts of {STEGO_BLOCK}",
             "hp without its recoloured view, as in its settings for Potsdam, so that all train on the same "
-            "tokens",
+            f"tokens, and with one patch in {one.hp.anchor_divisor} an anchor like the others, not all",
         ],
         "configs": {
             name: to_dict(public_config(config)) for name, config in {**known.configs, **configs}.items()

@@ -83,8 +83,13 @@ def base_config(
         ),
         model=replace(config.model, weights=weights),
         # One view of an image, as in its settings for Potsdam, so that it trains on cached features like the
-        # others; the warm-up is a third of the run.
-        hp=HPConfig(consistency=0.0, warmup=steps // 3, renew_every=50),
+        # others; the warm-up is a third of the run; as many anchors as the others have.
+        hp=HPConfig(
+            consistency=0.0,
+            warmup=steps // 3,
+            renew_every=50,
+            anchor_divisor=config.loss.anchor_divisor,
+        ),
         stego=published_stego(STEGO_BLOCK).method,
         optim=replace(config.optim, amp=amp),
         eval=replace(config.eval, crf="native", pictures=4),

@@ -22,6 +22,7 @@ from ppap.methods.head import Head
 from ppap.methods.hidden_positives import draw_patches, hidden_positives, pool_radius, unit_rows
 from ppap.methods.hp_loss import HPSettings, Positives, hp_loss
 from ppap.methods.local_mixing import attention_logits, has_plain_attention, mix, mixing_weights
+from ppap.methods.loss import chunk_anchors, draw_anchors
 from ppap.methods.recolour import recolour
 from ppap.nets.backbone import Backbone
 from ppap.nets.model import FrozenTokens, Network, patch_rows
@@ -29,7 +30,7 @@ from ppap.runs.randomness import random_state, set_random_state
 from ppap.settings.config import Config, HPConfig, OptimConfig
 
 CHUNK = 784
-"""Anchors per chunk of the loss: the patches of one image at 224 pixels and patch 8."""
+"""Patches whose anchors are a chunk of the loss: those of one image at 224 pixels and patch 8."""
 
 
 class HPNet(Network):
@@ -120,7 +121,11 @@ class HP(Method):
 
     def describe(self, patches: int) -> str:
         """Anchors of a step, and the pools."""
-        return f"every patch an anchor, reference pools of {self.hp.pool_size} patches"
+        chunk, per_chunk = chunk_anchors(patches, CHUNK, self.hp.anchor_divisor)
+        anchors = (
+            "every patch an anchor" if per_chunk == chunk else f"{per_chunk} anchors per {chunk} patches"
+        )
+        return f"{anchors}, reference pools of {self.hp.pool_size} patches"
 
     def before_step(self, step: int) -> None:
         """Fill both pools before the first step, and renew the task-specific one within each epoch."""
@@ -176,10 +181,11 @@ class HP(Method):
         weight = self.specific_weight(step)
         compared = net.drop(net.compared(features))
         positives = self._positives(compared, averaged if weight > 0 else None)
-        chunk = min(CHUNK, len(z))
+        anchors, chunk = draw_anchors(len(z), CHUNK, self.hp.anchor_divisor, self.config.train.seed, step)
         kept = torch.empty(chunk, len(z), dtype=torch.bool, device=z.device)
         contrast = hp_loss(
             (z, z_mix),
+            anchors.to(z.device),
             positives,
             weight,
             kept.bernoulli_(self.hp.negatives_kept),
@@ -207,15 +213,15 @@ class HP(Method):
         total, warmup = self.data.total_steps, self.hp.warmup
         return (step - warmup) / (total - warmup) if step > warmup else 0.0
 
-    def _positives(self, features: Tensor, averaged: Tensor | None) -> Callable[[slice], Positives]:
-        """Sets of a range of anchors: in the features and, where it is given, in the averaged code."""
+    def _positives(self, features: Tensor, averaged: Tensor | None) -> Callable[[Tensor], Positives]:
+        """Sets of some anchors: in the features and, where it is given, in the averaged code."""
         spaces = []
         for values, pool in ((features, self.net.agnostic_pool), (averaged, self.net.specific_pool)):
             if values is not None:
                 rows = unit_rows(patch_rows(values))
                 spaces.append((rows, pool_radius(rows, pool)))
 
-        def sets(rows: slice) -> Positives:
+        def sets(rows: Tensor) -> Positives:
             found = [hidden_positives(unit, radius, rows, normalised=True) for unit, radius in spaces]
             return Positives(found[0], found[1] if len(found) > 1 else None)
 

@@ -1,6 +1,6 @@
 """HP's contrastive loss over hidden positives, chunk by chunk, with the gradient formed in the forward pass.
 
-Legend: N patches, E channels of an embedding, C anchors of a chunk (consecutive patches), R rows of a tile.
+Legend: N patches, A anchors among them, E channels of an embedding, C anchors of a chunk, R rows of a tile.
 
 For an anchor i, a_ij and b_ij say whether j is a task-agnostic and a task-specific positive:
 
@@ -50,7 +50,7 @@ class HPSettings(NamedTuple):
     temperature: float
     base_temperature: float
     chunk: int
-    """Anchors per chunk: min(784, N) consecutive patches, a last partial chunk is kept."""
+    """Anchors C per chunk; a last partial chunk is kept."""
     reweighting: bool
     memory_budget: int
     """Limit of the temporaries [bytes]; a tile has at least one row."""
@@ -58,7 +58,8 @@ class HPSettings(NamedTuple):
 
 def hp_loss(
     embeddings: tuple[Tensor, ...],
-    positives: Callable[[slice], Positives],
+    anchors: Tensor,
+    positives: Callable[[Tensor], Positives],
     weight: float,
     kept: Tensor,
     settings: HPSettings,
@@ -68,7 +69,8 @@ def hp_loss(
     Args:
         embeddings: z and, with local mixing, z_mix: (N, E) each, unit rows; they receive the gradient. Each
             stands on both sides of its own products, over the same sets.
-        positives: sets of a range of anchors, without the anchors themselves.
+        anchors: (A,) int64, different patches.
+        positives: sets of some of the anchors (R,), without the anchors themselves.
         weight: lambda of the task-specific positives.
         kept: (C, N) bool, the random patches of the denominator; row k serves the k-th anchor of every chunk.
         settings: see there.
@@ -79,40 +81,38 @@ def hp_loss(
     dtype = torch.promote_types(embeddings[0].dtype, torch.float32)
     with torch.autocast(embeddings[0].device.type, enabled=False):
         embeddings = tuple(z.to(dtype) for z in embeddings)
-        loss, sizes = _HPLoss.apply(positives, weight, kept, settings, *embeddings)
+        loss, sizes = _HPLoss.apply(anchors, positives, weight, kept, settings, *embeddings)
         return HPLoss(loss, *sizes.unbind())
 
 
 class _HPLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, positives, weight, kept, settings, *embeddings):
+    def forward(ctx, anchors, positives, weight, kept, settings, *embeddings):
         grads = [torch.zeros_like(z) for z in embeddings]
-        count = len(embeddings[0])
-        starts = range(0, count, settings.chunk)
+        chunks = anchors.split(settings.chunk)
         loss = embeddings[0].new_zeros(())
         sizes = embeddings[0].new_zeros(3)
-        scale = settings.temperature / settings.base_temperature / (len(starts) * len(embeddings))
-        for start in starts:
-            rows = slice(start, min(start + settings.chunk, count))
+        scale = settings.temperature / settings.base_temperature / (len(chunks) * len(embeddings))
+        for rows in chunks:
             value, found = _chunk(embeddings, grads, positives, weight, kept, settings, rows, scale)
             loss += value
             sizes += found
         ctx.save_for_backward(*grads)
-        sizes = sizes / count
+        sizes = sizes / len(anchors)
         ctx.mark_non_differentiable(sizes)
         return loss, sizes
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dloss, _):
-        return (None,) * 4 + tuple(dloss * grad for grad in ctx.saved_tensors)
+        return (None,) * 5 + tuple(dloss * grad for grad in ctx.saved_tensors)
 
 
 def _chunk(embeddings, grads, positives, weight, kept, settings, rows, scale) -> tuple[Tensor, Tensor]:
     """Adds the gradient of one chunk to `grads`; its share of the loss, and summed sizes of the sets."""
     count = len(embeddings[0])
     tile = _tile_rows(count, settings)
-    tiles = [slice(i, min(i + tile, rows.stop)) for i in range(rows.start, rows.stop, tile)]
+    tiles = rows.split(tile)
     sets = [positives(part) for part in tiles]
     agnostic = torch.cat([found.agnostic.sum(dim=1) for found in sets])
     specific = torch.zeros_like(agnostic)
@@ -126,22 +126,23 @@ def _chunk(embeddings, grads, positives, weight, kept, settings, rows, scale) ->
         share = valid / (total.clamp(min=1) * valid.sum().clamp(min=1))
     share = share * scale
     loss, negatives = embeddings[0].new_zeros(()), 0
-    for part, found in zip(tiles, sets, strict=True):
-        own = slice(part.start - rows.start, part.stop - rows.start)
-        denominator = found.agnostic | kept[own]
-        denominator[:, part].fill_diagonal_(False)
+    per_anchor = (values.split(tile) for values in (kept[: len(rows)], total, share))
+    for part, found, own_kept, own_total, own_share in zip(tiles, sets, *per_anchor, strict=True):
+        denominator = found.agnostic | own_kept
+        denominator.scatter_(1, part[:, None], False)
         negatives = negatives + denominator.sum() - found.agnostic.sum()
         pulled = found.agnostic.to(total.dtype)  # m_ij
         if weight > 0:
             pulled.add_(found.specific, alpha=weight)
         for z, grad in zip(embeddings, grads, strict=True):
-            loss += _tile(z, grad, part, denominator, pulled, total[own], share[own], settings.temperature)
+            loss += _tile(z, grad, part, denominator, pulled, own_total, own_share, settings.temperature)
     return loss, torch.stack([agnostic.sum(), specific.sum(), negatives]).to(loss.dtype)
 
 
 def _tile(z, grad, part, denominator, pulled, total, share, temperature) -> Tensor:
     """Loss of a tile of anchors; adds its gradient in both sides of the products."""
-    logits = (z[part] @ z.T).div_(temperature)
+    anchors = z[part]
+    logits = (anchors @ z.T).div_(temperature)
     # Anchors whose share is 0 may have an empty denominator: their rows must not give NaN.
     inside = logits.masked_fill(~denominator, -torch.inf)
     top = inside.amax(dim=1, keepdim=True)
@@ -153,8 +154,8 @@ def _tile(z, grad, part, denominator, pulled, total, share, temperature) -> Tens
     loss = -(share * ((pulled * logits).sum(dim=1) - total * lse)).sum()
     dlogits = mass.mul_(total[:, None] / sums).sub_(pulled)
     dlogits.mul_((share / temperature)[:, None])
-    grad[part] += dlogits @ z
-    grad += dlogits.T @ z[part]
+    grad.index_add_(0, part, dlogits @ z)
+    grad.addmm_(dlogits.T, anchors)
     return loss
 
 

@@ -38,11 +38,13 @@ class HPConfig:
     """Decay of the averaged head that finds task-specific positives (Cityscapes and Potsdam 0.999)."""
     reweighting: bool = True
     """Weight anchors by their number of positives."""
+    anchor_divisor: int = 1
+    """One patch in this many is an anchor (published: every patch)."""
     dropout: float = 0.1
     """Share of channels dropped per image, in seven places."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "pool_size", "renew_every"):
+        for name in ("dim", "pool_size", "renew_every", "anchor_divisor"):
             value = getattr(self, name)
             check_field(value >= 1, f"hp.{name.replace('_', '-')}", value, "give at least 1")
         for name in ("temperature", "base_temperature"):
