@@ -1,6 +1,7 @@
 """The quality benchmark on tiny data sets: its files, going on, and what it refuses."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from bench.quality import __main__ as quality
 from bench.quality import report, settings
 from bench.quality.__main__ import measure_sets
+from bench.quality.known import Known
 from ppap.errors import DataError, UsageError
+from ppap.reports.sharing import public_config
 from ppap.runs.lock import alone
 from tests.runs import make_folder
 
@@ -82,6 +85,69 @@ def test_published_data_sets_come_first_and_have_their_names(tmp_path):
     assert "## MSRC-21\n" in text and "## zoo\n" in text
 
 
+def scores_of(*values, **more):
+    """Seed -> scores, whose cluster mIoU has the given values."""
+    keys = ("cluster_accuracy", "linear_accuracy", "linear_miou")
+    return {
+        seed: {**dict.fromkeys(keys, 1.0), "cluster_miou": value, **more} for seed, value in enumerate(values)
+    }
+
+
+def test_the_overview_says_how_many_seeds_a_mean_is_of(tmp_path):
+    results = {
+        "msrc21": {
+            "frozen": scores_of(10.0, 12.0),
+            "ppap": scores_of(30.0, 32.0, **{"kmeans/cluster_miou": 29.0}),
+        },
+        "zoo": {"ppap": scores_of(20.0)},
+    }
+    lines = report.overview_lines(results)
+    assert lines[:4] == [
+        "| cluster mIoU [%] | MSRC-21 | zoo |",
+        "|---|---:|---:|",
+        "| frozen features | 11.0 ± 1.4 |  |",
+        "| PPAP | 31.0 ± 1.4 | 20.0 (1) |",
+    ]
+    assert lines[4:] == [
+        "",
+        "| cluster mIoU by k-means [%] | MSRC-21 | zoo |",
+        "|---|---:|---:|",
+        "| frozen features |  |  |",
+        "| PPAP | 29.0 ± 0.0 |  |",
+        "",
+    ]
+    text = report.write(tmp_path, results, {}, {"lines": []})
+    assert lines[2] in text and "| linear mIoU | seeds |" in text
+    assert "| PPAP | 1.0 | 20.0 | 1.0 | 1.0 | 1 |" in text
+
+
+def test_bars_of_a_data_set_stand_side_by_side_around_its_name(tmp_path, monkeypatch):
+    """Each is where its row is among those of its own data set, and one seed has no whiskers."""
+    from matplotlib.axes import Axes
+
+    drawn, real = [], Axes.bar
+    monkeypatch.setattr(
+        Axes,
+        "bar",
+        lambda axis, x, height, width, **more: (
+            drawn.append((list(x), width, more)) or real(axis, x, height, width, **more)
+        ),
+    )
+    results = {
+        "msrc21": {row: scores_of(10.0, 12.0) for row in ("frozen", "fixed", "ppap")},
+        "zoo": {"frozen": scores_of(5.0), "ppap": scores_of(6.0)},
+    }
+    report.draw(tmp_path / "figure.png", results)
+    width = drawn[0][1]
+    assert [more["label"] for *_, more in drawn] == ["frozen features", "fixed threshold", "PPAP"]
+    first = [middles[0] for middles, *_ in drawn]
+    assert first == pytest.approx([-width, 0, width])
+    second = [drawn[0][0][1], drawn[2][0][1]]
+    assert second == pytest.approx([1 - width / 2, 1 + width / 2])
+    assert drawn[1][0] == pytest.approx([0]), "not measured on the second"
+    assert drawn[0][2]["yerr"][0] > 1 and math.isnan(drawn[0][2]["yerr"][1])
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_tables_are_written_after_each_run(options, monkeypatch, jobs):
     lengths = []
@@ -133,6 +199,16 @@ def test_what_is_known_is_not_measured_again_and_stands_in_the_tables(options, t
     assert {row: list(seeds) for row, seeds in rows.items()} == {"frozen": ["0", "1"], "ppap": ["0", "1"]}
     assert rows["ppap"]["0"]["cluster_miou"] == 99.0 and set(found["facts"]["configs"]) == {"one"}
     assert "± " in (tmp_path / "out" / "quality.md").read_text()
+
+
+def test_settings_of_a_method_count_where_runs_of_it_are_known(tmp_path, options):
+    base = settings.base_config(tmp_path / "data", "one", "embedded", 30)
+    other = replace(base, hp=replace(base.hp, anchor_divisor=1))
+    score = {"ppap": {0: {}}}
+    Known({"one": score}, {}, {"one": public_config(other)}).check(None, "one", base)
+    both = Known({"one": {**score, "hp": {0: {}}}}, {}, {"one": public_config(other)})
+    with pytest.raises(UsageError, match="had another --hp.anchor-divisor; leave"):
+        both.check(None, "one", base)
 
 
 def test_known_runs_of_other_settings_are_refused(options, tmp_path):

@@ -14,7 +14,7 @@ from ppap.errors import DataError, NumberError
 from ppap.eval import main as evaluate
 from ppap.methods.engine import build_engine
 from ppap.nets.backbone import Backbone
-from ppap.nets.feature_cache import cache_features, frozen_of
+from ppap.nets.feature_cache import CachedFeatures, cache_features, cache_root, frozen_of, kept_source
 from ppap.settings.config import DataConfig, ModelConfig
 from tests.runs import make_folder, settled_demo, tiny_run
 
@@ -110,6 +110,20 @@ def test_validation_and_rows_read_the_cache_and_eval_agrees(tmp_path, monkeypatc
     passes.clear()
     assert scores_of_eval("images.json") == pytest.approx(scores, abs=0.5)
     assert sum(count for count in passes if count > 1) == 3 and not (tmp_path / "cache").exists()
+
+
+def test_where_nothing_was_kept_the_images_are_not_read_for_a_name(net, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
+    dataset, config = images(), settled_demo()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_features=True))
+    read, contents = [], type(dataset).fingerprint
+    monkeypatch.setattr(type(dataset), "fingerprint", lambda self: read.append(1) or contents(self))
+    assert kept_source(config, dataset, net) is dataset and not read
+    root = cache_root(None)
+    cache_features(net, dataset, root=root, dtype=config.data.cache_dtype, device=CPU)
+    read.clear()
+    found = kept_source(config, dataset, net)
+    assert isinstance(found, CachedFeatures) and len(found) == len(dataset) and read
 
 
 def test_a_stopped_computation_goes_on(net, images, tmp_path, monkeypatch):

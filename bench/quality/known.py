@@ -12,6 +12,9 @@ from ppap.reports.sharing import public_config
 from ppap.runs.rundir import changed_settings, option_names
 from ppap.settings.config import Config, from_dict
 
+OWN_SETTINGS = ("hp", "stego")
+"""Methods with a section of settings that is theirs alone, and has their name."""
+
 
 @dataclass(frozen=True)
 class Known:
@@ -54,12 +57,15 @@ class Known:
     def check(self, path: Path | None, name: str, config: Config) -> None:
         """Refuse to set runs of other settings beside each other.
 
+        Settings of a method alone do not count where no run of it is known.
+
         Raises:
             UsageError: those of the data set `name` had others than `config`.
         """
         if name not in self.configs:
             return
-        changed = changed_settings(self.configs[name], public_config(config), FREE)
+        unused = [f"{method}.*" for method in OWN_SETTINGS if not self.results.get(name, {}).get(method)]
+        changed = changed_settings(self.configs[name], public_config(config), [*FREE, *unused])
         if changed:
             raise UsageError(
                 f"--known {path}: its runs of {name} had another {option_names(changed)}; leave it out, or "

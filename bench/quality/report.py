@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.quality.settings import DATA_SETS, TRAINED, UNTRAINED
 from ppap.analysis import set_report
-from ppap.evaluation.tables import has_crf, mean_and_deviation, score_lines
+from ppap.evaluation.tables import has_crf, mean_and_deviation, other_ways, score_lines, spread_text
 from ppap.methods.table import TITLES
 
 Rows = Mapping[str, Mapping[int, Mapping[str, float]]]
@@ -48,10 +48,38 @@ def values(row: Mapping[int, Mapping[str, float]], key: str = SCORE) -> list[flo
     return [scores[key] for scores in row.values()]
 
 
+def overview_lines(results: Mapping[str, Rows]) -> list[str]:
+    """Methods x data sets: the cluster mIoU, by every way that clusters were found.
+
+    In brackets stands the number of seeds where it is not that of most cells; an empty cell was not measured.
+    """
+    summaries = [scores for rows in results.values() for seeds in rows.values() for scores in seeds.values()]
+    counts = [len(seeds) for rows in results.values() for seeds in rows.values()]
+    usual = max(counts, key=counts.count, default=0)
+    lines = []
+    for key, head in {SCORE: "cluster mIoU", **other_ways(summaries)}.items():
+        lines += [f"| {head} [%] | " + " | ".join(DATA_SETS.get(name, name) for name in results) + " |"]
+        lines += ["|---|" + "---:|" * len(results)]
+        for row in (row for row in ORDER if any(row in rows for rows in results.values())):
+            cells = [_cell(rows.get(row, {}), key, usual) for rows in results.values()]
+            lines.append(f"| {TITLES[row]} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
+
+
+def _cell(row: Mapping[int, Mapping[str, float]], key: str, usual: int) -> str:
+    """Mean and deviation of one score, and of how many seeds where they are not as many as usual."""
+    found = [scores[key] for scores in row.values() if key in scores]
+    if not found:
+        return ""
+    return spread_text(found) + (f" ({len(found)})" if len(found) != usual else "")
+
+
 def dataset_lines(name: str, rows: Rows, sets: Mapping[str, Any] | None) -> list[str]:
     """The section of one data set."""
     titles = {TITLES[row]: list(rows[row].values()) for row in ORDER if row in rows}
-    lines = [f"## {DATA_SETS.get(name, name)}", "", *score_lines(titles)]
+    counts = {title: str(len(seeds)) for title, seeds in titles.items()}
+    lines = [f"## {DATA_SETS.get(name, name)}", "", *score_lines(titles, extra={"seeds": counts})]
     if has_crf(titles):
         lines += ["", *score_lines(titles, crf=True)]
     if "ppap" in rows:
@@ -98,7 +126,7 @@ def write(out: Path, results: Mapping[str, Rows], sets: Mapping[str, Any], facts
         facts: settings for the JSON; ``facts["lines"]`` stand above the tables.
     """
     lines = ["# Quality on labelled photographs", "", *(f"- {line}" for line in facts["lines"]), ""]
-    lines += ["![cluster mIoU of every method and data set](quality.png)", ""]
+    lines += ["![cluster mIoU of every method and data set](quality.png)", "", *overview_lines(results)]
     for name, rows in results.items():
         lines += dataset_lines(name, rows, sets.get(name))
     text = "\n".join(lines)
