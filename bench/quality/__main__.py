@@ -12,6 +12,7 @@ from bench.quality import report
 from bench.quality.known import Known
 from bench.quality.settings import (
     CORE,
+    HP_BLOCK,
     STEGO_BLOCK,
     STEPS,
     TRAINED,
@@ -218,13 +219,20 @@ def facts(out: Path, known: Known) -> dict[str, Any]:
             if one.compare.clusterings > 1
             else f"clusters by {one.eval.cluster_init}, one clustering of each code",
             f"stego with its published weights and shifts of {STEGO_BLOCK}",
-            "hp without its recoloured view, as in its settings for Potsdam, so that all train on the same "
-            f"tokens, and with one patch in {one.hp.anchor_divisor} an anchor like the others, not all",
+            hp_line(one),
         ],
         "configs": {
             name: to_dict(public_config(config)) for name, config in {**known.configs, **configs}.items()
         },
     }
+
+
+def hp_line(config: Config) -> str:
+    """How the baseline HP was trained."""
+    return (
+        f"hp with its published settings for {HP_BLOCK[0]}, without a recoloured view, so that all train on "
+        f"the same tokens; one patch in {config.hp.anchor_divisor} is an anchor, as in other rows, not all"
+    )
 
 
 if __name__ == "__main__":
