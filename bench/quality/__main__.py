@@ -230,8 +230,9 @@ def facts(out: Path, known: Known) -> dict[str, Any]:
 def hp_line(config: Config) -> str:
     """How the baseline HP was trained."""
     return (
-        f"hp with its published settings for {HP_BLOCK[0]}, without a recoloured view, so that all train on "
-        f"the same tokens; one patch in {config.hp.anchor_divisor} is an anchor, as in other rows, not all"
+        f"hp with the loss, dropout and pools published for {HP_BLOCK[0]}, but for renewals every "
+        f"{config.hp.renew_every} steps; one patch in {config.hp.anchor_divisor} is an anchor, as in other "
+        "rows, not all"
     )
 
 
