@@ -102,6 +102,12 @@ def test_the_overview_says_how_many_seeds_a_mean_is_of(tmp_path):
         "zoo": {"ppap": scores_of(20.0)},
     }
     lines = report.overview_lines(results)
+    assert lines[:2] == [
+        "Means ± standard deviations of 2 seeds, in brackets of how many where they are not; empty: not "
+        "measured.",
+        "",
+    ]
+    del lines[:2]
     assert lines[:4] == [
         "| cluster mIoU [%] | MSRC-21 | zoo |",
         "|---|---:|---:|",
@@ -116,6 +122,8 @@ def test_the_overview_says_how_many_seeds_a_mean_is_of(tmp_path):
         "| PPAP | 29.0 ± 0.0 |  |",
         "",
     ]
+    few = {"zoo": {"frozen": scores_of(1.0), "ppap": scores_of(1.0, 2.0)}}
+    assert "of 2 seeds" in report.overview_lines(few)[0], "as many of both: the larger number"
     text = report.write(tmp_path, results, {}, {"lines": []})
     assert lines[2] in text and "| linear mIoU | seeds |" in text
     assert "| PPAP | 1.0 | 20.0 | 1.0 | 1.0 | 1 |" in text
@@ -207,8 +215,15 @@ def test_settings_of_a_method_count_where_runs_of_it_are_known(tmp_path, options
     score = {"ppap": {0: {}}}
     Known({"one": score}, {}, {"one": public_config(other)}).check(None, "one", base)
     both = Known({"one": {**score, "hp": {0: {}}}}, {}, {"one": public_config(other)})
-    with pytest.raises(UsageError, match="had another --hp.anchor-divisor; leave"):
-        both.check(None, "one", base)
+    for name in ("one", "two"):
+        with pytest.raises(UsageError, match="runs of one had another --hp.anchor-divisor; leave"):
+            both.check(None, name, base)
+
+
+def test_hp_renews_its_pool_on_sets_as_small_as_the_published_ones(tmp_path, options):
+    """It counts within an epoch, of which the smallest set has 8 steps."""
+    base = settings.base_config(tmp_path / "data", "one", "embedded")
+    assert base.hp.renew_every < 261 // settings.BATCH
 
 
 def test_known_runs_of_other_settings_are_refused(options, tmp_path):

@@ -235,3 +235,12 @@ def test_a_folder_smaller_than_a_batch_is_refused_before_its_features(tmp_path):
             ["folder", f"--data.root={tmp_path / 'data'}", *options, f"--data.cache-dir={tmp_path / 'cache'}"]
         )
     assert not (tmp_path / "cache").exists()
+
+
+def test_what_is_said_to_be_chosen_is_what_the_method_uses():
+    chosen = Choices(condition="clip:0.1", phi0=0.5, psi0=0.2, fixed_phi0=0.4, lr=3e-4)
+    config = replace(folder(), method="hp")
+    assert config.optim.lr == "auto"
+    assert chosen.summary("hp") == f"condition clip:0.1, lr {chosen.apply(config).optim.lr:g}"
+    assert chosen.summary("stego").endswith("lr 0.0005") and Choices(lr=None).summary("hp") == ""
+    assert chosen.summary() == "condition clip:0.1, phi0 0.5, psi0 0.2, fixed phi0 0.4, lr 0.0003"

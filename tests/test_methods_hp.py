@@ -23,6 +23,7 @@ from tests.methods import tiny_engine, tiny_images
 
 TAU, TAU0, WEIGHT = 0.4, 0.07, 0.3
 ALL = torch.arange(22)
+RAGGED = 2 * 8 * 22 + 3 * 4 * 7 * 22  # bytes of a chunk's sets and of three rows
 
 
 def case(count=22, chunk=8, seed=0):
@@ -66,7 +67,9 @@ def by_loops(embeddings, anchors, a, b, kept, chunk, reweighting, weight):
 
 @pytest.mark.parametrize("reweighting", [True, False])
 @pytest.mark.parametrize("weight", [0.0, WEIGHT])
-@pytest.mark.parametrize("budget", [2**20, 1], ids=["one tile", "tiles of a row"])
+@pytest.mark.parametrize(
+    "budget", [2**20, 1, RAGGED], ids=["one tile", "tiles of a row", "tiles of three rows of eight"]
+)
 @pytest.mark.parametrize("anchors", [range(22), [0, 3, 4, 5, 9, 10, 14, 15, 16, 20, 21]], ids=["all", "some"])
 def test_loss_against_loops(anchors, reweighting, weight, budget):
     z, z_mix, a, b, kept = case()
@@ -108,13 +111,13 @@ def test_reweighting_is_the_plain_mean_over_pairs():
     torch.testing.assert_close(got, torch.stack(parts).mean())
 
 
-@pytest.mark.parametrize("anchors", [range(7), [1, 3, 4, 6, 5]], ids=["all", "some"])
+@pytest.mark.parametrize("anchors", [range(7), [1, 3, 4, 5, 6, 0]], ids=["all", "some"])
 @pytest.mark.parametrize(("reweighting", "budget"), [(True, 1), (False, 2**20)])
 def test_gradient(reweighting, budget, anchors):
     z, z_mix, a, b, kept = (x[..., :7] if x.dtype == torch.bool else x[:, :3] for x in case(chunk=4))
     a, b, limits = a[:7], b[:7], settings(4, reweighting, budget)
     pair = tuple(x[:7].clone().requires_grad_() for x in (z, z_mix))
-    assert a[:3].any() and b[3].any() and a[4:].any()
+    assert all(a[list(part)].any() for part in (anchors[:4], anchors[4:])) and b[3].any()
 
     def loss(*embeddings):
         sets = lambda rows: Positives(a[rows], b[rows])  # noqa: E731
@@ -362,20 +365,21 @@ def test_a_step_is_the_sum_of_its_parts():
 
 
 def test_one_patch_in_a_few_is_an_anchor(monkeypatch):
-    """Each step draws others; a chunk of the loss has the anchors of 784 patches."""
+    """32 patches in chunks of 12: each step draws others, of every chunk its share, also of the last one."""
     seen = []
-    real = hp_loss
-    monkeypatch.setattr("ppap.methods.hp.hp_loss", lambda z, *rest: seen.append(rest) or real(z, *rest))
+    monkeypatch.setattr("ppap.methods.hp.CHUNK", 12)
+    monkeypatch.setattr("ppap.methods.hp.hp_loss", lambda *args: seen.append(args[1:]) or hp_loss(*args))
     for divisor in (1, 4):
         engine = tiny_engine("hp", hp=HPConfig(dim=8, pool_size=8, anchor_divisor=divisor), steps=4)
         loader = iter(engine.start(engine.images))
         for step in range(2):
-            values = engine.train_step(next(loader), step)
-            assert values["hp_loss"].isfinite()
-    patches = len(seen[0][0])
-    all_patches, few = [rest[0] for rest in seen[:2]], [rest[0] for rest in seen[2:]]
-    assert all(torch.equal(anchors, torch.arange(patches)) for anchors in all_patches)
-    assert [len(anchors) for anchors in few] == [patches // 4] * 2 and not torch.equal(*few)
-    assert [rest[3].shape for rest in seen] == [(patches, patches)] * 2 + [(patches // 4, patches)] * 2
+            assert engine.train_step(next(loader), step)["hp_loss"].isfinite()
+    anchors, _, _, kept, limits = zip(*seen, strict=True)
+    assert all(torch.equal(every, torch.arange(32)) for every in anchors[:2])
+    assert not torch.equal(anchors[2], anchors[3])
+    for few in anchors[2:]:
+        assert [int(((few >= i) & (few < i + 12)).sum()) for i in (0, 12, 24)] == [3, 3, 2]
+    assert [tuple(rows.shape) for rows in kept] == [(12, 32)] * 2 + [(3, 32)] * 2
+    assert [one.chunk for one in limits] == [12, 12, 3, 3]
     assert "every patch an anchor" in tiny_engine("hp").method.describe(64)
-    assert f"{patches // 4} anchors per {patches} patches" in engine.method.describe(patches)
+    assert "3 anchors per 12 patches" in engine.method.describe(32)

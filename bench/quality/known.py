@@ -57,15 +57,23 @@ class Known:
     def check(self, path: Path | None, name: str, config: Config) -> None:
         """Refuse to set runs of other settings beside each other.
 
-        Settings of a method alone do not count where no run of it is known.
+        Settings of a method alone count where runs of it are known, of whichever data set: one line above the
+        tables speaks for all.
 
         Raises:
-            UsageError: those of the data set `name` had others than `config`.
+            UsageError: those of the data set `name` had others than `config`, or those of a method had.
         """
-        if name not in self.configs:
-            return
-        unused = [f"{method}.*" for method in OWN_SETTINGS if not self.results.get(name, {}).get(method)]
-        changed = changed_settings(self.configs[name], public_config(config), [*FREE, *unused])
+        if name in self.configs:
+            own = [f"{method}.*" for method in OWN_SETTINGS]
+            changed = changed_settings(self.configs[name], public_config(config), [*FREE, *own])
+            self._refuse(path, name, changed)
+        for other, before in self.configs.items():
+            for method in OWN_SETTINGS:
+                if self.results.get(other, {}).get(method):
+                    changed = [n for n in changed_settings(before, config) if n.startswith(f"{method}.")]
+                    self._refuse(path, other, changed)
+
+    def _refuse(self, path: Path | None, name: str, changed: Sequence[str]) -> None:
         if changed:
             raise UsageError(
                 f"--known {path}: its runs of {name} had another {option_names(changed)}; leave it out, or "

@@ -51,12 +51,16 @@ def values(row: Mapping[int, Mapping[str, float]], key: str = SCORE) -> list[flo
 def overview_lines(results: Mapping[str, Rows]) -> list[str]:
     """Methods x data sets: the cluster mIoU, by every way that clusters were found.
 
-    In brackets stands the number of seeds where it is not that of most cells; an empty cell was not measured.
+    In brackets stands the number of seeds where it is not that of most cells, or the larger of two such.
     """
     summaries = [scores for rows in results.values() for seeds in rows.values() for scores in seeds.values()]
     counts = [len(seeds) for rows in results.values() for seeds in rows.values()]
-    usual = max(counts, key=counts.count, default=0)
-    lines = []
+    usual = max(sorted(counts, reverse=True), key=counts.count, default=0)
+    lines = [
+        f"Means ± standard deviations of {usual} seeds, in brackets of how many where they are not; empty: "
+        "not measured.",
+        "",
+    ]
     for key, head in {SCORE: "cluster mIoU", **other_ways(summaries)}.items():
         lines += [f"| {head} [%] | " + " | ".join(DATA_SETS.get(name, name) for name in results) + " |"]
         lines += ["|---|" + "---:|" * len(results)]

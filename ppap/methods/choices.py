@@ -24,9 +24,12 @@ from ppap.nets.conditioning import Condition, fit, position_r2, spectrum
 from ppap.nets.model import Network, patch_rows
 from ppap.runs.randomness import own_randomness
 from ppap.settings.config import Config, LossConfig
+from ppap.settings.methods import Method
 
 THRESHOLDED = {"ppap", "fixed", "tps", "ans", "random"}
 """Methods whose sets thresholds make."""
+HEADS = ("hp", "stego")
+"""Methods that train a head on frozen features."""
 HEAD_RATE = 5e-4
 """Rate of a head on frozen features: what HP and STEGO were published with."""
 BLOCK_RATE, SCALED_BLOCK_RATE = 1e-3, 3e-4
@@ -52,7 +55,7 @@ class Choices:
     def apply(self, config: Config) -> Config:
         """``config`` with these values in the place of auto."""
         still = config.method in ("fixed", "ans")  # their positives do not propagate
-        head = config.method in ("hp", "stego")
+        head = config.method in HEADS
         values = {
             "model": {"condition": self.condition},
             "loss": {"phi0": self.fixed_phi0 if still else self.phi0, "psi0": self.psi0},
@@ -68,9 +71,16 @@ class Choices:
         """As plain containers, for a checkpoint."""
         return {**asdict(self), "reasons": list(self.reasons)}
 
-    def summary(self) -> str:
-        """The values in one line, such as ``condition clip:0.03, phi0 0.42``; empty if nothing was chosen."""
+    def summary(self, method: Method = "ppap") -> str:
+        """The values in one line, such as ``condition clip:0.03, phi0 0.42``; empty if nothing was chosen.
+
+        Args:
+            method: of the run; one with a head has no thresholds, and a rate of its own.
+        """
         own = {name: value for name, value in asdict(self).items() if value is not None and name != "reasons"}
+        if method in HEADS:
+            own = {name: own[name] for name in ("condition", "lr") if name in own}
+            own |= {"lr": HEAD_RATE} if "lr" in own else {}
         return ", ".join(
             f"{name.replace('_', ' ')} {value if isinstance(value, str) else format(value, 'g')}"
             for name, value in own.items()

@@ -269,7 +269,7 @@ class Trainer:
         start = f"continued at step {self.step}" if self.resumed else "new run"
         if self.step >= self.total:
             start += ": all steps are done; what is left is to measure and to report"
-        if chosen := self.engine.choices.summary():
+        if chosen := self.engine.choices.summary(self.config.method):
             print(f"chosen without labels: {chosen}")
         settings = f"settings {config_hash(self.config)}"
         print(f"run: {self.run_dir.path} ({start}, {self.total} steps, {settings})", flush=True)
@@ -384,7 +384,7 @@ class Trainer:
             f"data: {self.data.description}",
             f"{minutes:.1f} minutes since the last start",
         ]
-        if chosen := engine.choices.summary():
+        if chosen := engine.choices.summary(self.config.method):
             facts.append(f"chosen without labels: {chosen}")
         if evaluation is not None:
             record = evaluation_record(self.config, engine, checkpoint, evaluation)
