@@ -71,26 +71,22 @@ def test_the_rows_share_everything_but_the_method(options, tmp_path):
     assert {config.train.seed for config in trained} == {0, 5}
 
 
-def test_published_data_sets_come_first_and_have_their_names(tmp_path):
-    names = ("dubai", "zoo", "msrc21", "art")
-    for name in names:
-        (tmp_path / name / "images").mkdir(parents=True)
-    assert settings.data_sets(tmp_path) == ["msrc21", "dubai", "art", "zoo"]
-    scores = {
-        "frozen": {
-            0: dict.fromkeys(("cluster_accuracy", "cluster_miou", "linear_accuracy", "linear_miou"), 1.0)
-        }
-    }
-    text = report.write(tmp_path, {"msrc21": scores, "zoo": scores}, {}, {"lines": []})
-    assert "## MSRC-21\n" in text and "## zoo\n" in text
-
-
 def scores_of(*values, **more):
     """Seed -> scores, whose cluster mIoU has the given values."""
     keys = ("cluster_accuracy", "linear_accuracy", "linear_miou")
     return {
         seed: {**dict.fromkeys(keys, 1.0), "cluster_miou": value, **more} for seed, value in enumerate(values)
     }
+
+
+def test_published_data_sets_come_first_and_have_their_names(tmp_path):
+    names = ("dubai", "zoo", "msrc21", "art")
+    for name in names:
+        (tmp_path / name / "images").mkdir(parents=True)
+    assert settings.data_sets(tmp_path) == ["msrc21", "dubai", "art", "zoo"]
+    scores = {"frozen": scores_of(1.0)}
+    text = report.write(tmp_path, {"msrc21": scores, "zoo": scores}, {}, {"lines": []})
+    assert "## MSRC-21\n" in text and "## zoo\n" in text
 
 
 def test_the_overview_says_how_many_seeds_a_mean_is_of(tmp_path):

@@ -43,6 +43,11 @@ def settings(chunk=8, reweighting=True, budget=2**20):
     return HPSettings(TAU, TAU0, chunk, reweighting, budget)
 
 
+def given(a, b):
+    """Sets of any anchors, out of those of all."""
+    return lambda rows: Positives(a[rows], b[rows])
+
+
 def by_loops(embeddings, anchors, a, b, kept, chunk, reweighting, weight):
     """The formulas of the module's docstring, one pair at a time."""
     count, chunks = len(a), []
@@ -77,7 +82,7 @@ def test_loss_against_loops(anchors, reweighting, weight, budget):
     got = hp_loss(
         (z, z_mix),
         index,
-        lambda rows: Positives(a[rows], b[rows]),
+        given(a, b),
         weight,
         kept,
         settings(reweighting=reweighting, budget=budget),
@@ -95,7 +100,7 @@ def test_loss_against_loops(anchors, reweighting, weight, budget):
 def test_reweighting_is_the_plain_mean_over_pairs():
     """With r_i = n_i / mean n, a chunk's loss is the mean of logp over all its (weighted) pairs."""
     z, _, a, b, kept = case()
-    got = hp_loss((z,), ALL, lambda rows: Positives(a[rows], b[rows]), WEIGHT, kept, settings()).loss
+    got = hp_loss((z,), ALL, given(a, b), WEIGHT, kept, settings()).loss
     parts = []
     for start in range(0, 22, 8):
         rows = [i for i in range(start, min(start + 8, 22)) if a[i].any()]
@@ -120,8 +125,7 @@ def test_gradient(reweighting, budget, anchors):
     assert all(a[list(part)].any() for part in (anchors[:4], anchors[4:])) and b[3].any()
 
     def loss(*embeddings):
-        sets = lambda rows: Positives(a[rows], b[rows])  # noqa: E731
-        return hp_loss(embeddings, torch.tensor(anchors), sets, WEIGHT, kept, limits).loss
+        return hp_loss(embeddings, torch.tensor(anchors), given(a, b), WEIGHT, kept, limits).loss
 
     assert torch.autograd.gradcheck(loss, pair)
 
@@ -132,12 +136,11 @@ def test_without_positives_the_loss_is_zero_and_bad_numbers_show():
     nothing = torch.zeros_like(a)
     # Published: NaN for a chunk without anchors; here 0, also where the denominator is empty too.
     for k in (kept, torch.zeros_like(kept)):
-        loss = hp_loss((z,), ALL, lambda rows: Positives(nothing[rows], b[rows]), WEIGHT, k, settings()).loss
+        loss = hp_loss((z,), ALL, given(nothing, b), WEIGHT, k, settings()).loss
         assert loss == 0 and not torch.autograd.grad(loss, z)[0].any()
     bad = z.detach().clone()
     bad[2, 0] = torch.nan
-    sets = lambda rows: Positives(a[rows], b[rows])  # noqa: E731
-    assert hp_loss((bad,), ALL, sets, 0.0, kept, settings()).loss.isnan()
+    assert hp_loss((bad,), ALL, given(a, b), 0.0, kept, settings()).loss.isnan()
 
 
 def test_memory_is_bounded():

@@ -219,21 +219,14 @@ def facts(out: Path, known: Known) -> dict[str, Any]:
             if one.compare.clusterings > 1
             else f"clusters by {one.eval.cluster_init}, one clustering of each code",
             f"stego with its published weights and shifts of {STEGO_BLOCK}",
-            hp_line(one),
+            f"hp with the loss, dropout and pools published for {HP_BLOCK[0]}, but for renewals every "
+            f"{one.hp.renew_every} steps; one patch in {one.hp.anchor_divisor} is an anchor, as in other "
+            "rows, not all",
         ],
         "configs": {
             name: to_dict(public_config(config)) for name, config in {**known.configs, **configs}.items()
         },
     }
-
-
-def hp_line(config: Config) -> str:
-    """How the baseline HP was trained."""
-    return (
-        f"hp with the loss, dropout and pools published for {HP_BLOCK[0]}, but for renewals every "
-        f"{config.hp.renew_every} steps; one patch in {config.hp.anchor_divisor} is an anchor, as in other "
-        "rows, not all"
-    )
 
 
 if __name__ == "__main__":

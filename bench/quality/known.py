@@ -11,9 +11,7 @@ from ppap.errors import DataError, UsageError
 from ppap.reports.sharing import public_config
 from ppap.runs.rundir import changed_settings, option_names
 from ppap.settings.config import Config, from_dict
-
-OWN_SETTINGS = ("hp", "stego")
-"""Methods with a section of settings that is theirs alone, and has their name."""
+from ppap.settings.methods import HEADS
 
 
 @dataclass(frozen=True)
@@ -63,22 +61,19 @@ class Known:
         Raises:
             UsageError: those of the data set `name` had others than `config`, or those of a method had.
         """
-        if name in self.configs:
-            own = [f"{method}.*" for method in OWN_SETTINGS]
-            changed = changed_settings(self.configs[name], public_config(config), [*FREE, *own])
-            self._refuse(path, name, changed)
         for other, before in self.configs.items():
-            for method in OWN_SETTINGS:
-                if self.results.get(other, {}).get(method):
-                    changed = [n for n in changed_settings(before, config) if n.startswith(f"{method}.")]
-                    self._refuse(path, other, changed)
+            changed = changed_settings(before, public_config(config), FREE)
+            changed = [setting for setting in changed if self._counts(setting, other, name)]
+            if changed:
+                raise UsageError(
+                    f"--known {path}: its runs of {other} had another {option_names(changed)}; leave it out, "
+                    "or give the same"
+                )
 
-    def _refuse(self, path: Path | None, name: str, changed: Sequence[str]) -> None:
-        if changed:
-            raise UsageError(
-                f"--known {path}: its runs of {name} had another {option_names(changed)}; leave it out, or "
-                "give the same"
-            )
+    def _counts(self, setting: str, other: str, name: str) -> bool:
+        """Whether a setting of the runs of `other` must be that of new ones of `name`."""
+        section = setting.split(".")[0]
+        return bool(self.results.get(other, {}).get(section)) if section in HEADS else other == name
 
     def without(self, name: str, rows: Sequence[str], seeds: Sequence[int]) -> list[str]:
         """Names of the runs that are left to do."""

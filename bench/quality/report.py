@@ -64,11 +64,16 @@ def overview_lines(results: Mapping[str, Rows]) -> list[str]:
     for key, head in {SCORE: "cluster mIoU", **other_ways(summaries)}.items():
         lines += [f"| {head} [%] | " + " | ".join(DATA_SETS.get(name, name) for name in results) + " |"]
         lines += ["|---|" + "---:|" * len(results)]
-        for row in (row for row in ORDER if any(row in rows for rows in results.values())):
+        for row in _rows_of(results):
             cells = [_cell(rows.get(row, {}), key, usual) for rows in results.values()]
             lines.append(f"| {TITLES[row]} | " + " | ".join(cells) + " |")
         lines.append("")
     return lines
+
+
+def _rows_of(results: Mapping[str, Rows]) -> list[str]:
+    """Rows that any data set has, in the order of tables."""
+    return [row for row in ORDER if any(row in rows for rows in results.values())]
 
 
 def _cell(row: Mapping[int, Mapping[str, float]], key: str, usual: int) -> str:
@@ -161,7 +166,7 @@ def draw(path: Path, results: Mapping[str, Rows]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [row for row in ORDER if any(row in rows for rows in results.values())]
+    names = _rows_of(results)
     figure = Figure(figsize=(2.2 + 2.2 * len(results), 3.8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()

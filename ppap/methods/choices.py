@@ -24,12 +24,10 @@ from ppap.nets.conditioning import Condition, fit, position_r2, spectrum
 from ppap.nets.model import Network, patch_rows
 from ppap.runs.randomness import own_randomness
 from ppap.settings.config import Config, LossConfig
-from ppap.settings.methods import Method
+from ppap.settings.methods import HEADS, Method
 
 THRESHOLDED = {"ppap", "fixed", "tps", "ans", "random"}
 """Methods whose sets thresholds make."""
-HEADS = ("hp", "stego")
-"""Methods that train a head on frozen features."""
 HEAD_RATE = 5e-4
 """Rate of a head on frozen features: what HP and STEGO were published with."""
 BLOCK_RATE, SCALED_BLOCK_RATE = 1e-3, 3e-4
@@ -55,17 +53,20 @@ class Choices:
     def apply(self, config: Config) -> Config:
         """``config`` with these values in the place of auto."""
         still = config.method in ("fixed", "ans")  # their positives do not propagate
-        head = config.method in HEADS
         values = {
             "model": {"condition": self.condition},
             "loss": {"phi0": self.fixed_phi0 if still else self.phi0, "psi0": self.psi0},
-            "optim": {"lr": HEAD_RATE if head and self.lr else self.lr},
+            "optim": {"lr": self.rate(config.method)},
         }
         for part, own in values.items():
             given = getattr(config, part)
             found = {n: v for n, v in own.items() if v is not None and getattr(given, n) == "auto"}
             config = replace(config, **{part: replace(given, **found)})
         return config
+
+    def rate(self, method: Method) -> float | None:
+        """What a method trains with in the place of auto; None = the rate was given."""
+        return HEAD_RATE if method in HEADS and self.lr is not None else self.lr
 
     def to_dict(self) -> dict[str, Any]:
         """As plain containers, for a checkpoint."""
@@ -77,10 +78,10 @@ class Choices:
         Args:
             method: of the run; one with a head has no thresholds, and a rate of its own.
         """
-        own = {name: value for name, value in asdict(self).items() if value is not None and name != "reasons"}
+        every = {**asdict(self), "lr": self.rate(method)}
+        own = {name: value for name, value in every.items() if value is not None and name != "reasons"}
         if method in HEADS:
             own = {name: own[name] for name in ("condition", "lr") if name in own}
-            own |= {"lr": HEAD_RATE} if "lr" in own else {}
         return ", ".join(
             f"{name.replace('_', ' ')} {value if isinstance(value, str) else format(value, 'g')}"
             for name, value in own.items()

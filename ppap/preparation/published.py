@@ -35,6 +35,7 @@ from ppap.runs.disk import sha256_of
 from ppap.runs.lock import FolderLock
 from ppap.runs.rundir import RunDir
 from ppap.settings.config import Config, to_dict
+from ppap.settings.methods import HEADS
 from ppap.settings.presets import PRESETS, preset
 from ppap.settings.published import with_method
 
@@ -252,7 +253,7 @@ def _engine(published: Published, base: Config, backbone: Backbone, path: Path) 
     extra = max(weights.get("cluster.clusters", torch.zeros(classes, 1)).shape[0] - classes, 0)
     train = replace(config.train, selection="last", extra_clusters=extra, out=None)
     config = replace(config, train=train)
-    if published.method in ("hp", "stego") and "head.linear.weight" in weights:
+    if published.method in HEADS and "head.linear.weight" in weights:
         dim = weights["head.linear.weight"].shape[0]
         section = replace(getattr(config, published.method), dim=dim)
         config = replace(config, **{published.method: section})

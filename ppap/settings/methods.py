@@ -8,6 +8,8 @@ from ppap.settings.checks import check_field
 
 Method = Literal["ppap", "frozen", "fixed", "tps", "ans", "random", "oracle", "hp", "stego"]
 """Names of all methods; ``ppap.methods.table`` has what they are."""
+HEADS: tuple[Method, ...] = ("hp", "stego")
+"""Methods that train a head on frozen features, each with a section of settings of its name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ positives.
 from dataclasses import replace
 
 from ppap.settings.config import Config
+from ppap.settings.methods import HEADS
 
 OWN_THRESHOLDS = ("demo", "camvid")
 """Presets whose thresholds were found for a backbone of their own."""
@@ -44,7 +45,7 @@ def with_protocol(config: Config, protocol: str) -> Config:
         train=replace(config.train, selection="last"),
         eval=replace(config.eval, crf_image="original"),
     )
-    if config.method in ("hp", "stego"):
+    if config.method in HEADS:
         return config
     loss = replace(config.loss, anchor_divisor=1, base_temperature=None)
     if config.preset not in OWN_THRESHOLDS:
