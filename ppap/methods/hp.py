@@ -22,7 +22,7 @@ from ppap.methods.head import Head
 from ppap.methods.hidden_positives import draw_patches, hidden_positives, pool_radius, unit_rows
 from ppap.methods.hp_loss import HPSettings, Positives, hp_loss
 from ppap.methods.local_mixing import attention_logits, has_plain_attention, mix, mixing_weights
-from ppap.methods.loss import chunk_anchors, draw_anchors
+from ppap.methods.loss import anchors_text, draw_anchors
 from ppap.methods.recolour import recolour
 from ppap.nets.backbone import Backbone
 from ppap.nets.model import FrozenTokens, Network, patch_rows
@@ -121,10 +121,7 @@ class HP(Method):
 
     def describe(self, patches: int) -> str:
         """Anchors of a step, and the pools."""
-        chunk, per_chunk = chunk_anchors(patches, CHUNK, self.hp.anchor_divisor)
-        anchors = (
-            "every patch an anchor" if per_chunk == chunk else f"{per_chunk} anchors per {chunk} patches"
-        )
+        anchors = anchors_text(patches, CHUNK, self.hp.anchor_divisor)
         return f"{anchors}, reference pools of {self.hp.pool_size} patches"
 
     def before_step(self, step: int) -> None:
@@ -139,6 +136,17 @@ class HP(Method):
         within = step % self.data.steps_per_epoch
         return within > 0 and within % self.hp.renew_every == 0
 
+    def _tell_of_renewals(self) -> None:
+        """Say so where short epochs leave the task-specific pool as it is after the first step."""
+        epoch, every = self.data.steps_per_epoch, self.hp.renew_every
+        if every < epoch:
+            return
+        remedy = f"give at most {epoch - 1}" if epoch > 1 else "give a smaller --train.batch-size"
+        tqdm.write(
+            f"the task-specific pool is never renewed: --hp.renew-every {every} counts the steps within an "
+            f"epoch, which has {epoch}; {remedy}"
+        )
+
     def held(self, step: int) -> Iterable[Tensor]:
         """The averaged head, and the pool that the step renews; the pools' first content stays."""
         pool = [self.net.specific_pool] if step > 0 and self._renews(step) else []
@@ -149,6 +157,7 @@ class HP(Method):
         seed, size, count = self.config.train.seed, self.hp.pool_size, 0
         if step == 0:
             tqdm.write(f"reference pools: {size} patches, one an image, of {len(self.data.dataset)} images")
+            self._tell_of_renewals()
         drawn: dict[str, list[Tensor]] = {"agnostic": [], "specific": []}
         before = random_state(self.device)
         with tqdm(total=size, desc="reference pools", unit="image", leave=False, disable=None) as bar:

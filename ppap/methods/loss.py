@@ -43,6 +43,12 @@ def chunk_anchors(patches: int, chunk: int, divisor: int) -> tuple[int, int]:
     return chunk, max(chunk // divisor, 1)
 
 
+def anchors_text(patches: int, chunk: int, divisor: int) -> str:
+    """How many of a batch's patches are anchors, in words; arguments as :func:`chunk_anchors` has them."""
+    chunk, per_chunk = chunk_anchors(patches, chunk, divisor)
+    return "every patch an anchor" if per_chunk == chunk else f"{per_chunk} anchors per {chunk} patches"
+
+
 def draw_anchors(patches: int, chunk: int, divisor: int, seed: int, step: int) -> tuple[Tensor, int]:
     """Anchors of one step, drawn from every chunk of consecutive patches; a pure function of its arguments.
 

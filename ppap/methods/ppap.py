@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ppap.methods.base import Method, Outcome, net_optimiser
-from ppap.methods.loss import PPAPLoss, Switches, chunk_anchors
+from ppap.methods.loss import PPAPLoss, Switches, anchors_text
 from ppap.nets.backbone import Backbone
 from ppap.nets.model import PPAPNet, patch_rows
 from ppap.settings.config import Config, OptimConfig
@@ -46,5 +46,4 @@ class PPAP(Method):
     def describe(self, patches: int) -> str:
         """Anchors of a step."""
         loss = self.config.loss
-        chunk, per_chunk = chunk_anchors(patches, loss.chunk, loss.anchor_divisor)
-        return f"{per_chunk} anchors per {chunk} patches"
+        return anchors_text(patches, loss.chunk, loss.anchor_divisor)
