@@ -17,9 +17,9 @@ DATA = DataConfig(
 )
 
 
-def tiny_engine(method: str, steps: int = 6, batch: int = 2, **sections) -> Engine:
-    """A ViT of two blocks with 12 scenes of 32 pixels (16 patches) as ``images``."""
-    train = TrainConfig(batch_size=batch, steps=steps)
+def tiny_engine(method: str, steps: int = 6, **sections) -> Engine:
+    """A ViT of two blocks with 12 scenes of 32 pixels (16 patches) as ``images``; batches of 2."""
+    train = TrainConfig(batch_size=2, steps=steps)
     config = replace(settled_demo(), method=method, model=MODEL, data=DATA, train=train, **sections)
     engine = build_engine(config, 8, torch.device("cpu"))
     engine.images = build_datasets(DATA, ("train",)).train

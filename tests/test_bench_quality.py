@@ -118,6 +118,8 @@ def test_the_overview_says_how_many_seeds_a_mean_is_of(tmp_path):
         "| PPAP | 29.0 ± 0.0 |  |",
         "",
     ]
+    one = report.overview_lines({"zoo": {"frozen": scores_of(1.0)}})
+    assert one[0].startswith("Scores of one seed, in brackets")
     few = {"zoo": {"frozen": scores_of(1.0), "ppap": scores_of(1.0, 2.0)}}
     assert "of 2 seeds" in report.overview_lines(few)[0], "as many of both: the larger number"
     text = report.write(tmp_path, results, {}, {"lines": []})
@@ -216,10 +218,10 @@ def test_settings_of_a_method_count_where_runs_of_it_are_known(tmp_path, options
             both.check(None, name, base)
 
 
-def test_hp_renews_its_pool_on_sets_as_small_as_the_published_ones(tmp_path, options):
-    """It counts within an epoch, of which the smallest set has 8 steps."""
+def test_hp_uses_its_second_pool_on_sets_as_small_as_the_published_ones(tmp_path, options):
+    """Renewals count within an epoch, of which the smallest set has 8 steps."""
     base = settings.base_config(tmp_path / "data", "one", "embedded")
-    assert base.hp.renew_every < 261 // settings.BATCH
+    assert base.hp.renew_every < 261 // settings.BATCH and base.hp.warmup < settings.STEPS / 2
 
 
 def test_known_runs_of_other_settings_are_refused(options, tmp_path):
@@ -255,7 +257,9 @@ def test_other_settings_are_refused_before_any_work_and_spoil_nothing(options, t
     assert (tmp_path / "out" / "quality.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("wrong", [["--seeds", "0", "0"], ["--steps", "0"]])
+@pytest.mark.parametrize(
+    "wrong", [["--seeds", "0", "0"], ["--train.steps", "0"], ["--train.batch-size", "0"]]
+)
 def test_impossible_numbers_are_refused_before_anything_is_written(options, tmp_path, wrong):
     with pytest.raises(UsageError, match=wrong[0]):
         quality.main([*options, *wrong])
@@ -271,8 +275,29 @@ def test_a_second_process_is_refused(options, tmp_path):
 def test_the_difference_of_two_rows():
     found = report.difference([3.0, 5.0], [1.0, 1.0])
     assert (found.mean, round(found.deviation, 6)) == (3.0, round(2**0.5, 6)) and found.clear
+    assert str(report.difference([1.0], [1.04])) == "+0.0"
     assert not report.difference([3.0, 5.0], [1.0, 3.0]).clear
     assert not report.difference([3.0], [1.0]).clear, "one seed says nothing of the spread"
+
+
+def test_methods_with_settings_of_their_own_have_a_line_where_they_were_measured(options, tmp_path):
+    text = lambda: (tmp_path / "out" / "quality.md").read_text()  # noqa: E731
+    first = [*options, "--sets=one", "--seeds=0"]
+    quality.main([*first, "--rows=frozen"])
+    assert "hp with" not in text() and "stego with" not in text()
+    quality.main([*first, "--rows", "hp"])
+    assert "hp with the loss" in text() and "stego with" not in text()
+
+
+def test_a_small_folder_takes_a_smaller_batch(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "base_config", settings.base_config)
+    taken = []
+    monkeypatch.setattr(quality, "check", lambda config, jobs: taken.append(config.train.batch_size))
+    monkeypatch.setattr(quality, "run_cells", lambda *arguments: None)
+    quality.main([*options, "--sets=one", "--train.batch-size=2"])
+    assert taken == [2]
+    with pytest.raises(UsageError, match="would hold runs of --batch-size 2 and 3"):
+        quality.main([*options, "--sets=two", "--batch-size=3"])
 
 
 def test_precision_is_that_of_every_run_and_said(options, tmp_path):

@@ -262,6 +262,11 @@ def test_a_method_brings_its_published_settings_where_there_are_any():
     assert with_method(demo(), "ppap") == demo()
     assert with_method(demo(), "fixed").compare.rows == ("colour", "frozen", "conditioned", "fixed")
     assert not with_method(demo(), "hp").data.cache_features
+    own, potsdam = with_method(preset("folder"), "hp"), published_hp("potsdam3", "vitb8").method
+    assert own.data.cache_features, "one view of an image is enough for it"
+    assert own.hp == replace(potsdam, renew_every=5, anchor_divisor=own.loss.anchor_divisor)
+    assert own.hp.warmup < own.train.least_steps / 2
+    assert own.stego == published_stego("cityscapes27").method
     request = parse_arguments(["potsdam-vitb8", "--method=hp", "--hp.dim=32", "--optim.lr=1e-3"])
     wanted = published_hp("potsdam3", "vitb8")
     assert request.config.hp == replace(wanted.method, dim=32)

@@ -168,16 +168,26 @@ def test_pools_are_renewed_within_an_epoch_only(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("every", "batch", "remedy"), [(6, 2, "at most 5"), (5, 2, ""), (3, 12, "--train.batch-size")]
+    ("every", "warmup", "told"),
+    [(6, 10, "never renewed: --hp.renew-every 6"), (5, 10, None), (6, 11, "no part"), (5, 1000, "no part")],
 )
-def test_a_pool_that_is_never_renewed_is_told_of(capsys, every, batch, remedy):
-    """12 images: epochs of 6 steps, or of 1."""
-    engine = tiny_engine("hp", hp=HPConfig(dim=8, pool_size=8, renew_every=every), batch=batch)
+def test_what_short_runs_leave_out_is_told(capsys, every, warmup, told):
+    """12 images in batches of 2, 12 steps: 2 epochs of 6."""
+    config = HPConfig(dim=8, pool_size=8, renew_every=every, warmup=warmup)
+    engine = tiny_engine("hp", hp=config, steps=12)
     engine.start(engine.images)
     engine.method.before_step(0)
-    told = capsys.readouterr().out
-    assert ("never renewed" in told) == bool(remedy)
-    assert remedy in told
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "reference pools: 8 patches, one an image, of 12 images"
+    assert (told in lines[1]) if told else len(lines) == 1
+    assert (engine.method.specific_weight(11) == 0) == (told == "no part")
+
+
+def test_a_pool_larger_than_the_set_of_images_goes_through_it_again(capsys):
+    engine = tiny_engine("hp", hp=HPConfig(dim=8, pool_size=30))
+    engine.start(engine.images)
+    engine.method.before_step(0)
+    assert "30 patches, one an image in 3 passes, of 12 images" in capsys.readouterr().out
 
 
 def test_a_fill_that_was_stopped_leaves_no_trace():

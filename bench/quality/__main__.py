@@ -4,16 +4,15 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from bench.quality import report
 from bench.quality.known import Known
 from bench.quality.settings import (
+    BATCH,
     CORE,
-    HP_BLOCK,
-    STEGO_BLOCK,
     STEPS,
     TRAINED,
     UNTRAINED,
@@ -30,6 +29,7 @@ from ppap.errors import UsageError
 from ppap.reports.sharing import public_config
 from ppap.runs.lock import alone
 from ppap.settings.config import Amp, Config, from_dict, of_seed, to_dict
+from ppap.settings.published import HP_ELSEWHERE, STEGO_ELSEWHERE
 
 POOL = 256
 """Patches of HP's reference pool where sets are measured, one of each of as many images."""
@@ -67,7 +67,10 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help="a quality.json of before: its runs are not made again, and stand in the tables",
     )
-    parser.add_argument("--steps", type=int, default=STEPS, help="of a training")
+    parser.add_argument("--steps", "--train.steps", type=int, default=STEPS, help="of a training")
+    parser.add_argument(
+        "--batch-size", "--train.batch-size", type=int, default=BATCH, metavar="N", help="images of a step"
+    )
     parser.add_argument(
         "--amp",
         choices=get_args(Amp),
@@ -92,11 +95,13 @@ def main(argv: Sequence[str]) -> None:
     names = options.sets or data_sets(options.data)
     try:
         configs = {
-            name: base_config(options.data, name, options.weights, options.steps, options.amp)
+            name: base_config(
+                options.data, name, options.weights, options.steps, options.amp, options.batch_size
+            )
             for name in names
         }
     except ValueError as error:
-        raise UsageError(f"--steps: {error}") from None
+        raise UsageError(str(error)) from None
     known = Known.read(options.known)
     for name, config in configs.items():
         known.check(options.known, name, config)
@@ -119,6 +124,7 @@ def main(argv: Sequence[str]) -> None:
             if name not in known.sets:
                 measure_sets(config, studies[name], tuple(options.seeds))
             print(summarise(options.out, known), flush=True)
+        print(f"written: {options.out / 'quality.md'}")
 
 
 def measure_sets(config: Config, study: Path, seeds: tuple[int, ...]) -> None:
@@ -162,7 +168,8 @@ def summarise(out: Path, known: Known) -> str:
         results[name] = rows
         if (out / name / "sets" / "sets.json").exists():
             sets[name] = sets_of(out / name / "sets")["rows"]
-    return report.write(out, results, sets, facts(out, known))
+    methods = {row for rows in results.values() for row in rows}
+    return report.write(out, results, sets, facts(out, known, methods))
 
 
 def finished(study: Path) -> dict[str, dict[int, Any]]:
@@ -193,7 +200,13 @@ def check_shared(out: Path, more: Mapping[str, Config]) -> None:
     steps = {config.train.steps for config in configs}
     weights = {config.model.weights for config in configs}
     precisions = {config.optim.amp for config in configs}
-    for option, values in (("--steps", steps), ("--weights", weights), ("--amp", precisions)):
+    batches = {config.train.batch_size for config in configs}
+    for option, values in (
+        ("--steps", steps),
+        ("--batch-size", batches),
+        ("--weights", weights),
+        ("--amp", precisions),
+    ):
         if len(values) > 1:
             raise UsageError(
                 f"--out {out} would hold runs of {option} {' and '.join(map(str, sorted(values)))}; give one "
@@ -201,8 +214,8 @@ def check_shared(out: Path, more: Mapping[str, Config]) -> None:
             )
 
 
-def facts(out: Path, known: Known) -> dict[str, Any]:
-    """How it was measured."""
+def facts(out: Path, known: Known, methods: Collection[str]) -> dict[str, Any]:
+    """How it was measured, with a line for each of the methods that has settings of its own."""
     configs = stored(out)
     one = next(iter(configs.values()))  # all are alike: see check_shared
     side, train = one.data.resolution, one.train
@@ -218,14 +231,23 @@ def facts(out: Path, known: Known) -> dict[str, Any]:
             "of each code, with CRF those of the first"
             if one.compare.clusterings > 1
             else f"clusters by {one.eval.cluster_init}, one clustering of each code",
-            f"stego with its published weights and shifts of {STEGO_BLOCK}",
-            f"hp with the loss, dropout and pools published for {HP_BLOCK[0]}, but for renewals every "
-            f"{one.hp.renew_every} steps; one patch in {one.hp.anchor_divisor} is an anchor, as in other "
-            "rows, not all",
+            *(line for method, line in _own_lines(one).items() if method in methods),
         ],
         "configs": {
             name: to_dict(public_config(config)) for name, config in {**known.configs, **configs}.items()
         },
+    }
+
+
+def _own_lines(config: Config) -> dict[str, str]:
+    """Method -> what it has of its own."""
+    hp = config.hp
+    return {
+        "stego": f"stego with its published weights and shifts of {STEGO_ELSEWHERE}",
+        "hp": f"hp with the loss, dropout and pools published for {HP_ELSEWHERE[0]}, its second pool from "
+        f"step {hp.warmup} on, but for renewals every {hp.renew_every} steps of an epoch; one patch in "
+        f"{hp.anchor_divisor} is an anchor, as in other rows, not all; its sets below are by a pool of "
+        f"{POOL} patches, not {hp.pool_size:,}",
     }
 
 

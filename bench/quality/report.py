@@ -34,7 +34,7 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         spread = "" if math.isnan(self.deviation) else f" ± {self.deviation:.1f}"
-        return f"{self.mean:+.1f}{spread}"
+        return f"{round(self.mean, 1) + 0.0:+.1f}{spread}"  # + 0.0: no "-0.0"
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
@@ -56,11 +56,8 @@ def overview_lines(results: Mapping[str, Rows]) -> list[str]:
     summaries = [scores for rows in results.values() for seeds in rows.values() for scores in seeds.values()]
     counts = [len(seeds) for rows in results.values() for seeds in rows.values()]
     usual = max(sorted(counts, reverse=True), key=counts.count, default=0)
-    lines = [
-        f"Means ± standard deviations of {usual} seeds, in brackets of how many where they are not; empty: "
-        "not measured.",
-        "",
-    ]
+    of = f"Means ± standard deviations of {usual} seeds" if usual > 1 else "Scores of one seed"
+    lines = [f"{of}, in brackets of how many where they are not; empty: not measured.", ""]
     for key, head in {SCORE: "cluster mIoU", **other_ways(summaries)}.items():
         lines += [f"| {head} [%] | " + " | ".join(DATA_SETS.get(name, name) for name in results) + " |"]
         lines += ["|---|" + "---:|" * len(results)]
@@ -117,10 +114,11 @@ def set_lines(sets: Mapping[str, Any]) -> list[str]:
         "|---|---:|---:|---:|---:|",
     ]
     for name, row in sets.items():
-        found = {key: value["mean"] if value else math.nan for key, value in row["summary"].items()}
+        found = {key: value["mean"] if value else None for key, value in row["summary"].items()}
+        false = "-" if (share := found["false_micro"]) is None or math.isnan(share) else f"{share:.1f}"
         lines.append(
-            f"| {set_report.TITLES[name]} | {found['positives']:.0f} | {found['true_micro']:.1f} / "
-            f"{found['true_macro']:.1f} | {found['negatives']:,.0f} | {found['false_micro']:.1f} |"
+            f"| {set_report.TITLES[name]} | {found['positives']:,.0f} | {found['true_micro']:.1f} / "
+            f"{found['true_macro']:.1f} | {found['negatives']:,.0f} | {false} |"
         )
     return lines
 
@@ -167,22 +165,23 @@ def draw(path: Path, results: Mapping[str, Rows]) -> None:
     from matplotlib.figure import Figure
 
     names = _rows_of(results)
-    figure = Figure(figsize=(2.2 + 2.2 * len(results), 3.8), dpi=120, layout="constrained")
+    width = 2.2 + 2.2 * len(results)
+    figure = Figure(figsize=(width, 3.8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     groups = [[name for name in names if name in rows] for rows in results.values()]
-    width = 0.85 / max([1, *map(len, groups)])
+    bar = 0.85 / max([1, *map(len, groups)])
     for row in names:
         shown = [(i, rows[row]) for i, rows in enumerate(results.values()) if row in rows]
         found = [mean_and_deviation(values(seeds)) for _, seeds in shown]
         # An error bar of length 0 would look like certainty: a single seed has none.
         means = [mean for mean, _ in found]
         spread = [np.nan if deviation is None else deviation for _, deviation in found]
-        middle = [i + width * (groups[i].index(row) - (len(groups[i]) - 1) / 2) for i, _ in shown]
+        middle = [i + bar * (groups[i].index(row) - (len(groups[i]) - 1) / 2) for i, _ in shown]
         axis.bar(
             middle,
             means,
-            width,
+            bar,
             yerr=spread,
             capsize=2,
             color=COLOURS[row],
@@ -194,5 +193,6 @@ def draw(path: Path, results: Mapping[str, Rows]) -> None:
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncol=4, frameon=False, fontsize=9)
+    if names:
+        figure.legend(loc="outside lower center", ncol=min(4, int(width // 2)), frameon=False, fontsize=9)
     figure.savefig(path)

@@ -13,7 +13,6 @@ from ppap.analysis.study import Cell
 from ppap.errors import UsageError, unknown_name
 from ppap.settings.config import Amp, Config, of_seed
 from ppap.settings.presets import folder
-from ppap.settings.published import published_hp, published_stego
 
 UNTRAINED = ("colour", "frozen", "conditioned")
 """Rows without a training of their own, measured together."""
@@ -25,12 +24,6 @@ IGNORED = {"camvid": (11, 255)}
 """Data set -> ids that are no classes, where they are not 255 alone."""
 STEPS, BATCH = 400, 32
 """Of every trained row, as the preset has them."""
-HP_BLOCK = ("potsdam3", "vitb8")
-"""Data set and backbone of HP's published settings: better on MSRC-21 than those for COCO-Stuff."""
-HP_RENEWAL = 5
-"""Steps between renewals of HP's second pool: within an epoch, which of these sets have 8 to 11 steps."""
-STEGO_BLOCK = "cityscapes27"
-"""Of STEGO's published weights and shifts: of five the best on MSRC-21, as the preset's settings are."""
 RESOLUTION = 224
 """Side of the training crops [pixels]."""
 
@@ -60,6 +53,7 @@ def base_config(
     weights: str,
     steps: int = STEPS,
     amp: Amp = "auto",
+    batch: int = BATCH,
 ) -> Config:
     """Settings of all runs on one data set.
 
@@ -69,6 +63,7 @@ def base_config(
         weights: ``--model.weights``.
         steps: of a training.
         amp: ``--optim.amp``.
+        batch: images of a step.
 
     Raises:
         UsageError: there is no such folder.
@@ -86,16 +81,9 @@ def base_config(
             ignore_ids=IGNORED.get(name, config.data.ignore_ids),
         ),
         model=replace(config.model, weights=weights),
-        # Of these published settings one view of an image is compared, so that it trains on cached features.
-        hp=replace(
-            published_hp(*HP_BLOCK).method,
-            renew_every=HP_RENEWAL,
-            anchor_divisor=config.loss.anchor_divisor,
-        ),
-        stego=published_stego(STEGO_BLOCK).method,
         optim=replace(config.optim, amp=amp),
         eval=replace(config.eval, crf="native", pictures=4),
-        train=replace(config.train, batch_size=BATCH, steps=steps, save_every=0),
+        train=replace(config.train, batch_size=batch, steps=steps, save_every=0),
     )
 
 

@@ -9,6 +9,7 @@ than the set of images goes through it again; checkpoints hold projection and po
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -136,16 +137,23 @@ class HP(Method):
         within = step % self.data.steps_per_epoch
         return within > 0 and within % self.hp.renew_every == 0
 
-    def _tell_of_renewals(self) -> None:
-        """Say so where short epochs leave the task-specific pool as it is after the first step."""
+    def _tell_of_pools(self) -> None:
+        """Say where the patches come from, and what a short run or short epochs leave out."""
+        size, images = self.hp.pool_size, len(self.data.dataset)
+        passes = f" in {math.ceil(size / images)} passes" if size > images else ""
+        tqdm.write(f"reference pools: {size} patches, one an image{passes}, of {images} images")
+        steps, warmup = self.data.total_steps, self.hp.warmup
         epoch, every = self.data.steps_per_epoch, self.hp.renew_every
-        if every < epoch:
-            return
-        remedy = f"give at most {epoch - 1}" if epoch > 1 else "give a smaller --train.batch-size"
-        tqdm.write(
-            f"the task-specific pool is never renewed: --hp.renew-every {every} counts the steps within an "
-            f"epoch, which has {epoch}; {remedy}"
-        )
+        if warmup >= steps - 1:
+            tqdm.write(
+                f"the task-specific pool has no part in this run: --hp.warmup {warmup} leaves none of its "
+                f"{steps} steps; give fewer"
+            )
+        elif every >= epoch:
+            tqdm.write(
+                f"the task-specific pool is never renewed: --hp.renew-every {every} counts the steps within "
+                f"an epoch, which has {epoch}; give fewer, or a smaller --train.batch-size"
+            )
 
     def held(self, step: int) -> Iterable[Tensor]:
         """The averaged head, and the pool that the step renews; the pools' first content stays."""
@@ -156,8 +164,7 @@ class HP(Method):
         """Pools from images in an order of their own, with dropout; the two draw their patches apart."""
         seed, size, count = self.config.train.seed, self.hp.pool_size, 0
         if step == 0:
-            tqdm.write(f"reference pools: {size} patches, one an image, of {len(self.data.dataset)} images")
-            self._tell_of_renewals()
+            self._tell_of_pools()
         drawn: dict[str, list[Tensor]] = {"agnostic": [], "specific": []}
         before = random_state(self.device)
         with tqdm(total=size, desc="reference pools", unit="image", leave=False, disable=None) as bar:

@@ -17,7 +17,7 @@ from ppap.settings.config import (
     OptimConfig,
     TrainConfig,
 )
-from ppap.settings.published import hp_for, stego_for
+from ppap.settings.published import hp_elsewhere, hp_for, stego_elsewhere, stego_for
 
 
 def demo() -> Config:
@@ -38,6 +38,9 @@ def demo() -> Config:
 
 def folder() -> Config:
     """A folder of images, any backbone: features conditioned, thresholds and rate chosen without labels."""
+    # With twice the images of the other presets sets of half as many clusters are as large. So many steps
+    # because the linear score falls at first (docs/results/what-decides.md).
+    loss = replace(_loss(), positives=0.4, temperature=0.4)
     return Config(
         preset="folder",
         data=DataConfig(
@@ -48,9 +51,9 @@ def folder() -> Config:
             cache_limit_gib=32.0,
         ),
         model=ModelConfig(condition="auto"),
-        # With twice the images of the other presets sets of half as many clusters are as large. So many steps
-        # because the linear score falls at first (docs/results/what-decides.md).
-        loss=replace(_loss(), positives=0.4, temperature=0.4),
+        loss=loss,
+        hp=hp_elsewhere(loss.anchor_divisor),
+        stego=stego_elsewhere(),
         optim=OptimConfig(
             name="adamw", lr="auto", projection_lr=1e-3, weight_decay=0.01, linear_lr=5e-3, cluster_lr=5e-3
         ),
