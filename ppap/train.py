@@ -31,7 +31,11 @@ def main(argv: Sequence[str]) -> None:
         seeds.start(request.config, request.seeds, request.path, _train_seed)
     elif request.config is None:
         seeds.resume(request.path, _train_seed)
-    elif request.checkpoint is not None and RunDir(request.path).is_finished(request.config):
+    elif (
+        request.checkpoint is not None
+        and not request.back
+        and RunDir(request.path).is_finished(request.config)
+    ):
         print(
             f"{request.path} is finished: {request.checkpoint.info['step']} steps are done, and report.md is "
             "written. To train on, give a larger --train.steps; to measure, use ppap eval"

@@ -232,6 +232,16 @@ def test_known_runs_of_other_settings_are_refused(options, tmp_path):
     with pytest.raises(UsageError, match="its runs of one had another --train.steps; leave"):
         quality.main(changed)
     assert not (tmp_path / "new").exists()
+    of_the_other = [argument if argument != "one" else "two" for argument in changed]
+    with pytest.raises(UsageError, match="its runs of one had another --train.steps; leave"):
+        quality.main(of_the_other)
+
+
+def test_a_batch_larger_than_a_data_set_is_refused_before_anything_is_written(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "base_config", settings.base_config)
+    with pytest.raises(DataError, match="fewer than one batch of 32; give --train.batch-size"):
+        quality.main([*options, "--rows=frozen", "--seeds=0"])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -270,6 +280,14 @@ def test_a_second_process_is_refused(options, tmp_path):
     (tmp_path / "out").mkdir()
     with alone(tmp_path / "out", "--out out"), pytest.raises(UsageError, match="another process works on"):
         quality.main([*options, "--rows", "frozen"])
+
+
+def test_figures_of_sets_that_do_not_exist_are_dashes():
+    summary = {key: {"mean": 1234.56} for key in ("positives", "true_macro", "negatives")}
+    summary |= {"true_micro": None, "false_micro": {"mean": float("nan")}}
+    assert report.set_lines({"chance": {"summary": summary}})[2] == (
+        "| every patch | 1,235 | - / 1,234.6 | 1,235 | - |"
+    )
 
 
 def test_the_difference_of_two_rows():

@@ -171,23 +171,32 @@ def test_pools_are_renewed_within_an_epoch_only(monkeypatch):
     ("every", "warmup", "told"),
     [(6, 10, "never renewed: --hp.renew-every 6"), (5, 10, None), (6, 11, "no part"), (5, 1000, "no part")],
 )
-def test_what_short_runs_leave_out_is_told(capsys, every, warmup, told):
-    """12 images in batches of 2, 12 steps: 2 epochs of 6."""
+@pytest.mark.parametrize("begin", [0, 3])
+def test_what_short_runs_leave_out_is_told(capsys, every, warmup, told, begin):
+    """12 images in batches of 2, 12 steps: 2 epochs of 6; also to those who go on with a run."""
     config = HPConfig(dim=8, pool_size=8, renew_every=every, warmup=warmup)
     engine = tiny_engine("hp", hp=config, steps=12)
     engine.start(engine.images)
-    engine.method.before_step(0)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "reference pools: 8 patches, one an image, of 12 images"
-    assert (told in lines[1]) if told else len(lines) == 1
+    for step in (begin, begin + 1):
+        engine.method.before_step(step)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("the task")]
+    assert len(lines) == (1 if told else 0) and all(told in line for line in lines)
     assert (engine.method.specific_weight(11) == 0) == (told == "no part")
 
 
-def test_a_pool_larger_than_the_set_of_images_goes_through_it_again(capsys):
-    engine = tiny_engine("hp", hp=HPConfig(dim=8, pool_size=30))
+def test_an_epoch_that_the_run_does_not_finish_has_as_many_renewals_as_it_has_steps_for(capsys):
+    engine = tiny_engine("hp", hp=HPConfig(dim=8, pool_size=8, renew_every=3, warmup=0), steps=3)
     engine.start(engine.images)
     engine.method.before_step(0)
-    assert "30 patches, one an image in 3 passes, of 12 images" in capsys.readouterr().out
+    assert "an epoch, of which this run has 3" in capsys.readouterr().out
+
+
+def test_a_pool_larger_than_a_pass_goes_on_with_the_next(capsys):
+    """Batches of 2 of 7 images: a pass has 6."""
+    engine = tiny_engine("hp", hp=HPConfig(dim=8, pool_size=7))
+    engine.start(torch.utils.data.Subset(engine.images, range(7)))
+    engine.method.before_step(0)
+    assert "7 patches, one an image in 2 passes, of 7 images" in capsys.readouterr().out
 
 
 def test_a_fill_that_was_stopped_leaves_no_trace():

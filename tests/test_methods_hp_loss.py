@@ -149,6 +149,3 @@ def test_memory_is_bounded():
     peak = peak_bytes(run)
     assert 3 * 2**20 < peak < budget + 4 * z.numel() * 4, peak
     assert module._tile_rows(12_544, HPSettings(TAU, TAU0, 784, True, 2**29)) >= 784
-
-
-# --- local mixing ------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from bench.quality.known import Known
 from bench.quality.settings import (
     BATCH,
     CORE,
+    POOL,
     STEPS,
     TRAINED,
     UNTRAINED,
@@ -30,9 +31,6 @@ from ppap.reports.sharing import public_config
 from ppap.runs.lock import alone
 from ppap.settings.config import Amp, Config, from_dict, of_seed, to_dict
 from ppap.settings.published import HP_ELSEWHERE, STEGO_ELSEWHERE
-
-POOL = 256
-"""Patches of HP's reference pool where sets are measured, one of each of as many images."""
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -191,7 +189,7 @@ def stored(out: Path) -> dict[str, Config]:
 
 
 def check_shared(out: Path, more: Mapping[str, Config]) -> None:
-    """Refuse other steps, another backbone or precision than those of the data sets that are in a folder.
+    """Refuse other steps, batches, backbone or precision than those of the data sets that are in a folder.
 
     Raises:
         UsageError: all of them and of `more` are not the same.
@@ -244,10 +242,8 @@ def _own_lines(config: Config) -> dict[str, str]:
     hp = config.hp
     return {
         "stego": f"stego with its published weights and shifts of {STEGO_ELSEWHERE}",
-        "hp": f"hp with the loss, dropout and pools published for {HP_ELSEWHERE[0]}, its second pool from "
-        f"step {hp.warmup} on, but for renewals every {hp.renew_every} steps of an epoch; one patch in "
-        f"{hp.anchor_divisor} is an anchor, as in other rows, not all; its sets below are by a pool of "
-        f"{POOL} patches, not {hp.pool_size:,}",
+        "hp": f"hp with the loss, dropout and pools published for {HP_ELSEWHERE[0]}, but --hp.renew-every "
+        f"{hp.renew_every}; one patch in {hp.anchor_divisor} is an anchor, as in other rows, not all",
     }
 
 

@@ -13,6 +13,9 @@ from ppap.runs.rundir import changed_settings, option_names
 from ppap.settings.config import Config, from_dict
 from ppap.settings.methods import HEADS
 
+SHARED = ("train.steps", "train.batch_size", "model.weights", "optim.amp")
+"""Settings of every run, whatever its data set."""
+
 
 @dataclass(frozen=True)
 class Known:
@@ -55,8 +58,8 @@ class Known:
     def check(self, path: Path | None, name: str, config: Config) -> None:
         """Refuse to set runs of other settings beside each other.
 
-        Settings of a method alone count where runs of it are known, of whichever data set: one line above the
-        tables speaks for all.
+        Those that all runs share count for every data set, and those of a method where runs of it are known:
+        the lines above the tables speak for all.
 
         Raises:
             UsageError: those of the data set `name` had others than `config`, or those of a method had.
@@ -73,6 +76,8 @@ class Known:
     def _counts(self, setting: str, other: str, name: str) -> bool:
         """Whether a setting of the runs of `other` must be that of new ones of `name`."""
         section = setting.split(".")[0]
+        if setting in SHARED:
+            return True
         return bool(self.results.get(other, {}).get(section)) if section in HEADS else other == name
 
     def without(self, name: str, rows: Sequence[str], seeds: Sequence[int]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.quality.settings import DATA_SETS, TRAINED, UNTRAINED
+from bench.quality.settings import DATA_SETS, POOL, TRAINED, UNTRAINED
 from ppap.analysis import set_report
 from ppap.evaluation.tables import has_crf, mean_and_deviation, other_ways, score_lines, spread_text
 from ppap.methods.table import TITLES
@@ -114,13 +114,18 @@ def set_lines(sets: Mapping[str, Any]) -> list[str]:
         "|---|---:|---:|---:|---:|",
     ]
     for name, row in sets.items():
-        found = {key: value["mean"] if value else None for key, value in row["summary"].items()}
-        false = "-" if (share := found["false_micro"]) is None or math.isnan(share) else f"{share:.1f}"
-        lines.append(
-            f"| {set_report.TITLES[name]} | {found['positives']:,.0f} | {found['true_micro']:.1f} / "
-            f"{found['true_macro']:.1f} | {found['negatives']:,.0f} | {false} |"
-        )
-    return lines
+        own = row["summary"]
+        true = f"{_mean(own['true_micro'])} / {_mean(own['true_macro'])}"
+        sizes = [_mean(own[key], 0) for key in ("positives", "negatives")]
+        cells = [set_report.TITLES[name], sizes[0], true, sizes[1], _mean(own["false_micro"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", f"HP's sets are by a reference pool of {POOL} patches, each of another image."]
+
+
+def _mean(value: Mapping[str, float] | None, digits: int = 1) -> str:
+    """Mean of a figure of ``sets.json``; ``-`` where there is none."""
+    mean = math.nan if value is None else value["mean"]
+    return "-" if math.isnan(mean) else f"{mean:,.{digits}f}"
 
 
 def write(out: Path, results: Mapping[str, Rows], sets: Mapping[str, Any], facts: Mapping[str, Any]) -> str:

@@ -24,6 +24,8 @@ IGNORED = {"camvid": (11, 255)}
 """Data set -> ids that are no classes, where they are not 255 alone."""
 STEPS, BATCH = 400, 32
 """Of every trained row, as the preset has them."""
+POOL = 256
+"""Patches of HP's reference pool where sets are measured, one of each of as many images."""
 RESOLUTION = 224
 """Side of the training crops [pixels]."""
 

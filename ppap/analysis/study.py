@@ -22,7 +22,7 @@ from tqdm import tqdm
 import ppap
 from ppap.analysis.arguments import make_folder
 from ppap.analysis.features import prepare, with_choices
-from ppap.data import build_datasets
+from ppap.data import EpochSampler, build_datasets
 from ppap.errors import DataError, NumberError, PpapError, Stopped, UsageError
 from ppap.evaluation.crf import require_crf
 from ppap.methods.choices import Choices, autos
@@ -118,7 +118,7 @@ def _check_same(path: Path, kind: str, config: Config) -> None:
 
 
 def check(config: Config, jobs: int, *, splits: Sequence[str] = ("train", "val")) -> None:
-    """Refuse what would stop the cells: data without labels, missing weights; nothing is written.
+    """Refuse what would stop the cells, such as data without labels or too few; nothing is written.
 
     With several jobs the caches of features that are wanted are made here, so that no two make one at once.
 
@@ -135,6 +135,8 @@ def check(config: Config, jobs: int, *, splits: Sequence[str] = ("train", "val")
     device = pick_device(config.train.device)
     require_crf(config.eval.crf, device)
     data = build_datasets(config.data)
+    if data.train is not None:
+        EpochSampler(len(data.train), config.train.batch_size, config.train.seed)
     for name in splits:
         split = getattr(data, name)
         if split is None or not split.labelled:

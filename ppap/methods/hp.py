@@ -102,6 +102,7 @@ class HP(Method):
                 "give another --model.weights, such as vit_small_patch16_224.dino"
             )
         self.hp = config.hp
+        self.told = False
         self.net: HPNet = HPNet(backbone, config.hp)
 
     @classmethod
@@ -129,6 +130,9 @@ class HP(Method):
         """Fill both pools before the first step, and renew the task-specific one within each epoch."""
         if self.data is None:
             raise RuntimeError("call start() with the training images before the first step")
+        if not self.told:
+            self.told = True
+            self._tell_of_what_is_left_out()
         if step == 0 or self._renews(step):
             self._fill(step)
 
@@ -137,23 +141,27 @@ class HP(Method):
         within = step % self.data.steps_per_epoch
         return within > 0 and within % self.hp.renew_every == 0
 
-    def _tell_of_pools(self) -> None:
-        """Say where the patches come from, and what a short run or short epochs leave out."""
-        size, images = self.hp.pool_size, len(self.data.dataset)
-        passes = f" in {math.ceil(size / images)} passes" if size > images else ""
-        tqdm.write(f"reference pools: {size} patches, one an image{passes}, of {images} images")
+    def _tell_of_what_is_left_out(self) -> None:
+        """Say what a short run, or short epochs, leave out of the task-specific pool."""
         steps, warmup = self.data.total_steps, self.hp.warmup
-        epoch, every = self.data.steps_per_epoch, self.hp.renew_every
-        if warmup >= steps - 1:
+        epoch, every = min(self.data.steps_per_epoch, steps), self.hp.renew_every
+        if warmup >= steps - 1:  # no step has a specific_weight
             tqdm.write(
                 f"the task-specific pool has no part in this run: --hp.warmup {warmup} leaves none of its "
-                f"{steps} steps; give fewer"
+                f"{steps} steps; give fewer, or more --train.steps"
             )
         elif every >= epoch:
             tqdm.write(
                 f"the task-specific pool is never renewed: --hp.renew-every {every} counts the steps within "
-                f"an epoch, which has {epoch}; give fewer, or a smaller --train.batch-size"
+                f"an epoch, of which this run has {epoch}; give fewer, or a smaller --train.batch-size"
             )
+
+    def _tell_of_pools(self) -> None:
+        """Say where the patches come from."""
+        size, images = self.hp.pool_size, len(self.data.dataset)
+        per_pass = self.data.steps_per_epoch * self.config.train.batch_size  # incomplete batches are dropped
+        passes = f" in {math.ceil(size / per_pass)} passes" if size > per_pass else ""
+        tqdm.write(f"reference pools: {size} patches, one an image{passes}, of {images} images")
 
     def held(self, step: int) -> Iterable[Tensor]:
         """The averaged head, and the pool that the step renews; the pools' first content stays."""

@@ -46,8 +46,9 @@ _STEGO_BLOCKS = {
     "potsdam3-vits8": ((0.67, 0.25, 0.63), (0.08, 0.02, 0.46)),
 }
 HP_ELSEWHERE, HP_RENEWAL = ("potsdam3", "vitb8"), 5
-"""Block and `renew_every` for other data: on MSRC-21 better than those for COCO-Stuff, and a small folder has
-epochs of fewer steps than any published number (docs/results/photographs.md)."""
+"""Block and `renew_every` for other data. On MSRC-21 this block was better than that for COCO-Stuff; a small
+folder has epochs of fewer steps than any published number, with which the second pool would never be renewed
+(docs/results/photographs.md)."""
 STEGO_ELSEWHERE = "cityscapes27"
 """Block for other data: of five the best on MSRC-21 (docs/results/photographs.md)."""
 _STEGO_OPTIM = OptimConfig(

@@ -48,6 +48,8 @@ class Request(NamedTuple):
     """Where to continue; None = a new run, or one that has saved nothing yet."""
     seeds: tuple[int, ...] = ()
     """Seeds of a set of runs; empty = one run with the config's seed."""
+    back: bool = False
+    """Whether `checkpoint` is an older one, to go back to."""
 
 
 def parse_arguments(argv: Sequence[str]) -> Request:
@@ -101,7 +103,7 @@ def parse_arguments(argv: Sequence[str]) -> Request:
     config = parse(Config, rest, command=command, description=description, default=stored, brief=BRIEF)
     refuse_changes(stored, config, RESUMABLE)
     if older is not None:
-        return Request(config, path, load_checkpoint(older))
+        return Request(config, path, load_checkpoint(older), back=True)
     checkpoint = None if begun_without_save(path) else load_checkpoint(path, "last")
     return Request(config, path, checkpoint)
 
