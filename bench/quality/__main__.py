@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ from bench.quality.settings import (
     BATCH,
     CORE,
     POOL,
+    SHARED,
     STEPS,
     TRAINED,
     UNTRAINED,
@@ -195,16 +197,8 @@ def check_shared(out: Path, more: Mapping[str, Config]) -> None:
         UsageError: all of them and of `more` are not the same.
     """
     configs = [*stored(out).values(), *more.values()]
-    steps = {config.train.steps for config in configs}
-    weights = {config.model.weights for config in configs}
-    precisions = {config.optim.amp for config in configs}
-    batches = {config.train.batch_size for config in configs}
-    for option, values in (
-        ("--steps", steps),
-        ("--batch-size", batches),
-        ("--weights", weights),
-        ("--amp", precisions),
-    ):
+    for option, setting in SHARED.items():
+        values = {attrgetter(setting)(config) for config in configs}
         if len(values) > 1:
             raise UsageError(
                 f"--out {out} would hold runs of {option} {' and '.join(map(str, sorted(values)))}; give one "

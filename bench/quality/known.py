@@ -6,15 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.quality.settings import SHARED
 from ppap.analysis.study import FREE
 from ppap.errors import DataError, UsageError
 from ppap.reports.sharing import public_config
 from ppap.runs.rundir import changed_settings, option_names
 from ppap.settings.config import Config, from_dict
 from ppap.settings.methods import HEADS
-
-SHARED = ("train.steps", "train.batch_size", "model.weights", "optim.amp")
-"""Settings of every run, whatever its data set."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,9 @@ class Known:
 
     def _counts(self, setting: str, other: str, name: str) -> bool:
         """Whether a setting of the runs of `other` must be that of new ones of `name`."""
-        section = setting.split(".")[0]
-        if setting in SHARED:
+        if setting in SHARED.values():
             return True
+        section = setting.split(".")[0]
         return bool(self.results.get(other, {}).get(section)) if section in HEADS else other == name
 
     def without(self, name: str, rows: Sequence[str], seeds: Sequence[int]) -> list[str]:

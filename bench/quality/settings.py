@@ -22,6 +22,13 @@ DATA_SETS = {"msrc21": "MSRC-21", "make3d": "Make3D", "camvid": "CamVid", "dubai
 """Folders of the published tables, in their order, and what their data sets are called."""
 IGNORED = {"camvid": (11, 255)}
 """Data set -> ids that are no classes, where they are not 255 alone."""
+SHARED = {
+    "--steps": "train.steps",
+    "--batch-size": "train.batch_size",
+    "--weights": "model.weights",
+    "--amp": "optim.amp",
+}
+"""Option -> setting of every run, whatever its data set."""
 STEPS, BATCH = 400, 32
 """Of every trained row, as the preset has them."""
 POOL = 256

@@ -136,7 +136,7 @@ def check(config: Config, jobs: int, *, splits: Sequence[str] = ("train", "val")
     require_crf(config.eval.crf, device)
     data = build_datasets(config.data)
     if data.train is not None:
-        EpochSampler(len(data.train), config.train.batch_size, config.train.seed)
+        EpochSampler(len(data.train), config.train.batch_size, config.train.seed)  # refuses too large a batch
     for name in splits:
         split = getattr(data, name)
         if split is None or not split.labelled:

@@ -288,8 +288,8 @@ class Trainer:
         )
         if not sys.stderr.isatty():
             left = (self.total - self.step) * self.config.train.batch_size / speed
-            time = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
-            end = f", {time} of steps left" if self.step < self.total else ""
+            words = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
+            end = f", {words} of steps left" if self.step < self.total else ""
             print(f"step {self.step}/{self.total} {text}{end}", flush=True)
         hint = drift_hint(row) or (sets_hint(row) if self.engine.method.propagation else None)
         if hint and hint != self.hint:
