@@ -148,6 +148,10 @@ def test_ablation_and_benchmark_say_what_each_seed_chose(tmp_path, capsys):
     text = (out / "ablation.md").read_text()
     assert f"phi0 auto ({chosen.phi0:g}) (rows none and ANS auto ({chosen.fixed_phi0:g}))" in text
     assert json.loads((out / "results.json").read_text())["choices"] == [chosen.to_dict()]
+    out = tmp_path / "same"
+    rows = ["--compare.rows", "fixed", "tps", "ans", "ppap", "--compare.fixed-phi0=same"]
+    ablation.main([*RUN, *rows, f"--out={out}"])
+    assert f"; phi0 auto ({chosen.phi0:g}) in all rows, psi0" in (out / "ablation.md").read_text()
     out = tmp_path / "benchmark"
     benchmark.main([*RUN, "--methods", "frozen", "ppap", f"--out={out}"])
     record = json.loads((out / "results.json").read_text())

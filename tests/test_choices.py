@@ -24,7 +24,7 @@ from ppap.methods.thresholds import Phi0, SetSizes, check_size
 from ppap.nets.backbone import build_backbone
 from ppap.nets.conditioning import Moments, Split, fit
 from ppap.runs.checkpoint import load_checkpoint
-from ppap.settings.config import Config, LossConfig, ModelConfig
+from ppap.settings.config import CompareConfig, Config, LossConfig, ModelConfig
 from ppap.settings.presets import folder
 from ppap.train import main
 from tests.runs import TINY, make_folder, tiny_run
@@ -98,6 +98,8 @@ def test_methods_take_the_choice_that_is_theirs():
     }
     assert [c.loss.phi0 for c in by_method.values()] == [0.5, 0.5, 0.4, 0.4, 0.5]
     assert [c.optim.lr for c in by_method.values()] == [3e-4, 3e-4, 3e-4, 3e-4, HEAD_RATE]
+    config = replace(config, compare=CompareConfig(fixed_phi0="same"))
+    assert {choices.apply(replace(config, method=m)).loss.phi0 for m in by_method} == {0.5}, "as in Table 5"
 
 
 def test_a_layer_scale_lowers_the_rate():
@@ -124,6 +126,8 @@ def test_a_network_is_not_built_of_settings_that_are_open():
 def test_thresholds_that_are_none_are_refused(value):
     with pytest.raises(ValueError, match="--loss.phi0 is .*; give a finite cosine, or auto"):
         LossConfig(phi0=value)
+    with pytest.raises(ValueError, match="--compare.fixed-phi0 is .*; give a finite cosine, or same"):
+        CompareConfig(fixed_phi0=value)
 
 
 def weights(run, name="last"):

@@ -124,7 +124,9 @@ def test_settings_of_the_rows():
     config = replace(settled_demo(), compare=CompareConfig(fixed_phi0=0.9))
     fixed = variant(config, "fixed")
     assert fixed == replace(config, method="fixed", loss=replace(config.loss, phi0=0.9))
-    assert variant(replace(config, compare=CompareConfig()), "fixed").loss == config.loss
+    for phi0 in (None, "same"):
+        own = replace(config, compare=CompareConfig(fixed_phi0=phi0))
+        assert variant(own, "fixed") == replace(own, method="fixed")
     assert variant(config, "tps") == replace(config, method="tps")
 
 

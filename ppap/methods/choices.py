@@ -52,7 +52,8 @@ class Choices:
 
     def apply(self, config: Config) -> Config:
         """``config`` with these values in the place of auto."""
-        still = config.method in ("fixed", "ans")  # their positives do not propagate
+        # The positives of these do not propagate.
+        still = config.method in ("fixed", "ans") and config.compare.fixed_phi0 != "same"
         values = {
             "model": {"condition": self.condition},
             "loss": {"phi0": self.fixed_phi0 if still else self.phi0, "psi0": self.psi0},

@@ -102,9 +102,10 @@ class CompareConfig:
     """colour = colours of the patches; conditioned = frozen features through the map of --model.condition,
     as the sets see them; the others are methods (--method), trained as this run is, but for the method,
     with its batches, steps and optimiser. Empty = no table."""
-    fixed_phi0: float | None = None
+    fixed_phi0: float | Literal["same"] | None = None
     """Threshold of the row fixed [cosine]; None = --loss.phi0, or where that is auto one whose sets have the
-    same size without propagation."""
+    same size without propagation, as the row ans then has; same = --loss.phi0 for all rows, auto or not, as
+    in the paper's Table 5: sets without propagation are smaller then."""
     images: int = 1024
     """Training images at most, spread over the set, that the probes learn from; their codes and labels are
     held in memory."""
@@ -128,9 +129,6 @@ class CompareConfig:
             value = getattr(self, name)
             check_field(value >= 1, f"compare.{name.replace('_', '-')}", value, "give at least 1")
         check_rate("compare.lr", self.lr)
-        check_field(
-            self.fixed_phi0 is None or math.isfinite(self.fixed_phi0),
-            "compare.fixed-phi0",
-            self.fixed_phi0,
-            "give a finite cosine",
-        )
+        own = self.fixed_phi0
+        ok = own in (None, "same") or (not isinstance(own, str) and math.isfinite(own))
+        check_field(ok, "compare.fixed-phi0", own, "give a finite cosine, or same")

@@ -23,7 +23,8 @@ TEXT = """Train the four losses of the paper's Table 5 and measure them with the
 none: positives above phi0 around the anchor itself, all other patches negatives; TPS: propagated positives
 alone; ANS: ambiguous patches left out alone; TPS + ANS: PPAP. All share initial weights, batches,
 thresholds and probes; only the switches differ. With --loss.phi0 auto every seed chooses its own, and rows
-without propagation have the one that gives sets of the same size.
+without propagation have the one that gives sets of the same size, or with --compare.fixed-phi0 same the
+one of PPAP, as in the paper.
 
 Writes ablation.md and results.json; each seed is a run directory below cells/. The same command continues a
 stopped ablation. A seed costs four trainings: two minutes on two cores for the demo."""
@@ -84,11 +85,12 @@ def thresholds_line(config: Config, chosen: Sequence[Choices]) -> str:
 
     loss, own = config.loss, config.compare.fixed_phi0
     phi0 = text(loss.phi0, [choices.phi0 for choices in chosen])
-    still = text(loss.phi0, [choices.fixed_phi0 for choices in chosen])
-    none = still if own is None else f"{own:g}"
-    rows = f"rows none and ANS {still}" if none == still != phi0 else f"row none {none}"
+    still = phi0 if own == "same" else text(loss.phi0, [choices.fixed_phi0 for choices in chosen])
+    none = still if own is None or isinstance(own, str) else f"{own:g}"
+    where = f" (rows none and ANS {still})" if none == still else f" (row none {none})"
+    where = " in all rows" if none == still == phi0 else where
     psi0 = text(loss.psi0, [choices.psi0 for choices in chosen])
-    return f"phi0 {phi0} ({rows}), psi0 {psi0}, T = {loss.steps}"
+    return f"phi0 {phi0}{where}, psi0 {psi0}, T = {loss.steps}"
 
 
 def write(

@@ -198,7 +198,7 @@ def _sets(
 def _fixed_phi0(arguments: SetArguments) -> float:
     """Threshold of the row fixed, as in ``--compare.rows fixed``."""
     own = arguments.compare.fixed_phi0
-    return arguments.loss.phi0 if own is None else own
+    return arguments.loss.phi0 if own is None or isinstance(own, str) else own
 
 
 def _facts(arguments: SetArguments, dataset: SegmentationDataset) -> list[str]:
