@@ -7,6 +7,9 @@ N / 27 patches, and with negative sets of 92 % and 86 % of the patches. Take the
 propagation, come nearest to the middles: 0.4 average clusters (``--loss.positives``) and 89 %. Only the
 number of clusters enters.
 
+On Potsdam, with 3 clusters, the negative sets are 60 %. A rule in average clusters, which would explain all
+three, was tried on photographs and gained nothing (docs/results/what-decides.md).
+
 Legend: N patches of a sample, D channels.
 """
 
