@@ -130,8 +130,8 @@ def _row(
 
 def variant(config: Config, method: str) -> Config:
     """The run's settings with another method; fixed has a threshold of its own, if one is given."""
-    phi0 = config.compare.fixed_phi0
-    if method == "fixed" and phi0 is not None and not isinstance(phi0, str):
+    phi0 = config.compare.own_phi0
+    if method == "fixed" and phi0 is not None:
         config = replace(config, loss=replace(config.loss, phi0=phi0))
     return replace(config, method=method)
 

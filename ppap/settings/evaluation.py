@@ -132,3 +132,8 @@ class CompareConfig:
         own = self.fixed_phi0
         ok = own in (None, "same") or (not isinstance(own, str) and math.isfinite(own))
         check_field(ok, "compare.fixed-phi0", own, "give a finite cosine, or same")
+
+    @property
+    def own_phi0(self) -> float | None:
+        """Threshold that the row fixed alone has [cosine]; None = that of the run."""
+        return None if isinstance(self.fixed_phi0, str) else self.fixed_phi0

@@ -83,14 +83,17 @@ def thresholds_line(config: Config, chosen: Sequence[Choices]) -> str:
             return f"{given:g}"
         return "auto" + (f" ({', '.join(f'{v:g}' for v in values)})" if None not in values else "")
 
-    loss, own = config.loss, config.compare.fixed_phi0
+    loss, compare = config.loss, config.compare
     phi0 = text(loss.phi0, [choices.phi0 for choices in chosen])
-    still = phi0 if own == "same" else text(loss.phi0, [choices.fixed_phi0 for choices in chosen])
-    none = still if own is None or isinstance(own, str) else f"{own:g}"
-    where = f" (rows none and ANS {still})" if none == still else f" (row none {none})"
-    where = " in all rows" if none == still == phi0 else where
+    same = compare.fixed_phi0 == "same"
+    still = phi0 if same else text(loss.phi0, [choices.fixed_phi0 for choices in chosen])
+    none = still if compare.own_phi0 is None else f"{compare.own_phi0:g}"
+    if none != still:
+        rows = f"(row none {none})"
+    else:
+        rows = "in all rows" if still == phi0 else f"(rows none and ANS {still})"
     psi0 = text(loss.psi0, [choices.psi0 for choices in chosen])
-    return f"phi0 {phi0}{where}, psi0 {psi0}, T = {loss.steps}"
+    return f"phi0 {phi0} {rows}, psi0 {psi0}, T = {loss.steps}"
 
 
 def write(

@@ -197,8 +197,8 @@ def _sets(
 
 def _fixed_phi0(arguments: SetArguments) -> float:
     """Threshold of the row fixed, as in ``--compare.rows fixed``."""
-    own = arguments.compare.fixed_phi0
-    return arguments.loss.phi0 if own is None or isinstance(own, str) else own
+    own = arguments.compare.own_phi0
+    return arguments.loss.phi0 if own is None else own
 
 
 def _facts(arguments: SetArguments, dataset: SegmentationDataset) -> list[str]:
